@@ -1,0 +1,24 @@
+// swift-tools-version: 6.0
+import PackageDescription
+
+let package = Package(
+    name: "lockstep",
+    products: [
+        // Swift programs use the core directly.
+        .library(name: "Lockstep", targets: ["Lockstep"]),
+        // The C library: what liblockstep.so is linked from. See scripts/build-library.sh.
+        .library(name: "lockstep", type: .dynamic, targets: ["LockstepABI"]),
+    ],
+    targets: [
+        .systemLibrary(name: "CLockstep", path: "include"),
+        .target(name: "CLockstepKernels"),
+        .target(name: "Lockstep", dependencies: ["CLockstepKernels"]),
+        .target(name: "LockstepABI", dependencies: ["CLockstep", "CLockstepKernels", "Lockstep"]),
+        .testTarget(
+            name: "LockstepTests", dependencies: ["Lockstep", "CLockstepKernels"]),
+        .testTarget(
+            name: "LockstepABITests", dependencies: ["CLockstep", "LockstepABI"]),
+    ],
+    swiftLanguageModes: [.v6],
+    cLanguageStandard: .c11
+)

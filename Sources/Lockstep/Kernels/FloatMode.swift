@@ -1,0 +1,12 @@
+import CLockstepKernels
+
+/// Runs `body` in the library's floating-point mode (round to nearest, subnormals on) and restores the
+/// host's mode afterwards: a host that flushes subnormals must not change a result.
+@inline(__always)
+public func withLockstepFloatMode<Result>(_ body: () throws(LockstepError) -> Result) throws(LockstepError)
+    -> Result
+{
+    let found = lsk_float_mode_enter()
+    defer { lsk_float_mode_leave(found) }
+    return try body()
+}

@@ -1,0 +1,60 @@
+import CLockstep
+import CLockstepKernels
+import Lockstep
+
+/// Runs the body of an export: in the library's floating-point mode, with an error turned into a status
+/// and this thread's error text.
+func guarded(_ body: () throws(LockstepError) -> Void) -> lockstep_status {
+    do throws(LockstepError) {
+        try withLockstepFloatMode(body)
+        return lockstep_status(LOCKSTEP_OK)
+    } catch {
+        lsk_set_error_text(error.message)
+        return error.kind.rawValue
+    }
+}
+
+/// An argument error. `message` starts with the argument's name.
+func invalid(_ message: String) -> LockstepError { LockstepError(.invalidArgument, message) }
+
+/// A struct that starts with `struct_size` and may grow at its end.
+protocol GrowableOptions: BitwiseCopyable {
+    var struct_size: UInt32 { get }
+    /// The size the struct had when it was first published.
+    static var firstSize: Int { get }
+}
+
+/// Reads an options struct of the caller, whatever its version: NULL gives `defaults`, fields the caller
+/// does not know keep theirs, fields this library does not know must be zero.
+func read<Options: GrowableOptions>(
+    _ pointer: UnsafePointer<Options>?, defaults: Options
+) throws(LockstepError) -> Options {
+    guard let pointer else { return defaults }
+    let raw = UnsafeRawPointer(pointer)
+    let size = Int(raw.loadUnaligned(as: UInt32.self))
+    let known = MemoryLayout<Options>.size
+    guard size >= Options.firstSize, size <= 4096 else {
+        throw invalid(
+            "options: struct_size is \(size); set it to sizeof the options struct (\(known)), as its "
+                + "_INIT macro does")
+    }
+    for offset in stride(from: known, to: size, by: 1) where raw.load(fromByteOffset: offset, as: UInt8.self) != 0 {
+        throw invalid(
+            "options: the byte at offset \(offset) is set, but this library (\(versionString)) knows only "
+                + "\(known) bytes of the struct; load a newer library or leave it zero")
+    }
+    var options = defaults
+    withUnsafeMutableBytes(of: &options) { target in
+        target.copyMemory(from: UnsafeRawBufferPointer(start: raw, count: min(size, known)))
+    }
+    return options
+}
+
+/// The execution two option fields describe.
+func execution(threads: Int32, _ set: lockstep_instruction_set) throws(LockstepError) -> Execution {
+    if set == LOCKSTEP_INSTRUCTION_SET_BEST { return Execution(threads: Int(threads)) }
+    guard let known = InstructionSet(rawValue: set) else {
+        throw invalid("options: instruction_set is \(set); see the LOCKSTEP_INSTRUCTION_SET constants")
+    }
+    return Execution(threads: Int(threads), instructionSet: known)
+}
