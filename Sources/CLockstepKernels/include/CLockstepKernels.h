@@ -10,15 +10,98 @@
 
 #include "lsk_environment.h"
 
-// The instruction sets, with the values of lockstep_instruction_set.
-enum { LSK_BASELINE = 1, LSK_AVX2 = 2, LSK_AVX512 = 3, LSK_NEON = 4 };
+// The instruction sets, with the values of lockstep_instruction_set. Macros, so that the body can ask
+// for its own in #if.
+#define LSK_BASELINE 1
+#define LSK_AVX2 2
+#define LSK_AVX512 3
+#define LSK_NEON 4
 
 // Element formats, with the raw values of Swift's `Format`.
-enum { LSK_FP32 = 0, LSK_FP16 = 1, LSK_BF16 = 2, LSK_FP64 = 3, LSK_E4M3FN = 4, LSK_E5M2 = 5 };
+#define LSK_FP32 0
+#define LSK_FP16 1
+#define LSK_BF16 2
+#define LSK_FP64 3
+#define LSK_E4M3FN 4
+#define LSK_E5M2 5
 
-// All kernels of one instruction set.
+// The units of the log-softmax (docs/Numerics.md): they are part of the result's bits.
+#define LSK_BLOCK 2048     // logits in a block: sums of blocks are added in float64, in order
+#define LSK_TILE 128       // logits after which the reference may move
+#define LSK_LANE_COUNT 64  // logit v belongs to lane v mod 64
+#define LSK_WIDE 1048576.0f  // beyond +-2^20 the row's maximum is subtracted first
+
+// The units of a matrix product. The chain is part of the bits, the panel is not.
+#define LSK_CHAIN 128  // products in one chain of fused multiply-adds
+#define LSK_PANEL 32   // columns of the right operand packed together
+
+// How a logit becomes what the softmax sees: round, soft-cap, divide by the temperature.
+typedef struct {
+    float temperature;
+    float inverse, inverse_low;  // 1 / temperature, as the sum of two floats
+    float soft_cap;              // 0: none
+    int32_t rounding;            // LSK_FP32 (none), LSK_FP16 or LSK_BF16
+} lsk_logit_rule;
+
+enum {
+    LSK_LSE_NOT_FINITE = 1,  // a NaN or +inf was met
+    LSK_LSE_WIDE = 2,        // a logit beyond 2^20 was met
+    LSK_LSE_LOW = 4,         // a tile below -2^20 was left out
+};
+#define LSK_LSE_NONE INT32_MIN  // the reference before any logit above -inf
+
+// A row's 64 lanes within a block: sums of e^y 2^-reference, and of that times (y - origin ln 2).
+typedef struct {
+    float sum[LSK_LANE_COUNT];
+    float weighted[LSK_LANE_COUNT];
+    float limit;  // a logit above it moves the reference
+    int32_t reference, origin, flags;
+} lsk_lse_state;
+
+// A finished block.
+typedef struct {
+    double sum, weighted;
+    int32_t reference, origin, flags;
+} lsk_lse_block;
+
+// What the gradient of one row needs: p = e^y 2^-reference inverse_sum.
+typedef struct {
+    float d_log_prob, d_entropy;
+    float inverse_sum;
+    float entropy_offset;  // entropy - ln(sum): what makes y - reference ln 2 into ln p + entropy
+    float shift;           // subtracted from the logit first; 0 but for rows beyond 2^20
+    int32_t reference;
+} lsk_gradient_row;
+
+// All kernels of one instruction set. Formats are LSK_FP32, LSK_FP16 or LSK_BF16; strides in elements.
 typedef struct {
     int32_t instruction_set;
+
+    // softmax.h. Rows of logits in memory, or tiles that a matrix product left in float.
+    void (*lse_row)(lsk_lse_block *blocks, const void *x, int32_t format, ptrdiff_t count,
+                    const lsk_logit_rule *rule, int32_t entropy);
+    void (*lse_reset)(lsk_lse_state *state);
+    void (*lse_tile)(lsk_lse_state *states, const float *tile, ptrdiff_t tile_stride, ptrdiff_t rows,
+                     ptrdiff_t count, const lsk_logit_rule *rule, int32_t entropy);
+    void (*lse_finish)(lsk_lse_block *block, const lsk_lse_state *state);
+    void (*prepare_row)(float *out, const void *x, int32_t format, ptrdiff_t count,
+                        const lsk_logit_rule *rule, float shift);
+    void (*gradient_row)(void *out, int32_t out_format, const void *x, int32_t format, ptrdiff_t count,
+                         ptrdiff_t target, const lsk_logit_rule *rule, const lsk_gradient_row *row);
+
+    // gemm.h. The left operand in strips of `strip_rows` rows, the right one in panels of 32 columns.
+    ptrdiff_t strip_rows;
+    void (*multiply)(float *c, ptrdiff_t c_stride, const float *strips, ptrdiff_t strip_stride,
+                     const void *panel, int32_t format, ptrdiff_t m, ptrdiff_t k, int32_t add);
+    void (*pack_strips)(float *strips, const void *x, int32_t format, ptrdiff_t row_stride, ptrdiff_t m,
+                        ptrdiff_t k);
+    void (*pack_strips_transposed)(float *strips, const float *x, ptrdiff_t row_stride, ptrdiff_t m,
+                                   ptrdiff_t k);
+    void (*pack_panel)(float *panel, const void *x, int32_t format, ptrdiff_t row_stride, ptrdiff_t n,
+                       ptrdiff_t k);
+    void (*pack_panel_transposed)(float *panel, const void *x, int32_t format, ptrdiff_t row_stride,
+                                  ptrdiff_t n, ptrdiff_t k);
+    void (*add_bias)(float *c, ptrdiff_t c_stride, const float *bias, ptrdiff_t m, ptrdiff_t n);
 } lsk_kernels;
 
 // The kernels for an instruction set; NULL if this machine, or this build, does not have it.
