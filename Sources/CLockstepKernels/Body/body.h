@@ -5,6 +5,23 @@
 // Each family of kernels has a file of its own here; all functions in it are static.
 #include "simd.h"
 
+#include "softmax.h"
+
+#include "gemm.h"
+
 const lsk_kernels LSK_TABLE = {
     .instruction_set = LSK_SET,
+    .lse_row = lse_row,
+    .lse_reset = lse_reset,
+    .lse_tile = lse_tile,
+    .lse_finish = lse_finish,
+    .prepare_row = prepare_row,
+    .gradient_row = gradient_row,
+    .strip_rows = LSK_MR,
+    .multiply = multiply,
+    .pack_strips = pack_strips,
+    .pack_strips_transposed = pack_strips_transposed,
+    .pack_panel = pack_panel,
+    .pack_panel_transposed = pack_panel_transposed,
+    .add_bias = add_bias,
 };

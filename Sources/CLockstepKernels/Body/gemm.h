@@ -1,0 +1,201 @@
+// Matrix products of one rule: each output is its own chain of fused multiply-adds over k ascending,
+// started at +0, restarted every 128 k; the partial sums are added in order of k. Tiling, vector width
+// and threads choose which outputs are formed when, never the order inside one.
+//
+// The left operand comes in strips of LSK_MR rows, [strip][k][LSK_MR] floats; the right one in panels of
+// 32 columns, [k][32], in float or in the 16-bit format of a packed head.
+
+#if LSK_SET == LSK_AVX512
+#define LSK_MR 12
+#define LSK_NR 2  // registers across: 32 columns
+#elif LSK_SET == LSK_AVX2
+#define LSK_MR 6
+#define LSK_NR 2  // 16 columns, twice
+#else
+#define LSK_MR 6
+#define LSK_NR 4  // 16 columns, twice
+#endif
+
+// The sums must live in registers: without full unrolling the array of the largest tile stays in memory.
+#define LSK_UNROLL _Pragma("clang loop unroll(full)")
+
+LSK_INLINE void multiply_tile(float *c, ptrdiff_t c_stride, const float *a, int32_t format, const void *b,
+                              ptrdiff_t k, int add, int m) {
+    vf sum[LSK_MR][LSK_NR];
+    LSK_UNROLL
+    for (int i = 0; i < m; i++)
+        LSK_UNROLL
+        for (int j = 0; j < LSK_NR; j++) sum[i][j] = (vf){};
+    for (ptrdiff_t at = 0; at < k; at++) {
+        vf column[LSK_NR];
+        LSK_UNROLL
+        for (int j = 0; j < LSK_NR; j++)
+            column[j] = vf_load_as(format, b, at * LSK_PANEL + j * LSK_LANES);
+        LSK_UNROLL
+        for (int i = 0; i < m; i++) {
+            vf row = vf_splat(a[at * LSK_MR + i]);
+            LSK_UNROLL
+            for (int j = 0; j < LSK_NR; j++) sum[i][j] = vf_fma(row, column[j], sum[i][j]);
+        }
+    }
+    LSK_UNROLL
+    for (int i = 0; i < m; i++)
+        LSK_UNROLL
+        for (int j = 0; j < LSK_NR; j++) {
+            float *to = c + i * c_stride + j * LSK_LANES;
+            vf_store(to, add ? vf_load(to) + sum[i][j] : sum[i][j]);
+        }
+}
+
+#define LSK_ROWS_CASE(M) \
+    case M: multiply_tile(c, c_stride, a, format, b, k, add, M); break;
+
+// m <= LSK_MR rows, 32 columns, k <= 128.
+LSK_INLINE void multiply_strip(float *c, ptrdiff_t c_stride, const float *a, int32_t format, const void *b,
+                               ptrdiff_t k, int add, ptrdiff_t m) {
+    const ptrdiff_t width = LSK_NR * LSK_LANES, bytes = format == LSK_FP32 ? 4 : 2;
+    for (ptrdiff_t column = 0; column < LSK_PANEL; column += width, c += width, b = (const char *)b + width * bytes) {
+        switch (m) {
+            LSK_ROWS_CASE(1)
+            LSK_ROWS_CASE(2)
+            LSK_ROWS_CASE(3)
+            LSK_ROWS_CASE(4)
+            LSK_ROWS_CASE(5)
+            LSK_ROWS_CASE(6)
+#if LSK_MR == 12
+            LSK_ROWS_CASE(7)
+            LSK_ROWS_CASE(8)
+            LSK_ROWS_CASE(9)
+            LSK_ROWS_CASE(10)
+            LSK_ROWS_CASE(11)
+            LSK_ROWS_CASE(12)
+#endif
+        }
+    }
+}
+
+// c [m x 32] = (add: c +) a b, for k <= 128: one link of the chain.
+static void multiply(float *c, ptrdiff_t c_stride, const float *strips, ptrdiff_t strip_stride,
+                     const void *panel, int32_t format, ptrdiff_t m, ptrdiff_t k, int32_t add) {
+    for (ptrdiff_t row = 0; row < m; row += LSK_MR, c += LSK_MR * c_stride, strips += strip_stride) {
+        ptrdiff_t part = m - row < LSK_MR ? m - row : LSK_MR;
+        if (format == LSK_FP32) multiply_strip(c, c_stride, strips, LSK_FP32, panel, k, add, part);
+        else if (format == LSK_FP16) multiply_strip(c, c_stride, strips, LSK_FP16, panel, k, add, part);
+        else multiply_strip(c, c_stride, strips, LSK_BF16, panel, k, add, part);
+    }
+}
+
+// Strips of the left operand from rows of m x k elements.
+static void pack_strips(float *strips, const void *x, int32_t format, ptrdiff_t row_stride, ptrdiff_t m,
+                        ptrdiff_t k) {
+    const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
+    for (ptrdiff_t row = 0; row < m; row++) {
+        float *to = strips + row / LSK_MR * (LSK_MR * k) + row % LSK_MR;
+        const char *from = (const char *)x + row * row_stride * bytes;
+        ptrdiff_t at = 0;
+        for (; at + LSK_LANES <= k; at += LSK_LANES) {
+            vf v = vf_load_as(format, from, at);
+            for (int i = 0; i < LSK_LANES; i++) to[(at + i) * LSK_MR] = v[i];
+        }
+        for (; at < k; at++) to[at * LSK_MR] = load_one(format, from, at);
+    }
+}
+
+// Strips of the left operand from its transpose: rows of k x m floats.
+static void pack_strips_transposed(float *strips, const float *x, ptrdiff_t row_stride, ptrdiff_t m,
+                                   ptrdiff_t k) {
+    for (ptrdiff_t at = 0; at < k; at++)
+        for (ptrdiff_t row = 0; row < m; row += LSK_MR) {
+            ptrdiff_t part = m - row < LSK_MR ? m - row : LSK_MR;
+            float *to = strips + row * k + at * LSK_MR;
+            if (part == LSK_MR) memcpy(to, x + at * row_stride + row, LSK_MR * sizeof(float));
+            else for (ptrdiff_t i = 0; i < part; i++) to[i] = x[at * row_stride + row + i];
+        }
+}
+
+// A panel of the right operand from rows of k x n elements, n <= 32; the rest is zero.
+static void pack_panel(float *panel, const void *x, int32_t format, ptrdiff_t row_stride, ptrdiff_t n,
+                       ptrdiff_t k) {
+    const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
+    for (ptrdiff_t at = 0; at < k; at++, panel += LSK_PANEL) {
+        const char *from = (const char *)x + at * row_stride * bytes;
+        if (n == LSK_PANEL) {
+            for (int j = 0; j < LSK_PANEL; j += LSK_LANES) vf_store(panel + j, vf_load_as(format, from, j));
+        } else {
+            for (ptrdiff_t j = 0; j < LSK_PANEL; j++) panel[j] = j < n ? load_one(format, from, j) : 0.0f;
+        }
+    }
+}
+
+// Transposes a square of LSK_LANES registers in place: log2(LSK_LANES) rounds of swapping halves of pairs.
+LSK_INLINE void transpose(vf v[LSK_LANES]) {
+#if LSK_LANES == 16
+#define LSK_SWAP(STEP, LOW, HIGH)                                    \
+    for (int i = 0; i < 16; i++)                                     \
+        if (!(i & STEP)) {                                           \
+            vf x = v[i], y = v[i + STEP];                            \
+            v[i] = LOW;                                              \
+            v[i + STEP] = HIGH;                                      \
+        }
+#define S __builtin_shufflevector
+    LSK_SWAP(8, S(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
+             S(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
+    LSK_SWAP(4, S(x, y, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27),
+             S(x, y, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31))
+    LSK_SWAP(2, S(x, y, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29),
+             S(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31))
+    LSK_SWAP(1, S(x, y, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30),
+             S(x, y, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
+#elif LSK_LANES == 8
+#define LSK_SWAP(STEP, LOW, HIGH)                                    \
+    for (int i = 0; i < 8; i++)                                      \
+        if (!(i & STEP)) {                                           \
+            vf x = v[i], y = v[i + STEP];                            \
+            v[i] = LOW;                                              \
+            v[i + STEP] = HIGH;                                      \
+        }
+#define S __builtin_shufflevector
+    LSK_SWAP(4, S(x, y, 0, 1, 2, 3, 8, 9, 10, 11), S(x, y, 4, 5, 6, 7, 12, 13, 14, 15))
+    LSK_SWAP(2, S(x, y, 0, 1, 8, 9, 4, 5, 12, 13), S(x, y, 2, 3, 10, 11, 6, 7, 14, 15))
+    LSK_SWAP(1, S(x, y, 0, 8, 2, 10, 4, 12, 6, 14), S(x, y, 1, 9, 3, 11, 5, 13, 7, 15))
+#else
+#define LSK_SWAP(STEP, LOW, HIGH)                                    \
+    for (int i = 0; i < 4; i++)                                      \
+        if (!(i & STEP)) {                                           \
+            vf x = v[i], y = v[i + STEP];                            \
+            v[i] = LOW;                                              \
+            v[i + STEP] = HIGH;                                      \
+        }
+#define S __builtin_shufflevector
+    LSK_SWAP(2, S(x, y, 0, 1, 4, 5), S(x, y, 2, 3, 6, 7))
+    LSK_SWAP(1, S(x, y, 0, 4, 2, 6), S(x, y, 1, 5, 3, 7))
+#endif
+#undef LSK_SWAP
+#undef S
+}
+
+// A panel of the right operand from its transpose: n <= 32 rows of k elements (rows of a head).
+static void pack_panel_transposed(float *panel, const void *x, int32_t format, ptrdiff_t row_stride,
+                                  ptrdiff_t n, ptrdiff_t k) {
+    const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
+    const char *rows = (const char *)x;
+    ptrdiff_t at = 0;
+    if (n == LSK_PANEL)
+        for (; at + LSK_LANES <= k; at += LSK_LANES)
+            for (ptrdiff_t j = 0; j < LSK_PANEL; j += LSK_LANES) {
+                vf v[LSK_LANES];
+                for (int i = 0; i < LSK_LANES; i++)
+                    v[i] = vf_load_as(format, rows + (j + i) * row_stride * bytes, at);
+                transpose(v);
+                for (int i = 0; i < LSK_LANES; i++) vf_store(panel + (at + i) * LSK_PANEL + j, v[i]);
+            }
+    for (; at < k; at++)
+        for (ptrdiff_t j = 0; j < LSK_PANEL; j++)
+            panel[at * LSK_PANEL + j] = j < n ? load_one(format, rows + j * row_stride * bytes, at) : 0.0f;
+}
+
+// c [m x n] += bias, rounded once.
+static void add_bias(float *c, ptrdiff_t c_stride, const float *bias, ptrdiff_t m, ptrdiff_t n) {
+    for (ptrdiff_t row = 0; row < m; row++)
+        for (ptrdiff_t j = 0; j < n; j++) c[row * c_stride + j] += bias[j];
+}
