@@ -3,10 +3,20 @@
 #
 # It needs no Swift runtime where it runs (libc, libm, libgcc_s and libstdc++ only) and exports
 # exactly the names of include/lockstep.symbols: the linker fails if one of them is missing.
+#
+# SWIFT names the compiler driver, LOCKSTEP_BUILD_PATH the folder for intermediate files.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 out=${1:-$root/build}
 scratch=${LOCKSTEP_BUILD_PATH:-$root/.build-lib}
+swift=${SWIFT:-swift}
+soname=liblockstep.so.1
+
+if ! command -v "$swift" > /dev/null; then
+    echo "build-library.sh: '$swift' is not on PATH; install Swift 6.2 or later from" \
+        "https://www.swift.org/install, or set SWIFT to its swift command" >&2
+    exit 1
+fi
 mkdir -p "$out" "$scratch"
 
 {
@@ -15,12 +25,16 @@ mkdir -p "$out" "$scratch"
     echo "  local: *; };"
 } > "$scratch/lockstep.map"
 
-swift build --package-path "$root" --scratch-path "$scratch" -c release --product lockstep \
+# nodelete: worker threads outlive a dlclose, so the code must stay mapped.
+set -- --package-path "$root" --scratch-path "$scratch" -c release --product lockstep \
     -Xswiftc -static-stdlib -Xswiftc -use-ld=lld \
-    -Xlinker --version-script="$scratch/lockstep.map" -Xlinker -soname=liblockstep.so.1 \
-    -Xlinker -z -Xlinker nodelete -Xlinker --no-undefined -Xlinker --undefined-version -Xlinker --gc-sections -Xlinker -s
+    -Xlinker --version-script="$scratch/lockstep.map" -Xlinker -soname=$soname \
+    -Xlinker -z -Xlinker nodelete -Xlinker --no-undefined -Xlinker --undefined-version \
+    -Xlinker --gc-sections -Xlinker -s
+"$swift" build "$@"
 
-built=$(swift build --package-path "$root" --scratch-path "$scratch" -c release --show-bin-path)
-cp "$built/liblockstep.so" "$out/liblockstep.so.1.tmp"
-mv "$out/liblockstep.so.1.tmp" "$out/liblockstep.so.1"
-ln -sf liblockstep.so.1 "$out/liblockstep.so"
+# Put in place by a rename, so that a process that has the old library mapped keeps it whole.
+built=$("$swift" build "$@" --show-bin-path)
+cp "$built/liblockstep.so" "$out/$soname.tmp"
+mv "$out/$soname.tmp" "$out/$soname"
+ln -sf $soname "$out/liblockstep.so"

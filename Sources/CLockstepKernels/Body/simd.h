@@ -23,6 +23,7 @@ LSK_INLINE void vf_store(float *p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
 LSK_INLINE vd vd_load(const double *p) { vd v; __builtin_memcpy(&v, p, sizeof v); return v; }
 LSK_INLINE void vd_store(double *p, vd v) { __builtin_memcpy(p, &v, sizeof v); }
 LSK_INLINE vh vh_load(const uint16_t *p) { vh v; __builtin_memcpy(&v, p, sizeof v); return v; }
+LSK_INLINE void vh_store(uint16_t *p, vh v) { __builtin_memcpy(p, &v, sizeof v); }
 
 // a * b + c, rounded once.
 LSK_INLINE vf vf_fma(vf a, vf b, vf c) { return __builtin_elementwise_fma(a, b, c); }
@@ -32,19 +33,50 @@ LSK_INLINE vd vd_fma(vd a, vd b, vd c) { return __builtin_elementwise_fma(a, b, 
 LSK_INLINE vf vf_select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 LSK_INLINE vd vd_select(vl mask, vd a, vd b) { return (vd)((mask & (vl)a) | (~mask & (vl)b)); }
 
-// Exact widening of LSK_LANES values of fp16 (by integer arithmetic and one exact product, so that no
-// conversion instruction is needed; F16C, AVX-512 and NEON use theirs) and of bf16.
+// fp16 and bf16, LSK_LANES values at a time. Widening is exact; narrowing rounds once, to nearest even,
+// and overflows to infinity. A NaN stays a NaN: it keeps its sign and the top bits of its payload, with
+// the quiet bit set, which is what F16C, AVX-512 and NEON do. Where there is no conversion instruction
+// the same bits come from integer arithmetic and exact products.
 #if LSK_SET == LSK_BASELINE
 LSK_INLINE vf vf_from_fp16(vh h) {
     vi wide = __builtin_convertvector(h, vi);
     vi magnitude = (wide & 0x7fff) << 13;
     vf value = (vf)magnitude * 0x1p112f;  // exact: re-biases the exponent, subnormals too
     vi special = magnitude >= (0x7c00 << 13);
-    vi bits = (special & (magnitude | 0x7f800000)) | (~special & (vi)value);
+    vi quiet = (magnitude > (0x7c00 << 13)) & 0x400000;
+    vi bits = (special & (magnitude | 0x7f800000 | quiet)) | (~special & (vi)value);
     return (vf)(bits | ((wide & 0x8000) << 16));
+}
+
+LSK_INLINE vh vh_fp16_from_vf(vf x) {
+    vi magnitude = (vi)x & 0x7fffffff;
+    vi small = magnitude < 0x38800000;  // below 2^-14: subnormal in fp16
+    // Where small, adding 2^-1 rounds to a multiple of 2^-24, the step of the subnormals.
+    vi step = (vi)((vf)(small & magnitude) + 0.5f) - 0x3f000000;
+    vi normal = ((magnitude + 0xfff + ((magnitude >> 13) & 1)) >> 13) - (112 << 10);
+    vi code = (small & step) | (~small & normal);
+    vi over = code > 0x7c00;
+    code = (over & 0x7c00) | (~over & code);
+    vi nan = magnitude > 0x7f800000;
+    code = (nan & (0x7e00 | ((magnitude >> 13) & 0x3ff))) | (~nan & code);
+    return __builtin_convertvector((vu)code | ((vu)x >> 31 << 15), vh);
 }
 #else
 typedef _Float16 vf16 __attribute__((vector_size(LSK_WIDTH / 2)));
 LSK_INLINE vf vf_from_fp16(vh h) { return __builtin_convertvector((vf16)h, vf); }
+LSK_INLINE vh vh_fp16_from_vf(vf x) { return (vh)__builtin_convertvector(x, vf16); }
 #endif
+
 LSK_INLINE vf vf_from_bf16(vh h) { return (vf)(__builtin_convertvector(h, vi) << 16); }
+
+// The nearest bf16, ties to even, still as a float: the low half of each lane is zero.
+LSK_INLINE vf vf_round_to_bf16(vf x) {
+    vu bits = (vu)x;
+    vu nan = (vu)((bits & 0x7fffffff) > 0x7f800000);
+    vu nearest = bits + 0x7fff + ((bits >> 16) & 1);
+    return (vf)(((nan & (bits | 0x400000)) | (~nan & nearest)) & 0xffff0000);
+}
+LSK_INLINE vh vh_bf16_from_vf(vf x) { return __builtin_convertvector((vu)vf_round_to_bf16(x) >> 16, vh); }
+
+// The nearest fp16, ties to even, still as a float.
+LSK_INLINE vf vf_round_to_fp16(vf x) { return vf_from_fp16(vh_fp16_from_vf(x)); }

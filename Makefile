@@ -1,0 +1,126 @@
+# Lockstep. `make` lists what can be done here.
+
+SWIFT ?= swift
+PYTHON ?= python3
+PREFIX ?= /usr/local
+DESTDIR ?=
+# TORCH=1 installs PyTorch for the tests that compare with it (a large download, once).
+TORCH ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+LIBRARY := build/liblockstep.so.1
+SOURCES := $(shell find Sources include bindings/c -type f) Package.swift
+PYTHON_SOURCES := $(shell find bindings/python -type f -not -path '*/__pycache__/*' 2> /dev/null)
+SWIFT_TEST := $(SWIFT) test -c release -Xswiftc -enable-testing --scratch-path .build-test
+EXAMPLE_PREFIX := $(CURDIR)/build/prefix
+say = @printf '\033[1m== %s\033[0m\n' '$(1)'
+
+.DEFAULT_GOAL := help
+.PHONY: help build library test test-swift test-c test-install test-python test-examples abi lint demo bench \
+	install uninstall clean
+
+## help: this list
+help:
+	@echo 'Lockstep: what `make` can do'
+	@sed -n 's/^## \([a-z-]*\): \(.*\)/    \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-19s %s\n", $$1, $$2 }'
+	@echo 'Variables: PREFIX=$(PREFIX) DESTDIR= SWIFT=$(SWIFT) PYTHON=$(PYTHON) TORCH=1 (test with PyTorch)'
+
+## build: the Swift package, for Swift programs
+build: | swift-present
+	$(SWIFT) build -c release
+
+## library: build/liblockstep.so.1, self-contained, for C and every language that calls C
+library: $(LIBRARY)
+
+# The Swift build is incremental itself; the file list only tells make when to ask it.
+$(LIBRARY): $(SOURCES)
+	$(call say,building the library)
+	@SWIFT=$(SWIFT) bindings/c/build-library.sh build
+	@touch $@
+
+.PHONY: swift-present
+swift-present:
+	@command -v $(SWIFT) > /dev/null || { \
+	    echo "'$(SWIFT)' is not on PATH: install Swift 6.2 or later from https://www.swift.org/install," \
+	        "or say SWIFT=/path/to/swift" >&2; exit 1; }
+
+## test: everything, from nothing; prints a count for each part and the sum
+test: $(BIN)/lockstep $(if $(TORCH),$(VENV)/.torch)
+	@$(PYTHON) Tests/run.py $(MAKE) test-swift test-c test-install test-python test-examples abi lint
+
+## test-swift: the Swift tests
+test-swift: | swift-present
+	$(SWIFT_TEST)
+
+## test-c: the C tests, against the built library
+test-c: library
+	Tests/C/run.sh
+
+## test-install: install, move the folder, build with pkg-config and CMake, run without Swift
+test-install: library $(BIN)/lockstep
+	PATH="$$PATH:$(CURDIR)/$(BIN)" Tests/C/install_test.sh
+
+## test-python: the Python tests
+test-python: $(BIN)/lockstep
+	$(BIN)/python -m pytest -q bindings/python/tests
+
+## test-examples: each example, against its expected output
+test-examples: library $(BIN)/lockstep
+	@PREFIX=$(EXAMPLE_PREFIX) bindings/c/install.sh install
+	@PYTHON=$(BIN)/python SWIFT=$(SWIFT) examples/run.sh $(EXAMPLE_PREFIX)
+
+## abi: header, export list, library and layers agree
+abi: library
+	@$(PYTHON) Tests/C/check_abi.py $(LIBRARY) .build-lib/release
+
+## lint: format and documentation comments of the Swift code
+lint: | swift-present
+	$(SWIFT) format lint --strict -r Package.swift Sources Tests examples/swift
+	@echo '1 passed, 0 failed'
+
+## demo: the training-inference mismatch of a real model, BF16 against FP16
+demo: $(BIN)/lockstep
+	$(BIN)/lockstep diagnose examples/data/smollm2-135m.bf16.jsonl examples/data/smollm2-135m.fp16.jsonl \
+	    --html build/demo.html
+	@echo 'The report: build/demo.html'
+
+## bench: speed and memory against PyTorch; results in benchmarks/results
+bench: $(BIN)/lockstep $(VENV)/.torch
+	$(BIN)/python benchmarks/run.py
+
+# The virtual environment is made in steps, each with its own mark, so that after the first time
+# nothing is fetched again: a changed source only reinstalls the package itself, offline.
+$(VENV)/.made:
+	$(call say,making $(VENV))
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.packages: pyproject.toml | $(VENV)/.made $(LIBRARY)
+	$(call say,installing Python packages into $(VENV))
+	@$(BIN)/python -m pip install -q --disable-pip-version-check hatchling cmake
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation '.[test,report]'
+	@touch $@
+
+$(BIN)/lockstep: $(VENV)/.packages $(LIBRARY) $(PYTHON_SOURCES)
+	$(call say,installing the Python package)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps \
+	    --force-reinstall .
+	@touch $@
+
+$(VENV)/.torch: | $(VENV)/.packages
+	$(call say,installing PyTorch into $(VENV))
+	@$(BIN)/python -m pip install -q --disable-pip-version-check torch
+	@touch $@
+
+## install: header, library, pkg-config and CMake files, under PREFIX (and DESTDIR)
+install: $(LIBRARY)
+	PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' bindings/c/install.sh install
+
+## uninstall: remove what install put there
+uninstall:
+	PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' bindings/c/install.sh uninstall
+
+## clean: remove everything that was built
+clean:
+	rm -rf build dist .build .build-* $(VENV) examples/swift/.build

@@ -1,0 +1,151 @@
+/* Sizes, offsets and constants that callers have compiled into their programs. A change here is a change
+ * of the ABI: a new soname, or, for a struct that may grow, an addition at its end. */
+#include "test.h"
+
+/* C99 has no _Static_assert: an array of negative size says it too. */
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define STATIC_CHECK(condition) typedef char JOIN(static_check_, __LINE__)[(condition) ? 1 : -1]
+#define OFFSET(type, member, offset) STATIC_CHECK(offsetof(type, member) == (offset))
+#define SIZE(type, size) STATIC_CHECK(sizeof(type) == (size))
+
+SIZE(lockstep_status, 4);
+SIZE(lockstep_fp16, 2);
+SIZE(lockstep_bf16, 2);
+SIZE(lockstep_fp8_e4m3fn, 1);
+SIZE(lockstep_fp8_e5m2, 1);
+
+/* DLPack's DLDataType, DLDevice and DLTensor. */
+SIZE(lockstep_dtype, 4);
+OFFSET(lockstep_dtype, code, 0);
+OFFSET(lockstep_dtype, bits, 1);
+OFFSET(lockstep_dtype, lanes, 2);
+SIZE(lockstep_device, 8);
+OFFSET(lockstep_device, device_type, 0);
+OFFSET(lockstep_device, device_id, 4);
+SIZE(lockstep_tensor, 48);
+OFFSET(lockstep_tensor, data, 0);
+OFFSET(lockstep_tensor, device, 8);
+OFFSET(lockstep_tensor, ndim, 16);
+OFFSET(lockstep_tensor, dtype, 20);
+OFFSET(lockstep_tensor, shape, 24);
+OFFSET(lockstep_tensor, strides, 32);
+OFFSET(lockstep_tensor, byte_offset, 40);
+
+/* Frozen structs. */
+SIZE(lockstep_convert_counts, 24);
+SIZE(lockstep_estimate, 16);
+SIZE(lockstep_mismatch_sequence, 56);
+SIZE(lockstep_mismatch_bucket, 48);
+SIZE(lockstep_divergence, 40);
+
+/* Structs that may grow, as they were in 0.1.0: these offsets stay. */
+STATIC_CHECK(sizeof(lockstep_convert_options) >= 32);
+OFFSET(lockstep_convert_options, rounding, 4);
+OFFSET(lockstep_convert_options, seed, 8);
+OFFSET(lockstep_convert_options, first_index, 16);
+OFFSET(lockstep_convert_options, threads, 24);
+OFFSET(lockstep_convert_options, instruction_set, 28);
+STATIC_CHECK(sizeof(lockstep_log_probs_options) >= 36);
+OFFSET(lockstep_log_probs_options, temperature, 4);
+OFFSET(lockstep_log_probs_options, soft_cap, 8);
+OFFSET(lockstep_log_probs_options, ignore_index, 12);
+OFFSET(lockstep_log_probs_options, top_k, 16);
+OFFSET(lockstep_log_probs_options, top_p, 20);
+OFFSET(lockstep_log_probs_options, logits_dtype, 24);
+OFFSET(lockstep_log_probs_options, threads, 28);
+OFFSET(lockstep_log_probs_options, instruction_set, 32);
+STATIC_CHECK(sizeof(lockstep_mismatch_options) >= 16);
+OFFSET(lockstep_mismatch_options, non_finite, 4);
+OFFSET(lockstep_mismatch_options, threads, 8);
+OFFSET(lockstep_mismatch_options, instruction_set, 12);
+OFFSET(lockstep_mismatch, tokens, 8);
+OFFSET(lockstep_mismatch, mean_log_ratio, 48);
+OFFSET(lockstep_mismatch, max_abs_log_ratio, 144);
+
+STATIC_CHECK(LOCKSTEP_OK == 0 && LOCKSTEP_ERROR_INVALID_ARGUMENT == 1 && LOCKSTEP_ERROR_UNSUPPORTED == 2 &&
+             LOCKSTEP_ERROR_NON_FINITE == 3 && LOCKSTEP_ERROR_OUT_OF_MEMORY == 4 &&
+             LOCKSTEP_ERROR_INTERNAL == 5);
+STATIC_CHECK(LOCKSTEP_INSTRUCTION_SET_BEST == 0 && LOCKSTEP_INSTRUCTION_SET_BASELINE == 1 &&
+             LOCKSTEP_INSTRUCTION_SET_AVX2 == 2 && LOCKSTEP_INSTRUCTION_SET_AVX512 == 3 &&
+             LOCKSTEP_INSTRUCTION_SET_NEON == 4);
+STATIC_CHECK(LOCKSTEP_ROUND_NEAREST_EVEN == 0 && LOCKSTEP_ROUND_TOWARD_ZERO == 1 &&
+             LOCKSTEP_ROUND_STOCHASTIC == 2);
+STATIC_CHECK(LOCKSTEP_NON_FINITE_STRICT == 0 && LOCKSTEP_NON_FINITE_EXCLUDE == 1);
+STATIC_CHECK(LOCKSTEP_AXIS_POSITION == 0 && LOCKSTEP_AXIS_PROBABILITY == 1 && LOCKSTEP_AXIS_LOG_RATIO == 2);
+
+/* The code of a dtype is the bytes of DLPack's struct: code, bits, lanes. */
+static void dtype_codes_are_dlpacks(void) {
+    static const struct { int32_t code; uint8_t kind, bits; } known[] = {
+        {LOCKSTEP_FLOAT32, 2, 32},      {LOCKSTEP_FLOAT64, 2, 64},    {LOCKSTEP_FLOAT16, 2, 16},
+        {LOCKSTEP_BFLOAT16, 4, 16},     {LOCKSTEP_INT32, 0, 32},      {LOCKSTEP_INT64, 0, 64},
+        {LOCKSTEP_UINT8, 1, 8},         {LOCKSTEP_UINT64, 1, 64},     {LOCKSTEP_BOOL, 6, 8},
+        {LOCKSTEP_FLOAT8_E4M3FN, 10, 8}, {LOCKSTEP_FLOAT8_E5M2, 12, 8},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        lockstep_dtype dtype = lockstep_dtype_of(known[i].code);
+        CHECK(dtype.code == known[i].kind && dtype.bits == known[i].bits && dtype.lanes == 1);
+        CHECK(memcmp(&dtype, &known[i].code, 4) == 0);
+    }
+}
+
+static void tensor_of_describes_the_buffer(void) {
+    float data[6];
+    int64_t shape[2] = {2, 3};
+    lockstep_tensor tensor = lockstep_tensor_of(data, LOCKSTEP_FLOAT32, 2, shape);
+    CHECK(tensor.data == data && tensor.ndim == 2 && tensor.shape == shape);
+    CHECK(tensor.device.device_type == 1 && tensor.device.device_id == 0);
+    CHECK(tensor.strides == NULL && tensor.byte_offset == 0 && tensor.dtype.bits == 32);
+}
+
+static void init_macros_hold_the_defaults(void) {
+    lockstep_log_probs_options log_probs = LOCKSTEP_LOG_PROBS_OPTIONS_INIT;
+    CHECK(log_probs.struct_size == sizeof log_probs && log_probs.temperature == 1 && log_probs.soft_cap == 0);
+    CHECK(log_probs.ignore_index == -100 && log_probs.top_k == 0 && log_probs.top_p == 1);
+    CHECK(log_probs.logits_dtype == 0 && log_probs.threads == 0 && log_probs.instruction_set == 0);
+    lockstep_convert_options convert = LOCKSTEP_CONVERT_OPTIONS_INIT;
+    CHECK(convert.struct_size == sizeof convert && convert.rounding == LOCKSTEP_ROUND_NEAREST_EVEN);
+    lockstep_mismatch_options mismatch = LOCKSTEP_MISMATCH_OPTIONS_INIT;
+    CHECK(mismatch.struct_size == sizeof mismatch && mismatch.non_finite == LOCKSTEP_NON_FINITE_STRICT);
+}
+
+static void library_has_the_headers_version(void) {
+    char text[32];
+    CHECK(lockstep_version() ==
+          LOCKSTEP_VERSION_MAJOR * 10000 + LOCKSTEP_VERSION_MINOR * 100 + LOCKSTEP_VERSION_PATCH);
+    snprintf(text, sizeof text, "%d.%d.%d", LOCKSTEP_VERSION_MAJOR, LOCKSTEP_VERSION_MINOR,
+             LOCKSTEP_VERSION_PATCH);
+    CHECK(strcmp(lockstep_version_string(), text) == 0);
+}
+
+static void every_status_has_its_name(void) {
+    CHECK(strcmp(lockstep_status_name(LOCKSTEP_OK), "LOCKSTEP_OK") == 0);
+    CHECK(strcmp(lockstep_status_name(LOCKSTEP_ERROR_INVALID_ARGUMENT), "LOCKSTEP_ERROR_INVALID_ARGUMENT") == 0);
+    CHECK(strcmp(lockstep_status_name(LOCKSTEP_ERROR_UNSUPPORTED), "LOCKSTEP_ERROR_UNSUPPORTED") == 0);
+    CHECK(strcmp(lockstep_status_name(LOCKSTEP_ERROR_NON_FINITE), "LOCKSTEP_ERROR_NON_FINITE") == 0);
+    CHECK(strcmp(lockstep_status_name(LOCKSTEP_ERROR_OUT_OF_MEMORY), "LOCKSTEP_ERROR_OUT_OF_MEMORY") == 0);
+    CHECK(strcmp(lockstep_status_name(LOCKSTEP_ERROR_INTERNAL), "LOCKSTEP_ERROR_INTERNAL") == 0);
+    CHECK(strcmp(lockstep_status_name(6), "unknown status") == 0);
+    CHECK(strcmp(lockstep_status_name(INT32_MIN), "unknown status") == 0);
+}
+
+static void instruction_sets_are_known_or_absent(void) {
+    CHECK(lockstep_has_instruction_set(LOCKSTEP_INSTRUCTION_SET_BEST) == 1);
+    CHECK(lockstep_has_instruction_set(LOCKSTEP_INSTRUCTION_SET_BASELINE) == 1);
+    CHECK(lockstep_has_instruction_set(5) == 0);
+    CHECK(lockstep_has_instruction_set(-1) == 0);
+    CHECK(lockstep_has_instruction_set(INT32_MAX) == 0);
+    /* No machine has both families. */
+    CHECK(!(lockstep_has_instruction_set(LOCKSTEP_INSTRUCTION_SET_AVX2) &&
+            lockstep_has_instruction_set(LOCKSTEP_INSTRUCTION_SET_NEON)));
+}
+
+int main(void) {
+    TEST(dtype_codes_are_dlpacks);
+    TEST(tensor_of_describes_the_buffer);
+    TEST(init_macros_hold_the_defaults);
+    TEST(library_has_the_headers_version);
+    TEST(every_status_has_its_name);
+    TEST(instruction_sets_are_known_or_absent);
+    return test_report();
+}

@@ -1,0 +1,54 @@
+#!/bin/sh
+# Compiles the C tests against the built library and runs them: run.sh [name...]
+#
+# The last line is the sum: "N passed, N failed". A test that does not compile, or that dies, is one
+# failure; its output says why.
+set -eu
+root=$(cd "$(dirname "$0")/../.." && pwd)
+build=$root/build/c
+mkdir -p "$build"
+export LD_LIBRARY_PATH="$root/build"
+
+# The example in the header's first comment is a test too: it must compile and run as printed.
+sed -n 's/^ \*     //p; /^ \* The promises/q' "$root/include/lockstep.h" | sed '/^ \*$/d' > "$build/header_example.c"
+
+passed=0 failed=0
+compile() {
+    "${CC:-gcc}" -std=c99 -D_DEFAULT_SOURCE -O1 -g -Wall -Wextra -pedantic -Werror -I "$root/include" "$1" \
+        -o "$2" -L "$root/build" -llockstep -lm -pthread
+}
+note() { # name, status of the last command
+    if [ "$2" = 0 ]; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+    if [ "$2" = 0 ]; then echo "ok   $1"; else echo "FAIL $1"; fi
+}
+
+if [ $# = 0 ]; then
+    status=0
+    compile "$build/header_example.c" "$build/header_example" \
+        && "$build/header_example" > "$build/header_example.out" \
+        && echo '-0.440190 -0.001006' | diff - "$build/header_example.out" || status=$?
+    note "the example in the header compiles and runs" $status
+    set -- "$root"/Tests/C/*_test.c
+fi
+
+for source in "$@"; do
+    name=$(basename "$source" _test.c)
+    echo "-- $name"
+    if ! compile "$root/Tests/C/${name}_test.c" "$build/${name}_test"; then
+        note "$name compiles" 1
+        continue
+    fi
+    status=0
+    timeout 300 "$build/${name}_test" > "$build/$name.log" 2>&1 || status=$?
+    sed '$d' "$build/$name.log"
+    last=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$build/$name.log" | tail -n 1)
+    if [ -z "$last" ]; then
+        tail -n 1 "$build/$name.log"
+        note "$name ended with status $status before its last line" 1
+        continue
+    fi
+    passed=$((passed + ${last% *}))
+    failed=$((failed + ${last#* }))
+done
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
