@@ -260,14 +260,14 @@ lockstep_fp8_e5m2 lockstep_fp8_e5m2_from_float(float value);
 /* Growable: appended fields read as zero when struct_size is smaller. */
 typedef struct {
     uint32_t struct_size;
-    float temperature; /* > 0, finite; 1 by default. 0 is an error: it is a limit, not a policy */
-    float soft_cap;    /* 0: none. Else y = soft_cap * tanh(x / soft_cap), before the temperature */
     int32_t ignore_index; /* rows with this target are skipped; -100 by default */
+    double temperature;   /* in [1e-6, 1e6]; 1 by default. 0 is an error: a limit, not a policy */
+    double soft_cap;      /* 0: none. Else y = soft_cap * tanh(x / soft_cap), before the temperature */
     /* Keep only the top_k largest logits (0: all), then only the smallest set of the largest whose
      * probability reaches top_p (1: all), both after the temperature, as samplers do. Logits equal
      * to the smallest kept one are kept too, so the kept set does not depend on any order. */
+    double top_p;
     int32_t top_k;
-    float top_p;
     /* Round each logit to this dtype before the log-softmax: LOCKSTEP_FLOAT16 or LOCKSTEP_BFLOAT16
      * for a 16-bit head, 0 or LOCKSTEP_FLOAT32 for none. A logit beyond fp16 becomes infinite. */
     int32_t logits_dtype;
@@ -276,7 +276,7 @@ typedef struct {
 } lockstep_log_probs_options;
 
 #define LOCKSTEP_LOG_PROBS_OPTIONS_INIT \
-    { sizeof(lockstep_log_probs_options), 1.0f, 0.0f, -100, 0, 1.0f, 0, 0, 0 }
+    { sizeof(lockstep_log_probs_options), -100, 1.0, 0.0, 1.0, 0, 0, 0, 0 }
 
 /* Log-prob of each row's target, from logits.
  *

@@ -18,7 +18,7 @@ func guarded(_ body: () throws(LockstepError) -> Void) -> lockstep_status {
 func invalid(_ message: String) -> LockstepError { LockstepError(.invalidArgument, message) }
 
 /// A struct that starts with `struct_size` and may grow at its end.
-protocol GrowableOptions: BitwiseCopyable {
+protocol GrowableOptions {
     var struct_size: UInt32 { get }
     /// The size the struct had when it was first published.
     static var firstSize: Int { get }

@@ -2,13 +2,13 @@
 //
 // The rule (docs/Numerics.md): blocks of 2,048 logits, each split into tiles of 128 and 64 lanes
 // (logit v belongs to lane v mod 64). A block sums e^y * 2^-N, for an integer N, the reference. It is
-// set by the block's first tile and moves up only when a tile's maximum passes it by more than 32
+// set by the block's first tile and moves up only when a tile's maximum passes it by more than 8
 // octaves; moving it scales the lanes by a power of two. The lanes are reduced by a fixed tree in
 // float64. Tiles are visited in order, so nothing depends on how a row is cut into calls.
 #include "exp.h"
 
 #define LSK_NV (LSK_LANE_COUNT / LSK_LANES)  // registers that hold the 64 lanes
-#define LSK_HEADROOM 32                      // octaves a term may rise above 2^N before N moves
+#define LSK_HEADROOM 8                       // octaves a term may rise above 2^N before N moves
 
 LSK_INLINE vf vf_load_as(int32_t format, const void *x, ptrdiff_t index) {
     if (format == LSK_FP32) return vf_load((const float *)x + index);
@@ -40,17 +40,17 @@ LSK_INLINE float lse_floor(int32_t reference, float temperature) {
     return (float)(reference - 127) * LSK_LN2_HIGH * temperature;
 }
 
-// Moves the reference: the lanes are scaled by an exact power of two.
+// Moves the reference. The lanes are scaled by an exact power of two, and what is weighted by y is taken
+// relative to the new reference.
 LSK_INLINE void lse_move(vf sum[LSK_NV], vf weighted[LSK_NV], lsk_lse_state *state, int32_t reference,
                          float temperature) {
-    if (state->reference == LSK_LSE_NONE) {
-        state->origin = reference;
-    } else {
-        int32_t shift = state->reference - reference;
-        union { int32_t bits; float value; } power = {.bits = shift < -126 ? 0 : (shift + 127) << 23};
+    if (state->reference != LSK_LSE_NONE) {
+        int32_t rise = reference - state->reference;
+        union { int32_t bits; float value; } power = {.bits = rise > 126 ? 0 : (127 - rise) << 23};
+        vf lower = vf_splat(-(float)rise * LSK_LN2_HIGH);
         for (int i = 0; i < LSK_NV; i++) {
+            weighted[i] = vf_fma(sum[i], lower, weighted[i]) * power.value;
             sum[i] *= power.value;
-            weighted[i] *= power.value;
         }
     }
     state->reference = reference;
@@ -68,7 +68,7 @@ LSK_INLINE void lse_add_tile(vf sum[LSK_NV], vf weighted[LSK_NV], lsk_lse_state 
 
     int skip = state->reference == LSK_LSE_NONE;
     if (vi_any(top > vf_splat(state->limit))) {
-        // The reference moves. Rare: once at the start of a block, then only on a jump of 32 octaves.
+        // The reference moves. Rare: once at the start of a block, then only on a jump of 8 octaves.
         float highest = top[0];
         for (int i = 1; i < LSK_LANES; i++) highest = top[i] > highest ? top[i] : highest;
         float y = highest * scale.inverse;
@@ -90,7 +90,7 @@ LSK_INLINE void lse_add_tile(vf sum[LSK_NV], vf weighted[LSK_NV], lsk_lse_state 
 
     const vf floor = vf_splat(lse_floor(state->reference, scale.temperature));
     const vf magic = vf_splat(LSK_MAGIC + (float)(127 - state->reference));
-    const vf origin = vf_splat((float)state->origin);
+    const vf reference = vf_splat((float)state->reference);
     for (int i = 0; i < 2 * LSK_NV; i++) {
         vf v = vf_select(floor > logits[i], floor, logits[i]);  // NaN stays
         vf y = v, low = {};
@@ -108,7 +108,7 @@ LSK_INLINE void lse_add_tile(vf sum[LSK_NV], vf weighted[LSK_NV], lsk_lse_state 
         vf p = vf_exp_p(r);
         if (entropy) {
             vf term = p * power;
-            vf u = vf_fma(n - origin, vf_splat(LSK_LN2_HIGH), r);  // y - origin ln 2
+            vf u = vf_fma(n - reference, vf_splat(LSK_LN2_HIGH), r);  // y - N ln 2
             sum[i % LSK_NV] += term;
             weighted[i % LSK_NV] = vf_fma(term, u, weighted[i % LSK_NV]);
         } else {
@@ -136,7 +136,6 @@ static void lse_finish(lsk_lse_block *block, const lsk_lse_state *state) {
     block->sum = lse_tree(state->sum);
     block->weighted = lse_tree(state->weighted);
     block->reference = state->reference;
-    block->origin = state->origin;
     block->flags = state->flags;
     if (block->sum != block->sum) block->flags |= LSK_LSE_NOT_FINITE;
 }
@@ -244,7 +243,7 @@ static lse_add_function lse_add_for(int32_t format, const lsk_logit_rule *rule, 
          {lse_add_fp32_entropy, lse_add_fp16_entropy, lse_add_bf16_entropy}},
         {{lse_add_fp32_warm, lse_add_fp16_warm, lse_add_bf16_warm},
          {lse_add_fp32_warm_entropy, lse_add_fp16_warm_entropy, lse_add_bf16_warm_entropy}}};
-    return table[rule->temperature != 1][entropy != 0][format];
+    return table[rule->inverse != 1 || rule->inverse_low != 0][entropy != 0][format];
 }
 
 // A row of logits in memory: one lsk_lse_block for every 2,048.

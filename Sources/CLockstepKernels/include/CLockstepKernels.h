@@ -43,25 +43,25 @@ typedef struct {
     int32_t rounding;            // LSK_FP32 (none), LSK_FP16 or LSK_BF16
 } lsk_logit_rule;
 
-enum {
-    LSK_LSE_NOT_FINITE = 1,  // a NaN or +inf was met
-    LSK_LSE_WIDE = 2,        // a logit beyond 2^20 was met
-    LSK_LSE_LOW = 4,         // a tile below -2^20 was left out
-};
+// Flags of a row.
+#define LSK_LSE_NOT_FINITE 1  // a NaN or +inf was met
+#define LSK_LSE_WIDE 2        // a logit beyond 2^20 was met
+#define LSK_LSE_LOW 4         // a tile below -2^20 was left out
+
 #define LSK_LSE_NONE INT32_MIN  // the reference before any logit above -inf
 
-// A row's 64 lanes within a block: sums of e^y 2^-reference, and of that times (y - origin ln 2).
+// A row's 64 lanes within a block: sums of e^y 2^-reference, and of that times (y - reference ln 2).
 typedef struct {
     float sum[LSK_LANE_COUNT];
     float weighted[LSK_LANE_COUNT];
     float limit;  // a logit above it moves the reference
-    int32_t reference, origin, flags;
+    int32_t reference, flags;
 } lsk_lse_state;
 
 // A finished block.
 typedef struct {
     double sum, weighted;
-    int32_t reference, origin, flags;
+    int32_t reference, flags;
 } lsk_lse_block;
 
 // What the gradient of one row needs: p = e^y 2^-reference inverse_sum.

@@ -32,13 +32,13 @@ final class KeptSet: @unchecked Sendable {
         guard options.topP < 1 else { return KeptSet.logit(keys.base[count - 1]) }
 
         let highest = Double(KeptSet.logit(keys.base[0]))
-        let temperature = Double(options.temperature)
+        let temperature = options.temperature
         func term(_ index: Int) -> Double {
             exponential((Double(KeptSet.logit(keys.base[index])) - highest) / temperature)
         }
         var all = 0.0
         for index in 0..<count { all += term(index) }
-        let wanted = Double(options.topP) * all
+        let wanted = options.topP * all
         var reached = 0.0
         for index in 0..<count {
             reached += term(index)

@@ -5,21 +5,21 @@ import CLockstepKernels
 /// `y = softCap(round(x)) / temperature`, then the log-softmax of y, over the kept set if there is one.
 public struct LogProbOptions: Sendable {
     /// Divides the logits. In [1e-6, 1e6]; 1 by default. 0 is an error: it is a limit, not a policy.
-    public var temperature: Float
+    public var temperature: Double
     /// `cap * tanh(x / cap)` before the temperature; 0 means none.
-    public var softCap: Float
+    public var softCap: Double
     /// Rows with this target are skipped: never read, outputs 0.
     public var ignoreIndex: Int
     /// Keep only the largest `topK` logits (and those equal to the last kept); 0 means all.
     public var topK: Int
     /// Then keep only the smallest set of the largest whose probability reaches `topP`; 1 means all.
-    public var topP: Float
+    public var topP: Double
     /// The format the logits are rounded to before the log-softmax: `fp16`, `bf16`, or `fp32` for none.
     public var logitsFormat: Format
 
     /// Creates options; the defaults are those of an untruncated policy at temperature 1.
     public init(
-        temperature: Float = 1, softCap: Float = 0, ignoreIndex: Int = -100, topK: Int = 0, topP: Float = 1,
+        temperature: Double = 1, softCap: Double = 0, ignoreIndex: Int = -100, topK: Int = 0, topP: Double = 1,
         logitsFormat: Format = .fp32
     ) {
         self.temperature = temperature
@@ -39,9 +39,9 @@ public struct LogProbOptions: Sendable {
             throw LockstepError(
                 .invalidArgument, "temperature is \(temperature); give a value from 1e-6 to 1e6 (1 for none)")
         }
-        guard softCap >= 0, softCap < .infinity, softCap == 0 || softCap >= 1e-6 else {
+        guard softCap == 0 || (1e-6...1e30).contains(softCap) else {
             throw LockstepError(
-                .invalidArgument, "soft_cap is \(softCap); give 0 for none, or a finite value above 1e-6")
+                .invalidArgument, "soft_cap is \(softCap); give 0 for none, or a value from 1e-6 to 1e30")
         }
         guard topK >= 0 else {
             throw LockstepError(.invalidArgument, "top_k is \(topK); give 0 for all, or a positive count")
@@ -53,10 +53,10 @@ public struct LogProbOptions: Sendable {
             throw LockstepError(
                 .invalidArgument, "logits_dtype is \(logitsFormat); give fp32 (no rounding), fp16 or bf16")
         }
-        let inverse = 1 / temperature
+        let inverse = Float(1 / temperature)
         return lsk_logit_rule(
-            temperature: temperature, inverse: inverse,
-            inverse_low: Float(1 / Double(temperature) - Double(inverse)), soft_cap: softCap,
+            temperature: Float(temperature), inverse: inverse,
+            inverse_low: Float(1 / temperature - Double(inverse)), soft_cap: Float(softCap),
             rounding: logitsFormat.rawValue)
     }
 }

@@ -72,8 +72,9 @@ final class RowScorer: @unchecked Sendable {
 
     private func score(_ sum: RowSum, _ logit: Float) -> RowScore {
         RowScore(
-            logProb: sum.logProb(of: logit, rule), entropy: wantsEntropy ? sum.entropy : 0,
-            logSumExp: sum.logSumExp(temperature: rule.temperature), keptMass: 1)
+            logProb: sum.logProb(of: logit, temperature: options.temperature, rule),
+            entropy: wantsEntropy ? sum.entropy : 0,
+            logSumExp: sum.logSumExp(temperature: options.temperature), keptMass: 1)
     }
 
     /// The distribution cut to the kept set and renormalised.

@@ -8,7 +8,9 @@ struct RowSum: BitwiseCopyable {
     private(set) var sum = 0.0
     /// sum_v e^(y_v) 2^-reference (y_v - reference ln 2)
     private(set) var weighted = 0.0
-    private(set) var reference = LSK_LSE_NONE
+    private(set) var reference = RowSum.none
+    /// `LSK_LSE_NONE`: no logit above -inf yet.
+    private static let none = Int32.min
     /// Subtracted from every logit before the temperature; 0 but for rows beyond 2^20.
     private(set) var shift: Float = 0
 
@@ -31,19 +33,19 @@ struct RowSum: BitwiseCopyable {
         if flags & LSK_LSE_WIDE != 0 { throw .wide }
         // Tiles below -2^20 were left out, which is right if the row has anything above -2^19.
         if flags & LSK_LSE_LOW != 0, reference < -756_388 { throw .wide }
-        if reference == LSK_LSE_NONE { throw .onlyNegativeInfinity }
+        if reference == RowSum.none { throw .onlyNegativeInfinity }
         self.shift = shift
-        for block in blocks where block.reference != LSK_LSE_NONE {
-            let power = scaled(1, by: Int(block.reference) - Int(reference))
-            let origin = Double(Int(block.origin) - Int(reference)) * ln2
+        for block in blocks where block.reference != RowSum.none {
+            let below = Int(block.reference) - Int(reference)
+            let power = scaled(1, by: below)
             sum += block.sum * power
-            weighted += (block.weighted + block.sum * origin) * power
+            weighted += (block.weighted + block.sum * (Double(below) * ln2)) * power
         }
     }
 
     /// ln sum_v e^(y_v).
-    func logSumExp(temperature: Float) -> Double {
-        Double(shift) / Double(temperature) + (Double(reference) * ln2 + logarithm(sum))
+    func logSumExp(temperature: Double) -> Double {
+        Double(shift) / temperature + (Double(reference) * ln2 + logarithm(sum))
     }
 
     /// Entropy of the softmax. A negative rounding residue (below 1e-6) is 0.
@@ -53,10 +55,10 @@ struct RowSum: BitwiseCopyable {
     ///
     /// It is the logit's own term, as the kernels formed it, over the sum. A sum of non-negative numbers is
     /// never rounded below one of them, so the quotient is at most 1 and its logarithm at most 0.
-    func logProb(of logit: Float, _ rule: lsk_logit_rule) -> Double {
+    func logProb(of logit: Float, temperature: Double, _ rule: lsk_logit_rule) -> Double {
         if logit == -.infinity { return -.infinity }
         let x = logit - shift
-        let above = Double(x) / Double(rule.temperature) - Double(reference) * ln2
+        let above = Double(x) / temperature - Double(reference) * ln2
         // Far below every float term there is nothing to cancel.
         if above < -80 { return above - logarithm(sum) }
         let (p, n) = ReferenceLogProbs.exponential(x, rule)

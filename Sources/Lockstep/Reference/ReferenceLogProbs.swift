@@ -13,7 +13,7 @@ public enum ReferenceLogProbs {
     private static func reduce(_ x: Float, _ rule: lsk_logit_rule) -> (n: Float, r: Float) {
         var y = x
         var low: Float = 0
-        if rule.temperature != 1 {
+        if rule.inverse != 1 || rule.inverse_low != 0 {
             y = x * rule.inverse
             low = fma(x, rule.inverse, -y)
             low = fma(x, rule.inverse_low, low)
@@ -22,7 +22,7 @@ public enum ReferenceLogProbs {
         let n = fma(y, 0x1.715476p+0, magic) - magic
         var r = fma(n, -0x1.62e430p-1, y)
         r = fma(n, 0x1.05c610p-29, r)
-        if rule.temperature != 1 { r += low }
+        r += low
         return (n, r)
     }
 

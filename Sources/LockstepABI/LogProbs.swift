@@ -1,0 +1,73 @@
+import CLockstep
+import Lockstep
+
+// Section 3 of the header: log-probs.
+
+private let logitFormats: [Format] = [.fp32, .fp16, .bf16]
+
+extension lockstep_log_probs_options: GrowableOptions {
+    static var firstSize: Int { MemoryLayout<lockstep_log_probs_options>.size }
+
+    static var defaults: lockstep_log_probs_options {
+        lockstep_log_probs_options(
+            struct_size: UInt32(MemoryLayout<lockstep_log_probs_options>.size), ignore_index: -100,
+            temperature: 1, soft_cap: 0, top_p: 1, top_k: 0, logits_dtype: 0, threads: 0, instruction_set: 0)
+    }
+
+    func core() throws(LockstepError) -> (LogProbOptions, Execution) {
+        let format: Format
+        switch Int(logits_dtype) {
+        case 0, LOCKSTEP_FLOAT32: format = .fp32
+        case LOCKSTEP_FLOAT16: format = .fp16
+        case LOCKSTEP_BFLOAT16: format = .bf16
+        default:
+            throw invalid(
+                "options: logits_dtype is \(logits_dtype); give 0, LOCKSTEP_FLOAT32, LOCKSTEP_FLOAT16 or "
+                    + "LOCKSTEP_BFLOAT16")
+        }
+        let options = LogProbOptions(
+            temperature: temperature, softCap: soft_cap, ignoreIndex: Int(ignore_index), topK: Int(top_k),
+            topP: top_p, logitsFormat: format)
+        return (options, try execution(threads: threads, instruction_set))
+    }
+}
+
+/// The three or four outputs of a forward call.
+private func outputs(
+    _ logProbs: UnsafePointer<lockstep_tensor>?, _ entropy: UnsafePointer<lockstep_tensor>?,
+    _ logSumExp: UnsafePointer<lockstep_tensor>?, _ keptMass: UnsafePointer<lockstep_tensor>? = nil,
+    tokens: Int
+) throws(LockstepError) -> LogProbOutputs {
+    LogProbOutputs(
+        logProbs: try optionalVector(logProbs, "log_probs", count: tokens),
+        entropy: try optionalVector(entropy, "entropy", count: tokens),
+        logSumExp: try optionalVector(logSumExp, "log_sum_exp", count: tokens),
+        keptMass: try optionalVector(keptMass, "kept_mass", count: tokens))
+}
+
+/// An optional input vector of `count` elements; NULL gives nil.
+private func optionalInput(
+    _ pointer: UnsafePointer<lockstep_tensor>?, _ name: StaticString, _ allowed: [Format], count: Int
+) throws(LockstepError) -> VectorView? {
+    guard let pointer else { return nil }
+    let tensor = try CheckedTensor(pointer, name)
+    let view = try tensor.vector(allowed, "[tokens]")
+    try tensor.expect(0, is: count, "the number of tokens")
+    return view
+}
+
+@_cdecl("lockstep_log_probs") @implementation
+public func lockstep_log_probs(
+    _ log_probs: UnsafePointer<lockstep_tensor>!, _ entropy: UnsafePointer<lockstep_tensor>!,
+    _ log_sum_exp: UnsafePointer<lockstep_tensor>!, _ kept_mass: UnsafePointer<lockstep_tensor>!,
+    _ logits: UnsafePointer<lockstep_tensor>!, _ targets: UnsafePointer<lockstep_tensor>!,
+    _ options: UnsafePointer<lockstep_log_probs_options>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let (core, execution) = try read(options, defaults: .defaults).core()
+        let x = try CheckedTensor(logits, "logits").matrix(logitFormats, "[tokens x vocab]")
+        let y = try CheckedTensor(targets, "targets").tokens("[tokens]")
+        let out = try outputs(log_probs, entropy, log_sum_exp, kept_mass, tokens: x.rows)
+        try logProbs(logits: x, targets: y, options: core, into: out, execution: execution)
+    }
+}
