@@ -47,12 +47,13 @@ private func outputs(
 
 /// An optional input vector of `count` elements; NULL gives nil.
 private func optionalInput(
-    _ pointer: UnsafePointer<lockstep_tensor>?, _ name: StaticString, _ allowed: [Format], count: Int
+    _ pointer: UnsafePointer<lockstep_tensor>?, _ name: StaticString, _ allowed: [Format],
+    _ letters: StaticString, count: Int
 ) throws(LockstepError) -> VectorView? {
     guard let pointer else { return nil }
     let tensor = try CheckedTensor(pointer, name)
-    let view = try tensor.vector(allowed, "[tokens]")
-    try tensor.expect(0, is: count, "the number of tokens")
+    let view = try tensor.vector(allowed, letters)
+    try tensor.expect(0, is: count, "the size expected here")
     return view
 }
 
@@ -69,5 +70,61 @@ public func lockstep_log_probs(
         let y = try CheckedTensor(targets, "targets").tokens("[tokens]")
         let out = try outputs(log_probs, entropy, log_sum_exp, kept_mass, tokens: x.rows)
         try logProbs(logits: x, targets: y, options: core, into: out, execution: execution)
+    }
+}
+
+@_cdecl("lockstep_linear_log_probs") @implementation
+public func lockstep_linear_log_probs(
+    _ log_probs: UnsafePointer<lockstep_tensor>!, _ entropy: UnsafePointer<lockstep_tensor>!,
+    _ log_sum_exp: UnsafePointer<lockstep_tensor>!, _ hidden: UnsafePointer<lockstep_tensor>!,
+    _ weight: UnsafePointer<lockstep_tensor>!, _ bias: UnsafePointer<lockstep_tensor>!,
+    _ targets: UnsafePointer<lockstep_tensor>!, _ options: UnsafePointer<lockstep_log_probs_options>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let (core, execution) = try read(options, defaults: .defaults).core()
+        let x = try CheckedTensor(hidden, "hidden").matrix(logitFormats, "[tokens x H]")
+        let w = try CheckedTensor(weight, "weight").matrix(logitFormats, "[vocab x H]")
+        let b = try optionalInput(bias, "bias", logitFormats, "[vocab]", count: w.rows)
+        let y = try CheckedTensor(targets, "targets").tokens("[tokens]")
+        let out = try outputs(log_probs, entropy, log_sum_exp, tokens: x.rows)
+        try linearLogProbs(
+            hidden: x, weight: w, bias: b, targets: y, options: core, into: out, execution: execution)
+    }
+}
+
+@_cdecl("lockstep_head_create") @implementation
+public func lockstep_head_create(
+    _ head: UnsafeMutablePointer<OpaquePointer?>!, _ weight: UnsafePointer<lockstep_tensor>!,
+    _ bias: UnsafePointer<lockstep_tensor>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        guard let head else { throw invalid("head is NULL; give the address of a lockstep_head pointer") }
+        let w = try CheckedTensor(weight, "weight").matrix(logitFormats, "[vocab x H]")
+        let b = try optionalInput(bias, "bias", logitFormats, "[vocab]", count: w.rows)
+        head.pointee = OpaquePointer(Unmanaged.passRetained(try Head(weight: w, bias: b)).toOpaque())
+    }
+}
+
+@_cdecl("lockstep_head_destroy") @implementation
+public func lockstep_head_destroy(_ head: OpaquePointer!) {
+    guard let head else { return }
+    Unmanaged<Head>.fromOpaque(UnsafeRawPointer(head)).release()
+}
+
+@_cdecl("lockstep_head_log_probs") @implementation
+public func lockstep_head_log_probs(
+    _ log_probs: UnsafePointer<lockstep_tensor>!, _ entropy: UnsafePointer<lockstep_tensor>!,
+    _ log_sum_exp: UnsafePointer<lockstep_tensor>!, _ head: OpaquePointer!,
+    _ hidden: UnsafePointer<lockstep_tensor>!, _ targets: UnsafePointer<lockstep_tensor>!,
+    _ options: UnsafePointer<lockstep_log_probs_options>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        guard let head else { throw invalid("head is NULL; make one with lockstep_head_create") }
+        let (core, execution) = try read(options, defaults: .defaults).core()
+        let x = try CheckedTensor(hidden, "hidden").matrix(logitFormats, "[tokens x H]")
+        let y = try CheckedTensor(targets, "targets").tokens("[tokens]")
+        let out = try outputs(log_probs, entropy, log_sum_exp, tokens: x.rows)
+        try Unmanaged<Head>.fromOpaque(UnsafeRawPointer(head)).takeUnretainedValue().logProbs(
+            hidden: x, targets: y, options: core, into: out, execution: execution)
     }
 }

@@ -52,19 +52,11 @@ final class RowScorer: @unchecked Sendable {
         }
     }
 
-    /// Scores a row that was added up elsewhere; `rewind` writes all its logits again, for a wide row.
-    func score(
-        _ blocks: UnsafeBufferPointer<lsk_lse_block>, logit: Float, rewind: (UnsafeMutablePointer<Float>) -> Void
-    ) -> RowScore {
+    /// Scores a row that was added up elsewhere, as fp32 logits; `.wide` is left to the caller, who has them.
+    func score(_ blocks: UnsafeBufferPointer<lsk_lse_block>, targetLogit: Float) -> RowScore {
         do {
-            let logit = withUnsafePointer(to: logit) { prepare(UnsafeRawPointer($0), .fp32, at: 0) }
-            do {
-                return score(try RowSum(blocks), logit)
-            } catch .wide {
-                rewind(row.base)
-                prepare(UnsafeRawPointer(row.base), .fp32, shift: 0)
-                return score(try sumShifted(), logit)
-            }
+            let logit = withUnsafePointer(to: targetLogit) { prepare(UnsafeRawPointer($0), .fp32, at: 0) }
+            return score(try RowSum(blocks), logit)
         } catch {
             return RowScore(failure: error.rawValue)
         }

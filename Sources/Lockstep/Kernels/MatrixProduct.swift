@@ -1,0 +1,127 @@
+import CLockstepKernels
+
+// The one matrix product: `Y[t, n] = sum_k X[t, k] W[n, k]`, each output its own chain of fused
+// multiply-adds over k ascending, restarted every 128 k, the partial sums added in order of k
+// (docs/Numerics.md). Here is what is split (rows, columns) and how operands are packed; never k.
+
+/// The left operand, packed in strips: every k of a few rows side by side.
+final class PackedRows: @unchecked Sendable {
+    private(set) var rows = 0
+    let depth: Int
+    private let kernels: lsk_kernels
+    private let strips: Scratch<Float>
+
+    /// Room for up to `rows` rows of `depth` floats.
+    init(_ kernels: UnsafePointer<lsk_kernels>, rows: Int, depth: Int) throws(LockstepError) {
+        self.kernels = kernels.pointee
+        self.depth = depth
+        let stripRows = kernels.pointee.strip_rows
+        strips = try Scratch(count: (rows + stripRows - 1) / stripRows * stripRows * depth)
+    }
+
+    /// Packs rows of a matrix in any of the three formats.
+    func pack(_ matrix: MatrixView, _ range: Range<Int>) {
+        rows = range.count
+        if rows == 0 || depth == 0 { return }
+        kernels.pack_strips(
+            strips.base, matrix.row(range.lowerBound), matrix.format.rawValue, matrix.rowStride, rows, depth)
+    }
+
+    /// Packs the transpose of `depth` rows of `count` floats.
+    func packTransposed(_ rowsOfDepth: UnsafePointer<Float>, rowStride: Int, count: Int, depth: Int) {
+        rows = count
+        kernels.pack_strips_transposed(strips.base, rowsOfDepth, rowStride, count, depth)
+    }
+
+    /// Where k starts in the first strip.
+    func at(k: Int) -> UnsafePointer<Float> { UnsafePointer(strips.base + k * kernels.strip_rows) }
+
+    /// Floats from one strip to the next.
+    var stripStride: Int { kernels.strip_rows * depth }
+}
+
+/// The right operand's columns: rows of a head [vocab x H] in memory, or packed beforehand.
+enum HeadColumns {
+    case borrowed(MatrixView)
+    case packed(Head)
+
+    var count: Int {
+        switch self {
+        case .borrowed(let weight): weight.rows
+        case .packed(let head): head.vocab
+        }
+    }
+
+    var depth: Int {
+        switch self {
+        case .borrowed(let weight): weight.columns
+        case .packed(let head): head.hiddenSize
+        }
+    }
+}
+
+/// Multiplies packed rows by tiles of 128 head columns. One worker owns it.
+final class TileMultiplier: @unchecked Sendable {
+    private let kernels: lsk_kernels
+    private let columns: HeadColumns
+    private let panels: Scratch<Float>
+    private let biasTile: Scratch<Float>
+    /// The product: [rows x 128] floats.
+    let tile: Scratch<Float>
+
+    static let width = Int(LSK_TILE)
+    private static let panelWidth = Int(LSK_PANEL)
+    private static let chain = Int(LSK_CHAIN)
+
+    init(
+        _ kernels: UnsafePointer<lsk_kernels>, _ columns: HeadColumns, rows: Int
+    ) throws(LockstepError) {
+        self.kernels = kernels.pointee
+        self.columns = columns
+        panels = try Scratch(count: TileMultiplier.width * TileMultiplier.chain)
+        biasTile = try Scratch(count: TileMultiplier.width)
+        tile = try Scratch(count: rows * TileMultiplier.width)
+    }
+
+    /// Fills `tile` with the logits of columns `first ..< first + count` (count <= 128) for all of `rows`.
+    func multiply(_ rows: PackedRows, first: Int, count: Int, bias: VectorView?) {
+        for k in stride(from: 0, to: rows.depth, by: TileMultiplier.chain) {
+            let depth = min(TileMultiplier.chain, rows.depth - k)
+            for offset in stride(from: 0, to: count, by: TileMultiplier.panelWidth) {
+                let (panel, format) = panel(
+                    first + offset, width: min(TileMultiplier.panelWidth, count - offset), k: k, depth: depth,
+                    rows: rows.rows)
+                kernels.multiply(
+                    tile.base + offset, TileMultiplier.width, rows.at(k: k), rows.stripStride, panel,
+                    format.rawValue, rows.rows, depth, k > 0 ? 1 : 0)
+            }
+        }
+        if rows.depth == 0 { tile.base.update(repeating: 0, count: rows.rows * TileMultiplier.width) }
+        if let bias {
+            for column in 0..<count { biasTile.base[column] = Float(bias.double(first + column)) }
+            kernels.add_bias(tile.base, TileMultiplier.width, biasTile.base, rows.rows, count)
+        }
+    }
+
+    /// 32 columns of `depth` k as the kernel reads them: in float, or as they are in a packed head when so
+    /// few rows follow that converting them first would cost more than it saves.
+    private func panel(
+        _ column: Int, width: Int, k: Int, depth: Int, rows: Int
+    ) -> (UnsafeRawPointer, Format) {
+        let place = panels.base + column % TileMultiplier.width * TileMultiplier.chain
+        switch columns {
+        case .borrowed(let weight):
+            kernels.pack_panel_transposed(
+                place, weight.row(column) + k * weight.format.byteCount, weight.format.rawValue,
+                weight.rowStride, width, depth)
+            return (UnsafeRawPointer(place), .fp32)
+        case .packed(let head):
+            let source = head.panel(column / TileMultiplier.panelWidth, k: k)
+            if head.format == .fp32 || rows <= 3 * kernels.strip_rows { return (source, head.format) }
+            kernels.pack_panel(
+                place, source, head.format.rawValue, TileMultiplier.panelWidth, TileMultiplier.panelWidth,
+                depth)
+            return (UnsafeRawPointer(place), .fp32)
+        }
+    }
+}

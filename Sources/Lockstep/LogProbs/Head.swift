@@ -1,0 +1,80 @@
+import CLockstepKernels
+
+/// A head copied once into the layout the kernels read: panels of 32 vocabulary entries, [H][32], in the
+/// weight's own format. For repeated use: decoding, or many batches. Safe to use from many threads.
+public final class Head: @unchecked Sendable {
+    /// Vocabulary entries: rows of the weight.
+    public let vocab: Int
+    /// Columns of the weight.
+    public let hiddenSize: Int
+    /// Format of the weight: fp32, fp16 or bf16.
+    public let format: Format
+    private let panels: Scratch<UInt8>
+    private let hasBias: Bool
+    private let biasValues: Scratch<Float>
+
+    /// Copies `weight` [vocab x H] and `bias` [vocab]; keeps no pointer to either.
+    ///
+    /// - Throws: `.invalidArgument` for formats and shapes, `.outOfMemory`.
+    public init(weight: MatrixView, bias: VectorView? = nil) throws(LockstepError) {
+        try checkFormat(weight.format, "weight")
+        try checkBias(bias, vocab: weight.rows)
+        vocab = weight.rows
+        hiddenSize = weight.columns
+        format = weight.format
+        let panelCount = (vocab + Int(LSK_PANEL) - 1) / Int(LSK_PANEL)
+        let (bytes, overflow) = (panelCount * Int(LSK_PANEL)).multipliedReportingOverflow(
+            by: weight.columns * weight.format.byteCount)
+        guard !overflow else { throw LockstepError(.outOfMemory, "weight is too large to copy") }
+        panels = try Scratch(count: bytes)
+        hasBias = bias != nil
+        biasValues = try Scratch(count: bias?.count ?? 0)
+        if let bias {
+            for v in 0..<vocab { biasValues.base[v] = Float(bias.double(v)) }
+        }
+        for panel in 0..<panelCount {
+            let first = panel * Int(LSK_PANEL)
+            let source = weight.base! + first * weight.rowStride * format.byteCount
+            let target = UnsafeMutableRawPointer(mutating: self.panel(panel, k: 0))
+            let rows = min(Int(LSK_PANEL), vocab - first)
+            if format == .fp32 {
+                Head.interleave(UInt32.self, source, weight.rowStride, rows: rows, depth: hiddenSize, target)
+            } else {
+                Head.interleave(UInt16.self, source, weight.rowStride, rows: rows, depth: hiddenSize, target)
+            }
+        }
+    }
+
+    var bias: VectorView? {
+        hasBias ? VectorView(UnsafeRawPointer(biasValues.base), .fp32, count: vocab) : nil
+    }
+
+    func panel(_ index: Int, k: Int) -> UnsafeRawPointer {
+        UnsafeRawPointer(panels.base) + (index * hiddenSize + k) * Int(LSK_PANEL) * format.byteCount
+    }
+
+    /// Rows of `depth` elements to [depth][32]; columns beyond `rows` are zero.
+    private static func interleave<Element: FixedWidthInteger & BitwiseCopyable>(
+        _: Element.Type, _ source: UnsafeRawPointer, _ rowStride: Int, rows: Int, depth: Int,
+        _ target: UnsafeMutableRawPointer
+    ) {
+        let size = MemoryLayout<Element>.size
+        let out = target.assumingMemoryBound(to: Element.self)
+        for row in 0..<Int(LSK_PANEL) {
+            for k in 0..<depth {
+                out[k * Int(LSK_PANEL) + row] =
+                    row < rows
+                    ? (source + (row * rowStride + k) * size).loadUnaligned(as: Element.self) : 0
+            }
+        }
+    }
+}
+
+func checkBias(_ bias: VectorView?, vocab: Int) throws(LockstepError) {
+    guard let bias else { return }
+    try checkFormat(bias.format, "bias")
+    guard bias.count == vocab else {
+        throw LockstepError(
+            .invalidArgument, "bias: has \(bias.count) elements but the weight has \(vocab) rows")
+    }
+}
