@@ -73,6 +73,35 @@ public func lockstep_log_probs(
     }
 }
 
+/// The upstream gradients of a backward call.
+private func upstream(
+    _ dLogProbs: UnsafePointer<lockstep_tensor>?, _ dEntropy: UnsafePointer<lockstep_tensor>?,
+    _ logSumExp: UnsafePointer<lockstep_tensor>?, tokens: Int
+) throws(LockstepError) -> LogProbGradients {
+    LogProbGradients(
+        logProbs: try optionalInput(dLogProbs, "d_log_probs", [.fp32, .fp64], "[tokens]", count: tokens),
+        entropy: try optionalInput(dEntropy, "d_entropy", [.fp32, .fp64], "[tokens]", count: tokens),
+        logSumExp: try optionalInput(logSumExp, "log_sum_exp", [.fp64], "[tokens]", count: tokens))
+}
+
+@_cdecl("lockstep_log_probs_backward") @implementation
+public func lockstep_log_probs_backward(
+    _ d_logits: UnsafePointer<lockstep_tensor>!, _ d_log_probs: UnsafePointer<lockstep_tensor>!,
+    _ d_entropy: UnsafePointer<lockstep_tensor>!, _ log_sum_exp: UnsafePointer<lockstep_tensor>!,
+    _ logits: UnsafePointer<lockstep_tensor>!, _ targets: UnsafePointer<lockstep_tensor>!,
+    _ options: UnsafePointer<lockstep_log_probs_options>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let (core, execution) = try read(options, defaults: .defaults).core()
+        let x = try CheckedTensor(logits, "logits").matrix(logitFormats, "[tokens x vocab]")
+        let out = try CheckedTensor(d_logits, "d_logits").mutableMatrix(logitFormats, "[tokens x vocab]")
+        let y = try CheckedTensor(targets, "targets").tokens("[tokens]")
+        let gradients = try upstream(d_log_probs, d_entropy, log_sum_exp, tokens: x.rows)
+        try logProbsBackward(
+            into: out, gradients, logits: x, targets: y, options: core, execution: execution)
+    }
+}
+
 @_cdecl("lockstep_linear_log_probs") @implementation
 public func lockstep_linear_log_probs(
     _ log_probs: UnsafePointer<lockstep_tensor>!, _ entropy: UnsafePointer<lockstep_tensor>!,
@@ -126,5 +155,35 @@ public func lockstep_head_log_probs(
         let out = try outputs(log_probs, entropy, log_sum_exp, tokens: x.rows)
         try Unmanaged<Head>.fromOpaque(UnsafeRawPointer(head)).takeUnretainedValue().logProbs(
             hidden: x, targets: y, options: core, into: out, execution: execution)
+    }
+}
+
+@_cdecl("lockstep_linear_log_probs_backward") @implementation
+public func lockstep_linear_log_probs_backward(
+    _ d_hidden: UnsafePointer<lockstep_tensor>!, _ d_weight: UnsafePointer<lockstep_tensor>!,
+    _ d_bias: UnsafePointer<lockstep_tensor>!, _ d_log_probs: UnsafePointer<lockstep_tensor>!,
+    _ d_entropy: UnsafePointer<lockstep_tensor>!, _ log_sum_exp: UnsafePointer<lockstep_tensor>!,
+    _ hidden: UnsafePointer<lockstep_tensor>!, _ weight: UnsafePointer<lockstep_tensor>!,
+    _ bias: UnsafePointer<lockstep_tensor>!, _ targets: UnsafePointer<lockstep_tensor>!,
+    _ options: UnsafePointer<lockstep_log_probs_options>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let (core, execution) = try read(options, defaults: .defaults).core()
+        let x = try CheckedTensor(hidden, "hidden").matrix(logitFormats, "[tokens x H]")
+        let w = try CheckedTensor(weight, "weight").matrix(logitFormats, "[vocab x H]")
+        let b = try optionalInput(bias, "bias", logitFormats, "[vocab]", count: w.rows)
+        let y = try CheckedTensor(targets, "targets").tokens("[tokens]")
+        var buffers = LinearGradients()
+        if let d_hidden {
+            buffers.hidden = try CheckedTensor(d_hidden, "d_hidden").mutableMatrix(logitFormats, "[tokens x H]")
+        }
+        if let d_weight {
+            buffers.weight = try CheckedTensor(d_weight, "d_weight").mutableMatrix([.fp32], "[vocab x H]")
+        }
+        buffers.bias = try optionalVector(d_bias, "d_bias", count: w.rows)
+        let gradients = try upstream(d_log_probs, d_entropy, log_sum_exp, tokens: x.rows)
+        try linearLogProbsBackward(
+            into: buffers, gradients, hidden: x, weight: w, bias: b, targets: y, options: core,
+            execution: execution)
     }
 }

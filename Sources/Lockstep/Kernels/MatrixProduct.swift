@@ -7,7 +7,7 @@ import CLockstepKernels
 /// The left operand, packed in strips: every k of a few rows side by side.
 final class PackedRows: @unchecked Sendable {
     private(set) var rows = 0
-    let depth: Int
+    private(set) var depth: Int
     private let kernels: lsk_kernels
     private let strips: Scratch<Float>
 
@@ -22,6 +22,7 @@ final class PackedRows: @unchecked Sendable {
     /// Packs rows of a matrix in any of the three formats.
     func pack(_ matrix: MatrixView, _ range: Range<Int>) {
         rows = range.count
+        depth = matrix.columns
         if rows == 0 || depth == 0 { return }
         kernels.pack_strips(
             strips.base, matrix.row(range.lowerBound), matrix.format.rawValue, matrix.rowStride, rows, depth)
@@ -30,6 +31,7 @@ final class PackedRows: @unchecked Sendable {
     /// Packs the transpose of `depth` rows of `count` floats.
     func packTransposed(_ rowsOfDepth: UnsafePointer<Float>, rowStride: Int, count: Int, depth: Int) {
         rows = count
+        self.depth = depth
         kernels.pack_strips_transposed(strips.base, rowsOfDepth, rowStride, count, depth)
     }
 

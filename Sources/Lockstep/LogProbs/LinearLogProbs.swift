@@ -82,13 +82,13 @@ struct LinearScorer {
     func score(into outputs: LogProbOutputs) throws(LockstepError) {
         try outputs.check(tokens: tokens)
         if tokens == 0 { return }
-        let scores = try scores(wantsEntropy: outputs.entropy != nil)
-        try outputs.write(scores.base, tokens: tokens)
+        let scores = try Scratch(count: tokens, filledWith: RowScore())
+        try score(into: scores.base, wantsEntropy: outputs.entropy != nil)
+        outputs.write(scores.base, tokens: tokens)
     }
 
-    /// The scores of all rows; ignored ones keep zeros.
-    func scores(wantsEntropy: Bool) throws(LockstepError) -> Scratch<RowScore> {
-        let scores = try Scratch(count: tokens, filledWith: RowScore())
+    /// Scores every row that counts; throws the failure of the first that cannot be scored.
+    func score(into scores: UnsafeMutablePointer<RowScore>, wantsEntropy: Bool) throws(LockstepError) {
         let chunks = chunks(multipleOf: 1)
         let rowsPerChunk = chunks[0].count
         let blocksPerRow = blockCount(vocab)
@@ -109,15 +109,15 @@ struct LinearScorer {
             }
             for (row, token) in chunk.enumerated() where targets[token] != options.ignoreIndex {
                 let mine = UnsafeBufferPointer(start: blocks.base + row * blocksPerRow, count: blocksPerRow)
-                scores.base[token] = scorer.score(mine, targetLogit: targetLogits.base[row])
-                if scores.base[token].failure == RowSum.Failure.wide.rawValue {
+                scores[token] = scorer.score(mine, targetLogit: targetLogits.base[row])
+                if scores[token].failure == RowSum.Failure.wide.rawValue {
                     let logits = try logits(ofToken: token)
-                    scores.base[token] = scorer.score(
+                    scores[token] = scorer.score(
                         UnsafeRawPointer(logits.base), .fp32, target: targets[token])
                 }
             }
         }
-        return scores
+        try checkScores(scores, tokens: tokens)
     }
 
     /// All logits of one row, before they are rounded and capped: [vocab] floats.

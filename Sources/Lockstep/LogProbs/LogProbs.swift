@@ -36,21 +36,7 @@ public struct LogProbOutputs {
         }
     }
 
-    /// Writes all rows, or none: the first failed row is the error.
-    func write(_ scores: UnsafePointer<RowScore>, tokens: Int) throws(LockstepError) {
-        for row in 0..<tokens {
-            switch RowSum.Failure(rawValue: scores[row].failure) {
-            case nil: continue
-            case .onlyNegativeInfinity:
-                throw LockstepError(
-                    .nonFinite, "logits: row \(row) has only -inf; at least one logit must be finite")
-            default:
-                throw LockstepError(
-                    .nonFinite,
-                    "logits: row \(row) has a NaN or +inf; mask the row with ignore_index, or find out why (an "
-                        + "overflow of fp16 ends in +inf)")
-            }
-        }
+    func write(_ scores: UnsafePointer<RowScore>, tokens: Int) {
         for row in 0..<tokens {
             logProbs?.store(scores[row].logProb, at: row)
             entropy?.store(scores[row].entropy, at: row)
@@ -80,24 +66,46 @@ public func logProbs(
         let kernels = try execution.kernels()
         let threads = try execution.threadCount()
         _ = try options.rule()
-        let tokens = logits.rows
-        if tokens == 0 { return }
+        if logits.rows == 0 { return }
+        let scores = try Scratch(count: logits.rows, filledWith: RowScore())
+        try scoreRows(
+            logits, targets, options, kernels, threads: threads, wantsEntropy: outputs.entropy != nil,
+            into: scores.base)
+        outputs.write(scores.base, tokens: logits.rows)
+    }
+}
 
-        let scores = try Scratch(count: tokens, filledWith: RowScore())
-        let written = scores.base
-        let rowsPerTask = max(1, 65_536 / max(logits.columns, 1))
-        let tasks = (tokens + rowsPerTask - 1) / rowsPerTask
-        let scorers = try workers(min(threads, tasks)) { () throws(LockstepError) in
-            try RowScorer(
-                kernels, options, vocab: logits.columns, wantsEntropy: outputs.entropy != nil)
+/// Scores every row that counts; throws the failure of the first that cannot be scored.
+func scoreRows(
+    _ logits: MatrixView, _ targets: TokenView, _ options: LogProbOptions,
+    _ kernels: UnsafePointer<lsk_kernels>, threads: Int, wantsEntropy: Bool,
+    into scores: UnsafeMutablePointer<RowScore>
+) throws(LockstepError) {
+    let rowsPerTask = max(1, 65_536 / max(logits.columns, 1))
+    let tasks = (logits.rows + rowsPerTask - 1) / rowsPerTask
+    let scorers = try workers(min(threads, tasks)) { () throws(LockstepError) in
+        try RowScorer(kernels, options, vocab: logits.columns, wantsEntropy: wantsEntropy)
+    }
+    parallelFor(tasks: tasks, threads: threads) { task, worker in
+        for row in task * rowsPerTask..<min(logits.rows, (task + 1) * rowsPerTask)
+        where targets[row] != options.ignoreIndex {
+            scores[row] = scorers[worker].score(logits.row(row), logits.format, target: targets[row])
         }
-        parallelFor(tasks: tasks, threads: threads) { task, worker in
-            for row in task * rowsPerTask..<min(tokens, (task + 1) * rowsPerTask)
-            where targets[row] != options.ignoreIndex {
-                written[row] = scorers[worker].score(logits.row(row), logits.format, target: targets[row])
-            }
+    }
+    try checkScores(scores, tokens: logits.rows)
+}
+
+/// Throws the failure of the first row that has one.
+func checkScores(_ scores: UnsafePointer<RowScore>, tokens: Int) throws(LockstepError) {
+    for row in 0..<tokens where scores[row].failure != 0 {
+        if scores[row].failure == RowSum.Failure.onlyNegativeInfinity.rawValue {
+            throw LockstepError(
+                .nonFinite, "logits: row \(row) has only -inf; at least one logit must be finite")
         }
-        try outputs.write(scores.base, tokens: tokens)
+        throw LockstepError(
+            .nonFinite,
+            "logits: row \(row) has a NaN or +inf; mask the row with ignore_index, or find out why (an overflow "
+                + "of fp16 ends in +inf)")
     }
 }
 

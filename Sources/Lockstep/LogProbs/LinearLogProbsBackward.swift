@@ -1,0 +1,269 @@
+import CLockstepKernels
+
+/// Where the gradients of a linear log-prob are added; nil for what is not wanted.
+public struct LinearGradients {
+    /// dL / d hidden: [tokens x H], fp32, fp16 or bf16.
+    public var hidden: MutableMatrixView?
+    /// dL / d weight: [vocab x H], fp32.
+    public var weight: MutableMatrixView?
+    /// dL / d bias: [vocab], fp32.
+    public var bias: MutableVectorView?
+
+    /// Creates a set of gradient buffers.
+    public init(
+        hidden: MutableMatrixView? = nil, weight: MutableMatrixView? = nil, bias: MutableVectorView? = nil
+    ) {
+        self.hidden = hidden
+        self.weight = weight
+        self.bias = bias
+    }
+
+    func check(_ scorer: LinearScorer) throws(LockstepError) {
+        let wanted: [(StaticString, MutableMatrixView?, Int, [Format])] = [
+            ("d_hidden", hidden, scorer.tokens, [.fp32, .fp16, .bf16]),
+            ("d_weight", weight, scorer.vocab, [.fp32]),
+        ]
+        for (name, view, rows, formats) in wanted {
+            guard let view else { continue }
+            guard formats.contains(view.format), view.rows == rows, view.columns == scorer.hidden.columns else {
+                let list = formats.map(\.description).joined(separator: ", ")
+                throw LockstepError(
+                    .invalidArgument,
+                    "\(name): is \(view.rows) x \(view.columns) of \(view.format); give \(rows) x "
+                        + "\(scorer.hidden.columns) of \(list)")
+            }
+        }
+        if let bias, bias.format != .fp32 || bias.count != scorer.vocab {
+            throw LockstepError(
+                .invalidArgument,
+                "d_bias: has \(bias.count) elements of \(bias.format); give \(scorer.vocab) of fp32")
+        }
+    }
+}
+
+/// Gradients of `sum_t dLogProb_t log_prob_t + dEntropy_t entropy_t` with respect to hidden states, head and bias,
+/// ADDED to what the buffers hold.
+///
+/// The logits are formed again a vocabulary block at a time, never stored. Chains follow the product rule: over the
+/// vocabulary for `hidden`, over tokens for `weight` and `bias`, restarted every 128; the weight's and the bias's
+/// partial sums are added to the buffer in order of tokens, so micro-batches of a multiple of 128 tokens, in order,
+/// leave the bits of one batch.
+///
+/// - Throws: as `linearLogProbs`. The buffers are then untouched.
+public func linearLogProbsBackward(
+    into buffers: LinearGradients, _ gradients: LogProbGradients, hidden: MatrixView, weight: MatrixView,
+    bias: VectorView? = nil, targets: TokenView, options: LogProbOptions = .init(),
+    execution: Execution = .init()
+) throws(LockstepError) {
+    try withLockstepFloatMode { () throws(LockstepError) in
+        try checkFormat(weight.format, "weight")
+        try checkBias(bias, vocab: weight.rows)
+        let scorer = try LinearScorer(hidden, .borrowed(weight), bias, targets, options, execution)
+        try buffers.check(scorer)
+        try gradients.check(tokens: scorer.tokens)
+        if scorer.tokens == 0 || scorer.vocab == 0 { return }
+        let scores = try Scratch(count: scorer.tokens, filledWith: RowScore())
+        if gradients.needsForward {
+            try scorer.score(into: scores.base, wantsEntropy: gradients.entropy != nil)
+        }
+        let rows = try GradientRows(gradients, scores: scores, targets: targets, options: options)
+        try LinearBackward(scorer, weight, rows, buffers).run()
+    }
+}
+
+/// One backward pass: for each chunk of tokens and each block of 2,048 vocabulary entries, the gradient of the
+/// logits, then what it gives to hidden states and head.
+private final class LinearBackward: @unchecked Sendable {
+    private let scorer: LinearScorer
+    private let kernels: lsk_kernels
+    private let weight: MatrixView
+    private let rows: GradientRows
+    private let buffers: LinearGradients
+
+    private let chunks: [Range<Int>]
+    /// Gradient of a block's logits: [tokens of the chunk x 2048], and both ways packed.
+    private let dLogits: Scratch<Float>
+    private let dLogitsRows: PackedRows
+    private let dLogitsColumns: PackedRows
+    private let hiddenRows: PackedRows
+    /// Gradient of the chunk's hidden states: [tokens x H padded to 32].
+    private let dHidden: Scratch<Float>
+    private let dHiddenStride: Int
+    private let workers: [Worker]
+
+    private static let block = Int(LSK_BLOCK)
+    private static let chain = Int(LSK_CHAIN)
+    private static let panel = Int(LSK_PANEL)
+    /// Vocabulary entries of one task of the head's gradient: a multiple of every strip height.
+    private static let entriesPerTask = 516
+
+    /// Scratch of one worker.
+    private final class Worker: @unchecked Sendable {
+        let multiplier: TileMultiplier
+        let panel: Scratch<Float>
+        let dWeight: Scratch<Float>
+
+        init(_ scorer: LinearScorer, rows: Int) throws(LockstepError) {
+            multiplier = try TileMultiplier(scorer.kernels, scorer.columns, rows: rows)
+            panel = try Scratch(count: LinearBackward.panel * LinearBackward.chain)
+            dWeight = try Scratch(count: LinearBackward.panel * LinearBackward.entriesPerTask)
+        }
+    }
+
+    init(
+        _ scorer: LinearScorer, _ weight: MatrixView, _ rows: GradientRows, _ buffers: LinearGradients
+    ) throws(LockstepError) {
+        self.scorer = scorer
+        self.weight = weight
+        self.rows = rows
+        self.buffers = buffers
+        kernels = scorer.kernels.pointee
+        chunks = scorer.chunks(multipleOf: LinearBackward.chain)
+        let tokens = chunks[0].count
+        dHiddenStride = (scorer.hidden.columns + LinearBackward.panel - 1) / LinearBackward.panel * LinearBackward.panel
+        dLogits = try Scratch(count: tokens * LinearBackward.block)
+        dLogitsRows = try PackedRows(scorer.kernels, rows: tokens, depth: LinearBackward.block)
+        dLogitsColumns = try PackedRows(scorer.kernels, rows: LinearBackward.block, depth: tokens)
+        hiddenRows = try PackedRows(scorer.kernels, rows: tokens, depth: scorer.hidden.columns)
+        dHidden = try Scratch(count: tokens * dHiddenStride)
+        workers = try Lockstep.workers(scorer.threads) { () throws(LockstepError) in
+            try Worker(scorer, rows: tokens)
+        }
+    }
+
+    func run() {
+        for chunk in chunks {
+            hiddenRows.pack(scorer.hidden, chunk)
+            for first in stride(from: 0, to: scorer.vocab, by: LinearBackward.block) {
+                let block = first..<min(scorer.vocab, first + LinearBackward.block)
+                formLogitGradients(chunk, block)
+                if buffers.hidden != nil { addToHidden(chunk, block) }
+                if buffers.weight != nil { addToWeight(chunk, block) }
+                if let bias = buffers.bias { addToBias(bias, chunk, block) }
+            }
+            if let out = buffers.hidden { store(out, chunk) }
+        }
+    }
+
+    /// dL / d logits of a block, in float.
+    private func formLogitGradients(_ chunk: Range<Int>, _ block: Range<Int>) {
+        let tiles = (block.count + TileMultiplier.width - 1) / TileMultiplier.width
+        parallelFor(tasks: tiles, threads: scorer.threads) { task, worker in
+            let multiplier = workers[worker].multiplier
+            let offset = task * TileMultiplier.width
+            let count = min(TileMultiplier.width, block.count - offset)
+            multiplier.multiply(
+                hiddenRows, first: block.lowerBound + offset, count: count, bias: scorer.bias)
+            for row in 0..<chunk.count {
+                let token = chunk.lowerBound + row
+                let out = dLogits.base + row * LinearBackward.block + offset
+                guard let gradient = rows[token] else {
+                    out.update(repeating: 0, count: count)
+                    continue
+                }
+                withUnsafePointer(to: (scorer.rule, gradient)) {
+                    kernels.gradient_row(
+                        out, Format.fp32.rawValue, multiplier.tile.base + row * TileMultiplier.width,
+                        Format.fp32.rawValue, count, scorer.targets[token] - block.lowerBound - offset,
+                        $0.pointer(to: \.0)!, $0.pointer(to: \.1)!)
+                }
+            }
+        }
+    }
+
+    /// dHidden [tokens x H] += dLogits [tokens x block] weight [block x H]: chains over the vocabulary.
+    private func addToHidden(_ chunk: Range<Int>, _ block: Range<Int>) {
+        dLogitsRows.pack(
+            MatrixView(
+                dLogits.base, .fp32, rows: chunk.count, columns: block.count, rowStride: LinearBackward.block),
+            0..<chunk.count)
+        parallelFor(tasks: dHiddenStride / LinearBackward.panel, threads: scorer.threads) { task, worker in
+            let column = task * LinearBackward.panel
+            let width = min(LinearBackward.panel, scorer.hidden.columns - column)
+            let panel = workers[worker].panel.base
+            for k in stride(from: 0, to: block.count, by: LinearBackward.chain) {
+                let depth = min(LinearBackward.chain, block.count - k)
+                kernels.pack_panel(
+                    panel, weight.row(block.lowerBound + k) + column * weight.format.byteCount,
+                    weight.format.rawValue, weight.rowStride, width, depth)
+                kernels.multiply(
+                    dHidden.base + column, dHiddenStride, dLogitsRows.at(k: k), dLogitsRows.stripStride, panel,
+                    Format.fp32.rawValue, chunk.count, depth, block.lowerBound + k > 0 ? 1 : 0)
+            }
+        }
+    }
+
+    /// dWeight [block x H] += dLogits^T [block x tokens] hidden [tokens x H]: chains over tokens.
+    private func addToWeight(_ chunk: Range<Int>, _ block: Range<Int>) {
+        let out = buffers.weight!
+        dLogitsColumns.packTransposed(
+            dLogits.base, rowStride: LinearBackward.block, count: block.count, depth: chunk.count)
+        let entries = LinearBackward.entriesPerTask
+        let parts = (block.count + entries - 1) / entries
+        let panels = dHiddenStride / LinearBackward.panel
+        parallelFor(tasks: parts * panels, threads: scorer.threads) { task, worker in
+            let firstEntry = task / panels * entries
+            let count = min(entries, block.count - firstEntry)
+            let column = task % panels * LinearBackward.panel
+            let width = min(LinearBackward.panel, scorer.hidden.columns - column)
+            let (panel, tile) = (workers[worker].panel.base, workers[worker].dWeight.base)
+            func target(_ entry: Int) -> UnsafeMutablePointer<Float> {
+                out.row(block.lowerBound + firstEntry + entry).assumingMemoryBound(to: Float.self) + column
+            }
+            for entry in 0..<count {
+                (tile + entry * LinearBackward.panel).update(from: target(entry), count: width)
+            }
+            for k in stride(from: 0, to: chunk.count, by: LinearBackward.chain) {
+                let depth = min(LinearBackward.chain, chunk.count - k)
+                let hidden = scorer.hidden
+                kernels.pack_panel(
+                    panel, hidden.row(chunk.lowerBound + k) + column * hidden.format.byteCount,
+                    hidden.format.rawValue, hidden.rowStride, width, depth)
+                kernels.multiply(
+                    tile, LinearBackward.panel,
+                    dLogitsColumns.at(k: k) + firstEntry / kernels.strip_rows * dLogitsColumns.stripStride,
+                    dLogitsColumns.stripStride, panel, Format.fp32.rawValue, count, depth, 1)
+            }
+            for entry in 0..<count {
+                target(entry).update(from: tile + entry * LinearBackward.panel, count: width)
+            }
+        }
+    }
+
+    /// dBias [block] += sum over tokens of dLogits: the same chains, with a right operand of ones.
+    private func addToBias(_ out: MutableVectorView, _ chunk: Range<Int>, _ block: Range<Int>) {
+        for column in 0..<block.count {
+            let address = out.base! + (block.lowerBound + column) * out.stride * MemoryLayout<Float>.size
+            var total = address.load(as: Float.self)
+            for k in stride(from: 0, to: chunk.count, by: LinearBackward.chain) {
+                var chain: Float = 0
+                for row in k..<min(k + LinearBackward.chain, chunk.count) {
+                    chain += dLogits.base[row * LinearBackward.block + column]
+                }
+                total += chain
+            }
+            address.storeBytes(of: total, as: Float.self)
+        }
+    }
+
+    /// Adds the chunk's gradient to the caller's buffer, rounding once to its format.
+    private func store(_ out: MutableMatrixView, _ chunk: Range<Int>) {
+        for row in 0..<chunk.count {
+            let address = out.row(chunk.lowerBound + row)
+            let gradient = dHidden.base + row * dHiddenStride
+            for column in 0..<out.columns {
+                switch out.format {
+                case .fp16:
+                    let place = address.assumingMemoryBound(to: Float16.self) + column
+                    place.pointee = Float16(Float(place.pointee) + gradient[column])
+                case .bf16:
+                    let place = address.assumingMemoryBound(to: UInt16.self) + column
+                    let old = Float(bitPattern: UInt32(place.pointee) << 16)
+                    place.pointee = BFloat16(old + gradient[column]).bitPattern
+                default:
+                    (address.assumingMemoryBound(to: Float.self) + column).pointee += gradient[column]
+                }
+            }
+        }
+    }
+}
