@@ -4,13 +4,14 @@
 //   LSK_TABLE   the name of its table
 // Each family of kernels has a file of its own here; all functions in it are static.
 #include "simd.h"
-
+#include "philox.h"
+#include "convert.h"
 #include "softmax.h"
-
 #include "gemm.h"
 
 const lsk_kernels LSK_TABLE = {
     .instruction_set = LSK_SET,
+    .convert = convert,
     .lse_row = lse_row,
     .lse_reset = lse_reset,
     .lse_tile = lse_tile,

@@ -53,7 +53,8 @@ LSK_INLINE vh vh_fp16_from_vf(vf x) {
     vi small = magnitude < 0x38800000;  // below 2^-14: subnormal in fp16
     // Where small, adding 2^-1 rounds to a multiple of 2^-24, the step of the subnormals.
     vi step = (vi)((vf)(small & magnitude) + 0.5f) - 0x3f000000;
-    vi normal = ((magnitude + 0xfff + ((magnitude >> 13) & 1)) >> 13) - (112 << 10);
+    vu sum = (vu)magnitude + 0xfff + (vu)((magnitude >> 13) & 1);
+    vi normal = (vi)(sum >> 13) - (112 << 10);
     vi code = (small & step) | (~small & normal);
     vi over = code > 0x7c00;
     code = (over & 0x7c00) | (~over & code);

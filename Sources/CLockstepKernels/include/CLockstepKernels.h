@@ -25,6 +25,11 @@
 #define LSK_E4M3FN 4
 #define LSK_E5M2 5
 
+// Rounding to a narrower format, with the values of lockstep_rounding.
+#define LSK_NEAREST_EVEN 0
+#define LSK_TOWARD_ZERO 1
+#define LSK_STOCHASTIC 2
+
 // The units of the log-softmax (docs/Numerics.md): they are part of the result's bits.
 #define LSK_BLOCK 2048     // logits in a block: sums of blocks are added in float64, in order
 #define LSK_TILE 128       // logits after which the reference may move
@@ -73,9 +78,21 @@ typedef struct {
     int32_t reference;
 } lsk_gradient_row;
 
-// All kernels of one instruction set. Formats are LSK_FP32, LSK_FP16 or LSK_BF16; strides in elements.
+// What happened in a conversion; see lockstep_convert_counts.
+typedef struct {
+    int64_t overflow, underflow, nan;
+} lsk_convert_counts;
+
+// All kernels of one instruction set. Formats are LSK_FP32, LSK_FP16 or LSK_BF16 (any, in convert);
+// strides in elements.
 typedef struct {
     int32_t instruction_set;
+
+    // convert.h. `count` contiguous elements; adds to `counts`. Element i of a stochastic rounding uses
+    // the random number of `seed` and first_index + i.
+    void (*convert)(void *destination, int32_t destination_format, const void *source,
+                    int32_t source_format, ptrdiff_t count, int32_t rounding, uint64_t seed,
+                    uint64_t first_index, lsk_convert_counts *counts);
 
     // softmax.h. Rows of logits in memory, or tiles that a matrix product left in float.
     void (*lse_row)(lsk_lse_block *blocks, const void *x, int32_t format, ptrdiff_t count,

@@ -1,0 +1,121 @@
+/// How a format lays out its bits, and the conversion of one value between any two formats.
+///
+/// Integer arithmetic only, so the floating-point mode of the caller cannot enter. A *code* is a bit
+/// pattern without its sign; codes of finite values are in the order of the values.
+struct FormatLayout {
+    /// Bits of the mantissa, without the hidden one.
+    let mantissa: Int
+    /// Bias of the exponent: the smallest normal value is 2^(1 - bias).
+    let bias: Int
+    /// Position of the sign bit.
+    let sign: Int
+    /// The code of the largest finite value.
+    let largest: UInt64
+    /// The code of infinity; of NaN in e4m3fn, which has no infinity.
+    let infinity: UInt64
+    /// Whether `infinity` is one.
+    let hasInfinity: Bool
+
+    init(_ format: Format) {
+        let exponent: Int
+        switch format {
+        case .fp64: (exponent, mantissa) = (11, 52)
+        case .fp32: (exponent, mantissa) = (8, 23)
+        case .fp16: (exponent, mantissa) = (5, 10)
+        case .bf16: (exponent, mantissa) = (8, 7)
+        case .e4m3fn: (exponent, mantissa) = (4, 3)
+        case .e5m2: (exponent, mantissa) = (5, 2)
+        }
+        sign = exponent + mantissa
+        bias = 1 << (exponent - 1) - 1
+        hasInfinity = format != .e4m3fn
+        // e4m3fn gives the codes of infinity and of most NaNs to values: only the last code is not one.
+        infinity = hasInfinity ? (1 << exponent - 1) << UInt64(mantissa) : 0x7f
+        largest = infinity - 1
+    }
+
+    /// Whether a code is NaN.
+    func isNaN(_ code: UInt64) -> Bool { hasInfinity ? code > infinity : code == infinity }
+
+    /// Splits a bit pattern into its sign and its code.
+    func split(_ bits: UInt64) -> (negative: Bool, code: UInt64) {
+        (bits >> UInt64(sign) & 1 == 1, bits & (1 << UInt64(sign) - 1))
+    }
+}
+
+/// What happened to one value in a conversion.
+enum ConversionEvent {
+    case none, overflow, underflow, nan
+}
+
+/// How one value is rounded: `Rounding` with the random number drawn.
+enum ScalarRounding {
+    case nearestEven, towardZero
+    case stochastic(UInt32)
+}
+
+/// Converts one value, given as its bits. Between different formats a NaN keeps its sign and the top bits
+/// of its payload and has the quiet bit set, as conversion instructions have it.
+func convert(
+    bits: UInt64, from source: Format, to destination: Format, rounding: ScalarRounding = .nearestEven
+) -> (bits: UInt64, event: ConversionEvent) {
+    let from = FormatLayout(source)
+    let to = FormatLayout(destination)
+    let (negative, code) = from.split(bits)
+    if source == destination { return (bits, from.isNaN(code) ? .nan : .none) }
+    let sign: UInt64 = negative ? 1 << UInt64(to.sign) : 0
+
+    if from.isNaN(code) {
+        // e4m3fn's NaN has no payload.
+        let payload = from.hasInfinity ? code & (1 << UInt64(from.mantissa) - 1) : 0
+        let moved = to.mantissa >= from.mantissa
+            ? payload << UInt64(to.mantissa - from.mantissa) : payload >> UInt64(from.mantissa - to.mantissa)
+        return (sign | to.infinity | 1 << UInt64(to.mantissa - 1) | moved, .nan)
+    }
+    if from.hasInfinity && code == from.infinity { return (sign | to.infinity, .none) }
+    if code == 0 { return (sign, .none) }
+
+    // The value is significand * 2^exponent.
+    let field = Int(code >> UInt64(from.mantissa))
+    var significand = code & (1 << UInt64(from.mantissa) - 1)
+    if field > 0 { significand |= 1 << UInt64(from.mantissa) }
+    let exponent = max(field, 1) - from.bias - from.mantissa
+
+    // The step between neighbours of the destination is 2^step, and the value is kept + fraction steps.
+    let top = exponent + (UInt64.bitWidth - 1 - significand.leadingZeroBitCount)
+    let step = max(top, 1 - to.bias) - to.mantissa
+    let dropped = step - exponent
+    var result = UInt64(step + to.mantissa + to.bias - 1) << UInt64(to.mantissa)
+    if dropped <= 0 {
+        result += significand << UInt64(-dropped)
+    } else {
+        let kept = dropped < 64 ? significand >> UInt64(dropped) : 0
+        result += kept
+        switch rounding {
+        case .nearestEven:
+            // A significand has at most 53 bits: beyond 54 dropped bits it is below half a step.
+            if dropped <= 54 {
+                let fraction = significand - kept << UInt64(dropped)
+                let half: UInt64 = 1 << UInt64(dropped - 1)
+                if fraction > half || (fraction == half && result & 1 == 1) { result += 1 }
+            }
+        case .towardZero: break
+        case .stochastic(let random):
+            // floor(fraction * 2^32), where the fraction is below 1.
+            let fraction = dropped < 64 ? significand - kept << UInt64(dropped) : significand
+            let scaled: UInt64 =
+                if dropped <= 32 { fraction << UInt64(32 - dropped) }
+                else if dropped < 96 { fraction >> UInt64(dropped - 32) }
+                else { 0 }
+            // A step or more beyond the largest value counts as overflow; less than that is rounded to it.
+            if result <= to.largest && UInt64(random) + scaled >= 1 << 32 {
+                return (sign | min(result + 1, to.largest), .none)
+            }
+        }
+    }
+    if result > to.largest {
+        if case .nearestEven = rounding { return (sign | to.infinity, .overflow) }
+        return (sign | to.largest, .overflow)
+    }
+    return (sign | result, result == 0 ? .underflow : .none)
+}

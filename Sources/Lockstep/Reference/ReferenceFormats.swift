@@ -1,0 +1,55 @@
+/// Conversion between formats, written as plainly as possible. `convert` equals it bit for bit.
+public enum ReferenceFormats {
+    /// Converts one element after the other, each by integer arithmetic; see `convert`. The arguments are
+    /// not checked.
+    public static func convert(
+        _ source: TensorView, into destination: MutableTensorView, rounding: Rounding
+    ) -> ConversionCounts {
+        var counts = ConversionCounts()
+        for index in 0..<source.shape.reduce(1, *) {
+            var rest = index
+            var (from, to) = (0, 0)
+            for axis in source.shape.indices.reversed() {
+                from += rest % source.shape[axis] * source.strides[axis]
+                to += rest % source.shape[axis] * destination.strides[axis]
+                rest /= source.shape[axis]
+            }
+            let scalar: ScalarRounding = switch rounding {
+            case .nearestEven: .nearestEven
+            case .towardZero: .towardZero
+            case .stochastic(let seed, let firstIndex):
+                .stochastic(Philox4x32(seed: seed).word(firstIndex + UInt64(index)))
+            }
+            let result = Lockstep.convert(
+                bits: load(source.base! + from * source.format.byteCount, source.format),
+                from: source.format, to: destination.format, rounding: scalar)
+            store(result.bits, destination.base! + to * destination.format.byteCount, destination.format)
+            switch result.event {
+            case .none: break
+            case .overflow: counts.overflow += 1
+            case .underflow: counts.underflow += 1
+            case .nan: counts.nan += 1
+            }
+        }
+        return counts
+    }
+
+    /// The bits of one element.
+    private static func load(_ address: UnsafeRawPointer, _ format: Format) -> UInt64 {
+        switch format.byteCount {
+        case 8: address.loadUnaligned(as: UInt64.self)
+        case 4: UInt64(address.loadUnaligned(as: UInt32.self))
+        case 2: UInt64(address.loadUnaligned(as: UInt16.self))
+        default: UInt64(address.loadUnaligned(as: UInt8.self))
+        }
+    }
+
+    private static func store(_ bits: UInt64, _ address: UnsafeMutableRawPointer, _ format: Format) {
+        switch format.byteCount {
+        case 8: address.storeBytes(of: bits, as: UInt64.self)
+        case 4: address.storeBytes(of: UInt32(bits), as: UInt32.self)
+        case 2: address.storeBytes(of: UInt16(bits), as: UInt16.self)
+        default: address.storeBytes(of: UInt8(bits), as: UInt8.self)
+        }
+    }
+}
