@@ -183,8 +183,9 @@ enum {
     LOCKSTEP_ROUND_NEAREST_EVEN = 0,
     LOCKSTEP_ROUND_TOWARD_ZERO = 1,
     /* Up with a probability equal to the distance from below, so that the expectation is the
-     * value. The random number of element i is a function of `seed` and i alone (Philox4x32-10),
-     * so the result does not depend on threads or on how an array is cut by `first_index`. */
+     * value, resolved to 2^-32. The random number of element i is a function of `seed` and i alone
+     * (word i mod 4 of Philox4x32-10 at counter i / 4), so the result does not depend on threads or
+     * on how an array is cut by `first_index`. */
     LOCKSTEP_ROUND_STOCHASTIC = 2
 };
 
@@ -202,8 +203,8 @@ typedef struct {
 
 /* What happened in a conversion. Frozen. */
 typedef struct {
-    int64_t overflow;  /* finite values too large for the destination: infinity, or NaN in e4m3fn
-                        * (toward zero: the largest finite value) */
+    int64_t overflow;  /* to nearest: finite values that became infinity, or NaN in e4m3fn; toward
+                        * zero and stochastic: those beyond the largest finite value, which became it */
     int64_t underflow; /* non-zero values that became zero */
     int64_t nan;       /* NaN in the source */
 } lockstep_convert_counts;
@@ -213,11 +214,13 @@ typedef struct {
  * Shapes: equal, any number of dimensions up to 8; both in C order or with strides.
  * Formats: fp16, bf16, fp32, fp64, fp8 e4m3fn, fp8 e5m2, each way. Widening is exact; narrowing
  * rounds once, as `rounding` says, directly from the source format. Subnormals are kept. A NaN
- * stays a NaN with its sign; an infinity stays one (in e4m3fn, which has none, it becomes NaN).
+ * stays a NaN with its sign, the top bits of its payload and the quiet bit set (within one format,
+ * bits are copied); an infinity stays one (in e4m3fn, which has none, it becomes NaN).
  * Overflow to nearest: infinity (e4m3fn: NaN), as ml_dtypes and IEEE 754 do; toward zero: the
  * largest finite value. Stochastic rounding overflows as toward zero does beyond the largest
  * finite value, and otherwise only between two neighbours.
- * `counts` is optional. `destination` may be `source` only when the formats have one size. */
+ * `counts` is optional. `destination` may be `source` only when the formats have one size; any other
+ * overlap, and first_index + count beyond 2^64, are errors. */
 lockstep_status lockstep_convert(const lockstep_tensor *destination,
                                  lockstep_convert_counts *counts,
                                  const lockstep_tensor *source,

@@ -77,8 +77,8 @@ LSK_INLINE vu narrow(vf x, narrow_format format, int32_t rounding, vu random, co
     } else {
         code = (over & format.largest) | (~over & code);
         code = (special & format.infinity) | (~special & code);
-        // A step or more beyond the largest value. Less than that is cut or rounded to it.
-        over = (vi)magnitude >= (format.largest + 1 + ((127 - format.bias) << format.mantissa)) << shift;
+        // Beyond the largest value by any part of a step.
+        over = (vi)magnitude > (format.largest + ((127 - format.bias) << format.mantissa)) << shift;
     }
     vi payload = (vi)(magnitude >> shift) & ((1 << format.mantissa) - 1);
     code = (nan & (payload | format.infinity | (1 << (format.mantissa - 1)))) | (~nan & code);
@@ -233,8 +233,8 @@ static void count_nans(const float *values, ptrdiff_t count, lsk_convert_counts 
 static void fp32_from_fp64(float *out, const double *in, ptrdiff_t count, int32_t rounding,
                            lsk_convert_counts *counts) {
     int64_t overflow = 0, underflow = 0, nan = 0;
-    // The first magnitude that overflows: halfway from the largest float to 2^128, or 2^128 itself.
-    const double over = rounding == LSK_NEAREST_EVEN ? 0x1.ffffffp127 : 0x1p128;
+    // The first magnitude that overflows: halfway from the largest float to 2^128, or just above it.
+    const double over = rounding == LSK_NEAREST_EVEN ? 0x1.ffffffp127 : 0x1.fffffe0000001p127;
     for (ptrdiff_t i = 0; i < count; i++) {
         double magnitude = __builtin_fabs(in[i]);
         overflow += magnitude >= over && magnitude < __builtin_inf();
@@ -273,7 +273,7 @@ static uint32_t stochastic_from_fp64(double x, narrow_format format, uint32_t ra
     double scaled = value * factor;
     int64_t steps = (int64_t)scaled;
     int64_t code = ((exponent + format.bias - 1) << format.mantissa) + steps;
-    counts->overflow += code > format.largest;
+    counts->overflow += code > format.largest || (code == format.largest && scaled != (double)steps);
     uint32_t fraction = (uint32_t)((scaled - (double)steps) * 0x1p32);
     code += random + fraction < random;
     if (code > format.largest) code = format.largest;

@@ -2,9 +2,10 @@ import CLockstepKernels
 
 /// What happened in a conversion.
 public struct ConversionCounts: Equatable, Sendable {
-    /// Finite values too large for the destination. To nearest they became infinity (NaN in e4m3fn);
-    /// toward zero and stochastically, where values at least a step beyond the largest finite value are
-    /// counted, they became that value.
+    /// Finite values too large for the destination.
+    ///
+    /// To nearest those that became infinity (NaN in e4m3fn); toward zero and stochastically those beyond
+    /// the largest finite value, which became that value.
     public var overflow = 0
     /// Non-zero values that became zero.
     public var underflow = 0
@@ -53,7 +54,10 @@ public func convert(
     try withLockstepFloatMode { () throws(LockstepError) in
         counts.withUnsafeMutableBufferPointer { slots in
             let slots = slots.baseAddress!
-            func run(_ range: Range<Int>, _ input: UnsafeRawPointer, _ output: UnsafeMutableRawPointer, _ worker: Int) {
+            func run(
+                _ range: Range<Int>, _ input: UnsafeRawPointer, _ output: UnsafeMutableRawPointer,
+                _ worker: Int
+            ) {
                 kernels.pointee.convert(
                     output, destination.format.rawValue, input, source.format.rawValue, range.count, rule,
                     seed, firstIndex &+ UInt64(range.lowerBound), slots + worker)

@@ -1,6 +1,8 @@
 import CLockstepKernels
 
-/// A floating-point storage format. Raw values are those of the kernels (`LSK_FP32`…).
+/// A floating-point storage format.
+///
+/// Raw values are those of the kernels (`LSK_FP32`…).
 public enum Format: Int32, CaseIterable, Sendable, CustomStringConvertible {
     /// IEEE binary32.
     case fp32 = 0

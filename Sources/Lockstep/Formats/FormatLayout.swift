@@ -54,7 +54,9 @@ enum ScalarRounding {
     case stochastic(UInt32)
 }
 
-/// Converts one value, given as its bits. Between different formats a NaN keeps its sign and the top bits
+/// Converts one value, given as its bits.
+///
+/// Between different formats a NaN keeps its sign and the top bits
 /// of its payload and has the quiet bit set, as conversion instructions have it.
 func convert(
     bits: UInt64, from source: Format, to destination: Format, rounding: ScalarRounding = .nearestEven
@@ -68,7 +70,8 @@ func convert(
     if from.isNaN(code) {
         // e4m3fn's NaN has no payload.
         let payload = from.hasInfinity ? code & (1 << UInt64(from.mantissa) - 1) : 0
-        let moved = to.mantissa >= from.mantissa
+        let moved =
+            to.mantissa >= from.mantissa
             ? payload << UInt64(to.mantissa - from.mantissa) : payload >> UInt64(from.mantissa - to.mantissa)
         return (sign | to.infinity | 1 << UInt64(to.mantissa - 1) | moved, .nan)
     }
@@ -81,41 +84,32 @@ func convert(
     if field > 0 { significand |= 1 << UInt64(from.mantissa) }
     let exponent = max(field, 1) - from.bias - from.mantissa
 
-    // The step between neighbours of the destination is 2^step, and the value is kept + fraction steps.
+    // The step between neighbours of the destination is 2^step; the value is kept + fraction / 2^dropped
+    // steps. Swift's shifts take any distance: beyond the width nothing is left, below 0 they reverse.
     let top = exponent + (UInt64.bitWidth - 1 - significand.leadingZeroBitCount)
     let step = max(top, 1 - to.bias) - to.mantissa
     let dropped = step - exponent
-    var result = UInt64(step + to.mantissa + to.bias - 1) << UInt64(to.mantissa)
-    if dropped <= 0 {
-        result += significand << UInt64(-dropped)
-    } else {
-        let kept = dropped < 64 ? significand >> UInt64(dropped) : 0
-        result += kept
-        switch rounding {
-        case .nearestEven:
-            // A significand has at most 53 bits: beyond 54 dropped bits it is below half a step.
-            if dropped <= 54 {
-                let fraction = significand - kept << UInt64(dropped)
-                let half: UInt64 = 1 << UInt64(dropped - 1)
-                if fraction > half || (fraction == half && result & 1 == 1) { result += 1 }
-            }
-        case .towardZero: break
-        case .stochastic(let random):
-            // floor(fraction * 2^32), where the fraction is below 1.
-            let fraction = dropped < 64 ? significand - kept << UInt64(dropped) : significand
-            let scaled: UInt64 =
-                if dropped <= 32 { fraction << UInt64(32 - dropped) }
-                else if dropped < 96 { fraction >> UInt64(dropped - 32) }
-                else { 0 }
-            // A step or more beyond the largest value counts as overflow; less than that is rounded to it.
-            if result <= to.largest && UInt64(random) + scaled >= 1 << 32 {
-                return (sign | min(result + 1, to.largest), .none)
-            }
+    let kept = significand >> dropped
+    let fraction = significand - kept << dropped
+    var result = UInt64(step + to.mantissa + to.bias - 1) << UInt64(to.mantissa) + kept
+
+    switch rounding {
+    case .nearestEven:
+        // A significand has at most 53 bits: with more than 54 dropped it is below half a step.
+        if 1...54 ~= dropped {
+            let half: UInt64 = 1 << UInt64(dropped - 1)
+            if fraction > half || (fraction == half && result & 1 == 1) { result += 1 }
         }
-    }
-    if result > to.largest {
-        if case .nearestEven = rounding { return (sign | to.infinity, .overflow) }
-        return (sign | to.largest, .overflow)
+        if result > to.largest { return (sign | to.infinity, .overflow) }
+    case .towardZero, .stochastic:
+        if result > to.largest || (result == to.largest && fraction > 0) {
+            return (sign | to.largest, .overflow)
+        }
+        if case .stochastic(let random) = rounding {
+            // The fraction of a step as a multiple of 2^-32, cut.
+            let scaled = fraction << (32 - dropped)
+            if UInt64(random) + scaled >= 1 << 32 { result += 1 }
+        }
     }
     return (sign | result, result == 0 ? .underflow : .none)
 }

@@ -1,5 +1,7 @@
-/// A type whose values are stored in one of the formats: `Float`, `Double`, `Float16`, `BFloat16`,
-/// `FP8E4M3FN`, `FP8E5M2`. Distinct types, so that bit patterns cannot be mixed up.
+/// A type whose values are stored in one of the formats.
+///
+/// `Float`, `Double`, `Float16`, `BFloat16`, `FP8E4M3FN`, `FP8E5M2`: distinct types, so that bit patterns
+/// cannot be mixed up.
 public protocol StorageFormat: BitwiseCopyable, Sendable {
     /// An unsigned integer of the same size.
     associatedtype BitPattern: FixedWidthInteger & UnsignedInteger & Sendable

@@ -1,6 +1,6 @@
 /// A borrowed array of up to 8 dimensions in one format, with any strides.
 public struct TensorView {
-    /// The element at index 0 of every dimension. May be nil when there are no elements.
+    /// The element at index 0 of every dimension; may be nil when there are no elements.
     public let base: UnsafeRawPointer?
     /// The format of the elements.
     public let format: Format
@@ -20,7 +20,7 @@ public struct TensorView {
 
 /// A borrowed array of up to 8 dimensions that a call writes.
 public struct MutableTensorView {
-    /// The element at index 0 of every dimension. May be nil when there are no elements.
+    /// The element at index 0 of every dimension; may be nil when there are no elements.
     public let base: UnsafeMutableRawPointer?
     /// The format of the elements.
     public let format: Format
@@ -38,8 +38,10 @@ public struct MutableTensorView {
     }
 }
 
-/// Where the elements of a strided array lie, in the fewest dimensions: those of extent 1 are dropped, and
-/// neighbours that step through memory as one are joined. Elements are numbered in C order.
+/// Where the elements of a strided array lie, in the fewest dimensions.
+///
+/// Dimensions of extent 1 are dropped, and neighbours that step through memory as one are joined. Elements
+/// are numbered in C order.
 struct StridedLayout {
     private(set) var shape: [Int] = []
     private(set) var strides: [Int] = []
@@ -95,8 +97,9 @@ struct StridedLayout {
     /// Whether the elements lie one after the other.
     var isContiguous: Bool { count <= 1 || (shape.count == 1 && strides[0] == 1) }
 
-    /// Whether two elements may share memory. Exact but for interleavings that no slicing or transposition
-    /// of an array makes.
+    /// Whether two elements may share memory.
+    ///
+    /// Exact but for interleavings that no slicing or transposition of an array makes.
     var mayOverlapItself: Bool {
         var reach = 0
         for (extent, stride) in zip(shape, strides).sorted(by: { $0.1.magnitude < $1.1.magnitude }) {

@@ -15,8 +15,8 @@ func ulpDistance(_ a: UInt64, _ b: UInt64, _ layout: FormatLayout) -> UInt64 {
 /// Elements a thread takes at a time.
 private let chunk = 4_096
 
-/// Distance in units in the last place, element by element: how many representable steps lie between a
-/// and b.
+/// How many representable steps lie between a and b, element by element: the distance in units in the
+/// last place.
 ///
 /// *Edge cases:* as for `StorageFormat.ulpDistance(to:)`.
 ///
@@ -49,7 +49,8 @@ public func ulpDistance(
     let right = try StridedLayout("b", base: b.base, byteCount: size, shape: b.shape, strides: b.strides)
     guard !to.mayOverlapItself, !to.mayOverlap(left), !to.mayOverlap(right) else {
         throw LockstepError(
-            .invalidArgument, "distance: its elements share memory, with each other or with a or b; give it "
+            .invalidArgument,
+            "distance: its elements share memory, with each other or with a or b; give it "
                 + "memory of its own")
     }
     parallelFor(tasks: (to.count + chunk - 1) / chunk, threads: threads) { task, _ in
@@ -61,10 +62,11 @@ public func ulpDistance(
             left.gather(range, into: leftPart)
             right.gather(range, into: rightPart)
             switch a.format {
-            case .fp64: distances64(leftPart, rightPart, result, range.count, UInt64.self, a.format)
-            case .fp32: distances64(leftPart, rightPart, result, range.count, UInt32.self, a.format)
-            case .fp16, .bf16: distances64(leftPart, rightPart, result, range.count, UInt16.self, a.format)
-            case .e4m3fn, .e5m2: distances64(leftPart, rightPart, result, range.count, UInt8.self, a.format)
+            case .fp64: writeDistances(leftPart, rightPart, result, range.count, UInt64.self, a.format)
+            case .fp32: writeDistances(leftPart, rightPart, result, range.count, UInt32.self, a.format)
+            case .fp16, .bf16: writeDistances(leftPart, rightPart, result, range.count, UInt16.self, a.format)
+            case .e4m3fn, .e5m2:
+                writeDistances(leftPart, rightPart, result, range.count, UInt8.self, a.format)
             }
             to.scatter(result, to: range)
         }
@@ -73,7 +75,7 @@ public func ulpDistance(
 
 /// Distances of contiguous values.
 @inline(__always)
-private func distances64<BitPattern: FixedWidthInteger & UnsignedInteger>(
+private func writeDistances<BitPattern: FixedWidthInteger & UnsignedInteger>(
     _ a: UnsafeMutableRawPointer, _ b: UnsafeMutableRawPointer, _ result: UnsafeMutableRawPointer,
     _ count: Int, _: BitPattern.Type, _ format: Format
 ) {

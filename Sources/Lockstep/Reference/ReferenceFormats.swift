@@ -1,7 +1,10 @@
-/// Conversion between formats, written as plainly as possible. `convert` equals it bit for bit.
+/// The plain form of the conversion between formats: one value at a time, integer arithmetic only.
+///
+/// `convert` equals it bit for bit, on every instruction set.
 public enum ReferenceFormats {
-    /// Converts one element after the other, each by integer arithmetic; see `convert`. The arguments are
-    /// not checked.
+    /// Converts one element after the other; see `convert`.
+    ///
+    /// The arguments are not checked.
     public static func convert(
         _ source: TensorView, into destination: MutableTensorView, rounding: Rounding
     ) -> ConversionCounts {
@@ -14,12 +17,13 @@ public enum ReferenceFormats {
                 to += rest % source.shape[axis] * destination.strides[axis]
                 rest /= source.shape[axis]
             }
-            let scalar: ScalarRounding = switch rounding {
-            case .nearestEven: .nearestEven
-            case .towardZero: .towardZero
-            case .stochastic(let seed, let firstIndex):
-                .stochastic(Philox4x32(seed: seed).word(firstIndex + UInt64(index)))
-            }
+            let scalar: ScalarRounding =
+                switch rounding {
+                case .nearestEven: .nearestEven
+                case .towardZero: .towardZero
+                case .stochastic(let seed, let firstIndex):
+                    .stochastic(Philox4x32(seed: seed).word(firstIndex + UInt64(index)))
+                }
             let result = Lockstep.convert(
                 bits: load(source.base! + from * source.format.byteCount, source.format),
                 from: source.format, to: destination.format, rounding: scalar)
