@@ -1,3 +1,4 @@
+import CLockstepKernels
 import Testing
 
 @testable import Lockstep
@@ -174,6 +175,32 @@ private func converted(
                 }
             }
         }
+    }
+
+    /// A host that flushes subnormals and rounds toward zero gets the same bits, and its mode back.
+    @Test(arguments: InstructionSet.allCases.filter(\.isAvailable))
+    func modeOfTheHostChangesNothing(_ set: InstructionSet) throws {
+        #if arch(x86_64)
+            let hostile: UInt64 = 0x1f80 | 0x8040 | 0x6000  // FTZ, DAZ, toward zero
+        #else
+            let hostile: UInt64 = 1 << 24 | 3 << 22  // FZ, toward zero
+        #endif
+        let values = Patterns.fp32.map { Float(bitPattern: $0) }
+        let execution = Execution(threads: 2, instructionSet: set)
+        let halves = (0...UInt16.max).map { Float16(bitPattern: $0) }
+        let narrow = try convert(values, to: Float16.self, execution: execution).values
+        let wide = try convert(halves, to: Float.self, execution: execution).values
+        let found = lsk_float_mode_enter()
+        lsk_float_mode_leave(hostile)
+        let narrowAgain = try convert(values, to: Float16.self, execution: execution).values
+        let wideAgain = try convert(halves, to: Float.self, execution: execution).values
+        let scalar = FP8E5M2(0x1p-16 as Float).bitPattern
+        let after = lsk_float_mode_enter()
+        lsk_float_mode_leave(found)
+        #expect(after & ~0x3f == hostile)  // but for the sticky exception flags
+        #expect(scalar == 1)
+        #expect(narrowAgain.map(\.bitPattern) == narrow.map(\.bitPattern))
+        #expect(wideAgain.map(\.bitPattern) == wide.map(\.bitPattern))
     }
 
     @Test func inPlaceWhenSizesAreEqual() throws {
