@@ -9,6 +9,10 @@
 #include "softmax.h"
 #include "gemm.h"
 
+#include "math64.h"
+
+#include "mismatch.h"
+
 const lsk_kernels LSK_TABLE = {
     .instruction_set = LSK_SET,
     .convert = convert,
@@ -25,4 +29,7 @@ const lsk_kernels LSK_TABLE = {
     .pack_panel = pack_panel,
     .pack_panel_transposed = pack_panel_transposed,
     .add_bias = add_bias,
+    .mismatch_sums = mismatch_sums,
+    .mismatch_select = mismatch_select,
+    .mismatch_terms = mismatch_terms,
 };

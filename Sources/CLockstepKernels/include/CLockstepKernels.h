@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "lsk_environment.h"
+#include "lsk_mismatch.h"
 
 // The instruction sets, with the values of lockstep_instruction_set. Macros, so that the body can ask
 // for its own in #if.
@@ -119,6 +120,12 @@ typedef struct {
     void (*pack_panel_transposed)(float *panel, const void *x, int32_t format, ptrdiff_t row_stride,
                                   ptrdiff_t n, ptrdiff_t k);
     void (*add_bias)(float *c, ptrdiff_t c_stride, const float *bias, ptrdiff_t m, ptrdiff_t n);
+
+    // mismatch.h. `histogram` may be NULL.
+    void (*mismatch_sums)(lsk_mismatch_sums *sums, uint64_t *histogram, const lsk_mismatch_span *span);
+    int64_t (*mismatch_select)(double *values, const uint8_t *wanted, const lsk_mismatch_span *span);
+    int64_t (*mismatch_terms)(double *log_ratio, double *k3, double *probability, uint8_t *counted,
+                              const lsk_mismatch_span *span);
 } lsk_kernels;
 
 // The kernels for an instruction set; NULL if this machine, or this build, does not have it.

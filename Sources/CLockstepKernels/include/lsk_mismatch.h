@@ -1,0 +1,60 @@
+// What the mismatch kernels read and write.
+#ifndef LSK_MISMATCH_H
+#define LSK_MISMATCH_H
+
+#include <stdint.h>
+
+// A run of tokens of one sequence: contiguous log-probs of both policies and, unless NULL, their mask.
+typedef struct {
+    const void *_Nonnull trainer;
+    const void *_Nonnull rollout;
+    const uint8_t *_Nullable mask;  // not 0: the token counts
+    int32_t trainer_format;         // LSK_FP32, LSK_FP16, LSK_BF16 or LSK_FP64
+    int32_t rollout_format;
+    int64_t count;
+} lsk_mismatch_span;
+
+// Bands of the ratio r, in the order of the header: MLPerf, 1 %, 5 %, 10 %.
+enum { LSK_MISMATCH_BANDS = 4 };
+
+// Sums over the counted tokens of a span. A token counts if the mask lets it and both log-probs are
+// finite. d = trainer - rollout, r = exp(d), p and q the two probabilities.
+//
+// Token i belongs to lane i mod 8; a lane adds its tokens in order, and the lanes are added by halves.
+// So every sum is a function of the span alone.
+typedef struct {
+    int64_t tokens;
+    int64_t non_finite;  // tokens the mask lets count, with a log-prob that is not finite
+    int64_t differing;   // d != 0, or a zero of the other sign
+    int64_t outside[LSK_MISMATCH_BANDS];
+    double log_ratio;         // d
+    double square;            // d^2
+    double magnitude;         // |d|
+    double k3;                // exp(d) - 1 - d
+    double ratio;             // r
+    double ratio_square;      // r^2
+    double exp_magnitude;     // exp|d|
+    double probability_gap;   // |p - q|
+    double rollout;           // ln q
+    // Of s = p + q and g = p - q, less their values at the first counted token (the shifts): no square of
+    // a value near 1 is ever taken from another.
+    double sum_shift, gap_shift;
+    double sum, sum_square;
+    double gap, gap_square;
+    double sum_gap;
+    double largest;           // max |d|, -1 if no token counts
+    int64_t largest_at;       // its index in the span, the first of equals
+    double largest_gap;       // max |p - q|
+} lsk_mismatch_sums;
+
+// A histogram of d, fine enough that the tokens of a few bins can be selected from and small enough to
+// stay in the first cache: 7 bits of mantissa for 2^-24 <= |d| < 2^8 (clamped outside), negative below,
+// a bin of its own for 0, positive above. The last bin takes the tokens that do not count.
+enum {
+    LSK_MISMATCH_HALF_BINS = 4096,
+    LSK_MISMATCH_BINS = 2 * LSK_MISMATCH_HALF_BINS + 2,
+    LSK_MISMATCH_ZERO_BIN = LSK_MISMATCH_HALF_BINS,
+    LSK_MISMATCH_UNCOUNTED_BIN = LSK_MISMATCH_BINS - 1
+};
+
+#endif

@@ -1,0 +1,150 @@
+import CLockstepKernels
+
+/// How many tokens have their log ratio in each of the kernels' bins. Each worker counts on its own.
+struct MismatchHistogram: ~Copyable {
+    static let bins = Int(LSK_MISMATCH_BINS)
+
+    private let counts: Scratch<UInt64>
+    private let workers: Int
+
+    init(workers: Int) throws(LockstepError) {
+        counts = try Scratch(count: workers * MismatchHistogram.bins, filledWith: 0)
+        self.workers = workers
+    }
+
+    /// The counts of worker 0, then those of worker 1...
+    var workerBins: UnsafeMutablePointer<UInt64> { counts.base }
+
+    /// The counts of all workers, the bin of tokens that do not count left out.
+    func total() -> [Int] {
+        (0..<MismatchHistogram.bins - 1).map { bin in
+            (0..<workers).reduce(0) { $0 + Int(counts.base[$1 * MismatchHistogram.bins + bin]) }
+        }
+    }
+}
+
+/// Exact quantiles without sorting: a histogram says which few bins hold the order statistics, a second
+/// pass collects the tokens of those bins, and a selection finds them there.
+enum MismatchQuantiles {
+    /// The quantiles that are reported, in thousandths.
+    static let thousandths = [1, 10, 50, 250, 500, 750, 950, 990, 999]
+
+    /// The quantiles of the log ratio over all `tokens` counted tokens: linear between order statistics,
+    /// x[h] with h = q (tokens - 1). NaN where no token counts.
+    static func measure(
+        _ scan: MismatchScan, histogram: [Int], tokens: Int
+    ) throws(LockstepError) -> [Double] {
+        guard tokens > 0 else { return thousandths.map { _ in .nan } }
+        var ranks: Set<Int> = []
+        for q in thousandths {
+            let rank = (tokens - 1) * q / 1000
+            ranks.formUnion([rank, min(rank + 1, tokens - 1)])
+        }
+        let values = try orderStatistics(ranks.sorted(), scan, histogram)
+        return thousandths.map { q in
+            let (rank, rest) = ((tokens - 1) * q).quotientAndRemainder(dividingBy: 1000)
+            let (low, high) = (values[rank]!, values[min(rank + 1, tokens - 1)]!)
+            return low == high ? low : low + (high - low) * (Double(rest) / 1000)
+        }
+    }
+
+    /// The values at `ranks` (ascending) of the sorted log ratios.
+    private static func orderStatistics(
+        _ ranks: [Int], _ scan: MismatchScan, _ histogram: [Int]
+    ) throws(LockstepError) -> [Int: Double] {
+        var values: [Int: Double] = [:]
+        var wanted = [UInt8](repeating: 0, count: MismatchHistogram.bins)
+        var collected: [(rank: Int, index: Int)] = []  // index among the tokens that will be collected
+        var below = 0  // tokens in lower bins ...
+        var belowWanted = 0  // ... of them, collected
+        var next = 0
+        for (bin, count) in histogram.enumerated() {
+            let first = next
+            while next < ranks.count, ranks[next] < below + count { next += 1 }
+            let isZero = bin == Int(LSK_MISMATCH_ZERO_BIN)
+            for rank in ranks[first..<next] {
+                if isZero { values[rank] = 0 } else { collected.append((rank, rank - below + belowWanted)) }
+            }
+            if first < next, !isZero {
+                wanted[bin] = 1
+                belowWanted += count
+            }
+            below += count
+        }
+        if collected.isEmpty { return values }
+        let tokens = try collect(wanted, count: belowWanted, scan)
+        select(collected.map(\.index)[...], in: tokens.base, 0..<belowWanted)
+        for (rank, index) in collected { values[rank] = tokens.base[index] }
+        return values
+    }
+
+    /// The log ratios of all tokens in the wanted bins, in no particular order.
+    private static func collect(
+        _ wanted: [UInt8], count: Int, _ scan: MismatchScan
+    ) throws(LockstepError) -> Scratch<Double> {
+        let room = MismatchSpan.tokens + 1
+        let found = try Scratch<Double>(count: scan.workers * room)
+        var kept = [[Double]](repeating: [], count: scan.workers)
+        let base = found.base
+        kept.withUnsafeMutableBufferPointer { kept in
+            let kept = kept.baseAddress!
+            scan.forEachTask { range, worker in
+                let values = base + worker * room
+                for index in range {
+                    var view = scan.view(scan.spans[index])
+                    let count = scan.kernels.pointee.mismatch_select!(values, wanted, &view)
+                    kept[worker].append(contentsOf: UnsafeBufferPointer(start: values, count: Int(count)))
+                }
+            }
+        }
+        let tokens = try Scratch<Double>(count: count)
+        var next = tokens.base
+        for values in kept {
+            values.withUnsafeBufferPointer { next.update(from: $0.baseAddress!, count: $0.count) }
+            next += values.count
+        }
+        return tokens
+    }
+
+    /// Permutes `values[range]` so that each of `indices` (ascending, in range) holds what it would if the
+    /// range were sorted.
+    ///
+    /// Quickselect for many indices: splits three ways around a pivot and goes on only where an index is.
+    /// A part that does not shrink well is sorted, so the time is never worse than that of a sort.
+    static func select(
+        _ indices: ArraySlice<Int>, in values: UnsafeMutablePointer<Double>, _ range: Range<Int>
+    ) {
+        var work = [(indices, range, depth: 0)]
+        while let (indices, range, depth) = work.popLast() {
+            if indices.isEmpty { continue }
+            if range.count <= 32 || depth > 40 {
+                var part = UnsafeMutableBufferPointer(start: values + range.lowerBound, count: range.count)
+                part.sort()
+                continue
+            }
+            let (a, c) = (values[range.lowerBound], values[range.upperBound - 1])
+            let b = values[range.lowerBound + range.count / 2]
+            let pivot = max(min(a, b), min(max(a, b), c))
+            var low = range.lowerBound  // below it: less than the pivot
+            var high = range.upperBound  // from it on: greater
+            var at = low
+            while at < high {
+                let value = values[at]
+                if value < pivot {
+                    values[at] = values[low]
+                    values[low] = value
+                    low += 1
+                    at += 1
+                } else if value > pivot {
+                    high -= 1
+                    values[at] = values[high]
+                    values[high] = value
+                } else {
+                    at += 1
+                }
+            }
+            work.append((indices.prefix { $0 < low }, range.lowerBound..<low, depth + 1))
+            work.append((indices.drop { $0 < high }, high..<range.upperBound, depth + 1))
+        }
+    }
+}

@@ -1,0 +1,245 @@
+import CLockstep
+import Lockstep
+
+// Section 4 of the header: mismatch.
+
+extension lockstep_mismatch_options: GrowableOptions {
+    static var firstSize: Int { 16 }
+}
+
+@_cdecl("lockstep_mismatch_measure") @implementation
+public func lockstep_mismatch_measure(
+    _ mismatch: UnsafeMutablePointer<lockstep_mismatch>!, _ trainerLogProbs: UnsafePointer<lockstep_tensor>!,
+    _ rolloutLogProbs: UnsafePointer<lockstep_tensor>!, _ mask: UnsafePointer<lockstep_tensor>!,
+    _ offsets: UnsafePointer<lockstep_tensor>!, _ options: UnsafePointer<lockstep_mismatch_options>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let size = try growableSize(of: mismatch)
+        let (policy, execution) = try mismatchOptions(options)
+        let pair = try logProbPair(trainerLogProbs, rolloutLogProbs, mask, offsets)
+        var result = lockstep_mismatch(try pair.mismatch(nonFinite: policy, execution: execution))
+        result.struct_size = UInt32(size)
+        withUnsafeBytes(of: result) {
+            let known = UnsafeRawBufferPointer(rebasing: $0.prefix(size))
+            UnsafeMutableRawPointer(mismatch).copyMemory(from: known.baseAddress!, byteCount: known.count)
+        }
+    }
+}
+
+@_cdecl("lockstep_mismatch_sequences") @implementation
+public func lockstep_mismatch_sequences(
+    _ sequences: UnsafeMutablePointer<lockstep_mismatch_sequence>!, _ count: Int,
+    _ trainerLogProbs: UnsafePointer<lockstep_tensor>!, _ rolloutLogProbs: UnsafePointer<lockstep_tensor>!,
+    _ mask: UnsafePointer<lockstep_tensor>!, _ offsets: UnsafePointer<lockstep_tensor>!,
+    _ options: UnsafePointer<lockstep_mismatch_options>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let (policy, execution) = try mismatchOptions(options)
+        let pair = try logProbPair(trainerLogProbs, rolloutLogProbs, mask, offsets)
+        guard count == pair.sequences else {
+            throw invalid("count is \(UInt(bitPattern: count)) but there are \(pair.sequences) sequences")
+        }
+        try checkOutput(sequences, "sequences", count: count)
+        try pair.sequenceMismatches(nonFinite: policy, execution: execution) {
+            sequences[$0] = lockstep_mismatch_sequence($1)
+        }
+    }
+}
+
+@_cdecl("lockstep_mismatch_profile") @implementation
+public func lockstep_mismatch_profile(
+    _ buckets: UnsafeMutablePointer<lockstep_mismatch_bucket>!, _ bucketCount: Int,
+    _ edges: UnsafePointer<Double>!, _ axis: lockstep_mismatch_axis,
+    _ trainerLogProbs: UnsafePointer<lockstep_tensor>!, _ rolloutLogProbs: UnsafePointer<lockstep_tensor>!,
+    _ mask: UnsafePointer<lockstep_tensor>!, _ offsets: UnsafePointer<lockstep_tensor>!,
+    _ options: UnsafePointer<lockstep_mismatch_options>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let (policy, execution) = try mismatchOptions(options)
+        let pair = try logProbPair(trainerLogProbs, rolloutLogProbs, mask, offsets)
+        guard let axis = MismatchAxis(rawValue: axis) else {
+            throw invalid("axis is \(axis); see the LOCKSTEP_AXIS constants")
+        }
+        guard (1...1 << 24).contains(bucketCount) else {
+            throw invalid("bucket_count is \(UInt(bitPattern: bucketCount)); give 1 to 16,777,216 buckets")
+        }
+        try checkOutput(buckets, "buckets", count: bucketCount)
+        try checkOutput(edges, "edges", count: bucketCount + 1)
+        let edges = Array(UnsafeBufferPointer(start: edges, count: bucketCount + 1))
+        let profile = try pair.mismatchProfile(
+            over: axis, edges: edges, nonFinite: policy, execution: execution)
+        for (index, bucket) in profile.enumerated() { buckets[index] = lockstep_mismatch_bucket(bucket) }
+    }
+}
+
+/// Policy and execution of a mismatch call.
+private func mismatchOptions(
+    _ pointer: UnsafePointer<lockstep_mismatch_options>?
+) throws(LockstepError) -> (NonFinitePolicy, Execution) {
+    var defaults = lockstep_mismatch_options()
+    defaults.struct_size = UInt32(MemoryLayout<lockstep_mismatch_options>.size)
+    let options = try read(pointer, defaults: defaults)
+    guard let policy = NonFinitePolicy(rawValue: options.non_finite) else {
+        throw invalid("options: non_finite is \(options.non_finite); see the LOCKSTEP_NON_FINITE constants")
+    }
+    return (policy, try execution(threads: options.threads, options.instruction_set))
+}
+
+/// The log-probs of both policies, in either layout.
+private func logProbPair(
+    _ trainer: UnsafePointer<lockstep_tensor>?, _ rollout: UnsafePointer<lockstep_tensor>?,
+    _ mask: UnsafePointer<lockstep_tensor>?, _ offsets: UnsafePointer<lockstep_tensor>?
+) throws(LockstepError) -> LogProbPair {
+    let trainer = try CheckedTensor(trainer, "trainer_log_probs")
+    let rollout = try CheckedTensor(rollout, "rollout_log_probs")
+    guard trainer.shape == rollout.shape else {
+        throw invalid(
+            "rollout_log_probs: shape is \(rollout.shape) but trainer_log_probs is \(trainer.shape)")
+    }
+    return try LogProbPair(
+        trainer: trainer.packedOrPadded(), rollout: rollout.packedOrPadded(),
+        mask: try optionalMask(mask, like: trainer), offsets: try optionalOffsets(offsets, for: trainer))
+}
+
+private func optionalMask(
+    _ pointer: UnsafePointer<lockstep_tensor>?, like tensor: CheckedTensor
+) throws(LockstepError) -> MaskView? {
+    guard let pointer else { return nil }
+    let mask = try CheckedTensor(pointer, "mask")
+    guard [LOCKSTEP_UINT8, LOCKSTEP_BOOL].contains(Int(mask.code)) else {
+        throw invalid("mask: dtype must be uint8 or bool")
+    }
+    guard mask.shape == tensor.shape else {
+        throw invalid("mask: shape is \(mask.shape) but \(tensor.name) is \(tensor.shape)")
+    }
+    let (rows, columns, rowStride) = try mask.rowsOfTokens()
+    return MaskView(
+        mask.base.map { UnsafePointer($0.assumingMemoryBound(to: UInt8.self)) }, rows: rows, columns: columns,
+        rowStride: rowStride)
+}
+
+private func optionalOffsets(
+    _ pointer: UnsafePointer<lockstep_tensor>?, for tensor: CheckedTensor
+) throws(LockstepError) -> TokenView? {
+    guard let pointer else { return nil }
+    let offsets = try CheckedTensor(pointer, "offsets")
+    guard Int(offsets.code) == LOCKSTEP_INT64 else { throw invalid("offsets: dtype must be int64") }
+    guard tensor.shape.count == 1 else {
+        throw invalid("offsets: given with log-probs \(tensor.shape); give packed log-probs [tokens], or NULL")
+    }
+    return try offsets.tokens("[sequences + 1]")
+}
+
+extension CheckedTensor {
+    /// Packed [tokens] as one row, or padded [sequences x length].
+    fileprivate func packedOrPadded() throws(LockstepError) -> MatrixView {
+        let format = try format([.fp32, .fp64, .fp16, .bf16])
+        let (rows, columns, rowStride) = try rowsOfTokens()
+        return MatrixView(base, format, rows: rows, columns: columns, rowStride: rowStride)
+    }
+
+    fileprivate func rowsOfTokens() throws(LockstepError) -> (rows: Int, columns: Int, rowStride: Int) {
+        guard shape.count <= 2 else {
+            throw invalid("\(name): has \(shape.count) dimensions; give [tokens] or [sequences x length]")
+        }
+        let last = shape.count - 1
+        guard shape[last] <= 1 || strides[last] == 1 else {
+            throw invalid(
+                "\(name): strides[\(last)] is \(strides[last]); tokens must be contiguous, copy it first")
+        }
+        return last == 0 ? (1, shape[0], 0) : (shape[0], shape[1], strides[0])
+    }
+}
+
+/// Checks that an array of the caller is there and aligned.
+private func checkOutput<Element>(
+    _ pointer: UnsafePointer<Element>?, _ name: StaticString, count: Int
+) throws(LockstepError) {
+    guard count == 0 || pointer != nil else { throw invalid("\(name) is NULL") }
+    guard Int(bitPattern: pointer) % MemoryLayout<Element>.alignment == 0 else {
+        throw invalid("\(name): is not aligned to \(MemoryLayout<Element>.alignment) bytes")
+    }
+}
+
+/// The number of bytes to write of a result struct that the caller's version may know less or more of.
+private func growableSize(of pointer: UnsafePointer<lockstep_mismatch>?) throws(LockstepError) -> Int {
+    try checkOutput(pointer, "mismatch", count: 1)
+    let known = MemoryLayout<lockstep_mismatch>.size
+    let size = Int(pointer!.pointee.struct_size)
+    guard size >= known, size <= 1 << 16 else {
+        throw invalid("mismatch: struct_size is \(size); set it to sizeof(lockstep_mismatch) (\(known))")
+    }
+    return size
+}
+
+extension lockstep_estimate {
+    fileprivate init(_ estimate: Estimate) {
+        self.init(value: estimate.value, standard_error: estimate.standardError)
+    }
+}
+
+extension lockstep_mismatch {
+    fileprivate init(_ m: Mismatch) {
+        self.init()
+        tokens = Int64(m.tokens)
+        masked_tokens = Int64(m.maskedTokens)
+        excluded_tokens = Int64(m.excludedTokens)
+        sequences = Int64(m.sequences)
+        empty_sequences = Int64(m.emptySequences)
+        mean_log_ratio = .init(m.meanLogRatio)
+        k1 = .init(m.k1)
+        k2 = .init(m.k2)
+        k3 = .init(m.k3)
+        mean_abs_log_ratio = .init(m.meanAbsLogRatio)
+        rms_log_ratio = .init(m.rmsLogRatio)
+        max_abs_log_ratio = m.maxAbsLogRatio
+        max_abs_sequence = Int64(m.maxAbsSequence)
+        max_abs_position = Int64(m.maxAbsPosition)
+        mean_abs_prob_diff = .init(m.meanAbsProbDiff)
+        max_abs_prob_diff = m.maxAbsProbDiff
+        pearson = m.pearson
+        one_minus_pearson = m.oneMinusPearson
+        share_differing = .init(m.shareDiffering)
+        share_outside_mlperf = .init(m.shareOutsideMLPerf)
+        share_outside_1pct = .init(m.shareOutside1pct)
+        share_outside_5pct = .init(m.shareOutside5pct)
+        share_outside_10pct = .init(m.shareOutside10pct)
+        chi_square = .init(m.chiSquare)
+        mean_ratio = .init(m.meanRatio)
+        ess = m.ess
+        mean_exp_abs_log_ratio = .init(m.meanExpAbsLogRatio)
+        trainer_perplexity = m.trainerPerplexity
+        rollout_perplexity = m.rolloutPerplexity
+        perplexity_ratio = m.perplexityRatio
+        mean_rollout_log_prob = .init(m.meanRolloutLogProb)
+        withUnsafeMutableBytes(of: &log_ratio_quantiles) { quantiles in
+            m.logRatioQuantiles.withUnsafeBytes { quantiles.copyMemory(from: $0) }
+        }
+        sequence_log_ratio = .init(m.sequenceLogRatio)
+        sequence_log_ratio_std = m.sequenceLogRatioStd
+        sequence_mean_log_ratio = .init(m.sequenceMeanLogRatio)
+        sequence_mean_exp_abs = .init(m.sequenceMeanExpAbs)
+        sequence_ess = m.sequenceESS
+        share_sequences_masked = .init(m.shareSequencesMasked)
+        slope_per_1000 = .init(m.slopePer1000)
+        mean_sequence_length = m.meanSequenceLength
+        max_sequence_length = Int64(m.maxSequenceLength)
+    }
+}
+
+extension lockstep_mismatch_sequence {
+    fileprivate init(_ sequence: SequenceMismatch) {
+        self.init(
+            tokens: Int64(sequence.tokens), log_ratio: sequence.logRatio,
+            mean_log_ratio: sequence.meanLogRatio, mean_abs_log_ratio: sequence.meanAbsLogRatio,
+            max_abs_log_ratio: sequence.maxAbsLogRatio, mean_exp_abs: sequence.meanExpAbs, k3: sequence.k3)
+    }
+}
+
+extension lockstep_mismatch_bucket {
+    fileprivate init(_ bucket: MismatchBucket) {
+        self.init(
+            lower: bucket.lower, upper: bucket.upper, tokens: Int64(bucket.tokens),
+            mean_log_ratio: bucket.meanLogRatio, mean_abs_log_ratio: bucket.meanAbsLogRatio, k3: bucket.k3)
+    }
+}

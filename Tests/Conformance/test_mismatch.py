@@ -1,0 +1,395 @@
+"""Mismatch against what other systems compute, against NumPy, and on the real rollouts of examples/data.
+
+Tests/Vectors/mismatch.json holds the results of verl, prime-rl, NeMo-RL, slime and tinker-cookbook (and of
+formulas restated from Oat, TRL, torchtitan and NeMo) on float64 inputs. MAPPED says which of ours each of
+their figures is; UNMAPPED says why the others have no counterpart. Both must be complete and current.
+"""
+
+import gzip
+import json
+import math
+
+import numpy as np
+import pytest
+
+from mismatch_library import ROOT, measure, profile, sequences
+
+VECTORS = json.loads((ROOT / "Tests" / "Vectors" / "mismatch.json").read_text())
+
+# A peer's figure as a function of what we measure, an `Ours`. Means over sequences of something else than d
+# follow from measuring each sequence alone. verl and slime clamp d to +-20 in chi squared; we clamp nothing.
+MAPPED = {
+    "verl": {
+        "training_ppl": lambda o: mean(math.exp(-row.mean_trainer) for row in o.rows),
+        "training_log_ppl": lambda o: mean(-row.mean_trainer for row in o.rows),
+        "rollout_ppl": lambda o: mean(math.exp(-row.mean_rollout) for row in o.rows),
+        "rollout_log_ppl": lambda o: mean(-row.mean_rollout for row in o.rows),
+        "kl": lambda o: o.all.k1.value,
+        "k3_kl": lambda o: o.all.k3.value,
+        "log_ppl_diff": lambda o: -o.all.sequence_mean_log_ratio.value,
+        "log_ppl_abs_diff": lambda o: mean(abs(row.mean_log_ratio) for row in o.rows),
+        "log_ppl_diff_max": lambda o: max(-row.mean_log_ratio for row in o.rows),
+        "log_ppl_diff_min": lambda o: min(-row.mean_log_ratio for row in o.rows),
+        "ppl_ratio": lambda o: mean(math.exp(-row.mean_log_ratio) for row in o.rows),
+        "chi2_token": lambda o: o.clamped.chi_square.value,
+        "chi2_seq": lambda o: mean(
+            math.exp(2 * min(max(row.log_ratio, -20), 20)) for row in o.rows) - 1,
+        "training/rollout_probs_diff_valid": lambda o: 1 if o.all.tokens else 0,
+        "training/rollout_probs_diff_max": lambda o: o.all.max_abs_prob_diff,
+        "training/rollout_probs_diff_mean": lambda o: o.all.mean_abs_prob_diff.value,
+        "training/rollout_actor_probs_pearson_corr": lambda o: o.all.pearson,
+    },
+    "prime-rl": {
+        "mean": lambda o: o.all.k3.value,
+        "per_row_mean": lambda o: [row.k3 for row in o.rows],
+    },
+    "nemo-rl": {
+        "token_mult_prob_error": lambda o: o.all.mean_exp_abs_log_ratio.value,
+        "gen_kl_error": lambda o: o.all.k3.value,
+        "policy_kl_error": lambda o: o.exchanged.k3.value,
+        "sampling_importance_ratio": lambda o: o.all.mean_ratio.value,
+    },
+    "tinker-cookbook": {
+        "optim/kl_sample_train_v1": lambda o: o.all.k1.value,
+        "optim/kl_sample_train_v2": lambda o: o.all.k2.value,
+        "optim/entropy": lambda o: -o.all.mean_rollout_log_prob.value,
+    },
+    # slime's figures: a mean for each row; per_token_mean is the token-weighted mean of those.
+    "slime": {
+        "training_log_ppl": lambda o: rows(o, lambda row: -row.mean_trainer),
+        "training_ppl": lambda o: rows(o, lambda row: math.exp(-row.mean_trainer)),
+        "rollout_log_ppl": lambda o: rows(o, lambda row: -row.mean_rollout),
+        "rollout_ppl": lambda o: rows(o, lambda row: math.exp(-row.mean_rollout)),
+        "kl": lambda o: rows(o, lambda row: -row.mean_log_ratio),
+        "k3_kl": lambda o: rows(o, lambda row: row.k3),
+        "log_ppl_diff": lambda o: rows(o, lambda row: -row.mean_log_ratio),
+        "log_ppl_abs_diff": lambda o: rows(o, lambda row: abs(row.mean_log_ratio)),
+        "ppl_ratio": lambda o: rows(o, lambda row: math.exp(-row.mean_log_ratio)),
+        "chi2_token": lambda o: rows(o, lambda row: row.chi_square),
+        "chi2_seq": lambda o: rows(
+            o, lambda row: math.exp(2 * min(max(row.log_ratio, -20), 20)) - 1),
+    },
+    "formula": {
+        "oat.kl_sample_train_v1": lambda o: o.all.k1.value,
+        "oat.kl_sample_train_v2": lambda o: o.all.k2.value,
+        "trl.sampling_logp_difference.mean": lambda o: o.all.mean_abs_log_ratio.value,
+        "trl.sampling_logp_difference.max": lambda o: o.all.max_abs_log_ratio,
+        "titan.logprob_diff.mean": lambda o: o.all.mean_log_ratio.value,
+        "titan.logprob_diff.max": lambda o: o.all.max_abs_log_ratio,
+        "nemo.seq_logprob_error.per_row": lambda o: [row.mean_exp_abs for row in o.rows],
+    },
+}
+
+# (system, key): why it has no counterpart.
+UNMAPPED = {
+    ("verl", "training/rollout_probs_diff_std"): "we give the standard error of the mean, by sequence",
+    ("prime-rl", "std"): "we give the standard error of the mean, by sequence",
+    ("prime-rl", "max"): "we give max |d| with its place; k3 is a function of d",
+    ("nemo-rl", "js_divergence_error"): "an estimate; we give the exact one over the vocabulary",
+    ("nemo-rl", "approx_entropy"): "of the current policy, which a pair of logs does not have",
+    ("formula", "oat.sampler_learner_prob_diff_max"): "signed, and padding enters as 0; we give max |p - q|",
+    ("formula", "oat.sampler_learner_prob_diff_min"): "signed, and padding enters as 0; we give max |p - q|",
+    ("formula", "titan.ratio_tokens_different"): "|d| above 1e-6; we count bits that differ, and the bands",
+}
+
+# Deviations of a peer that README.md of the vectors names, as relative tolerances.
+TOLERANCES = {"nemo-rl": 3e-8}
+
+
+def mean(values):
+    values = list(values)
+    return math.fsum(values) / len(values)
+
+
+def rows(ours, figure):
+    """slime's two forms: the rows, and their mean by tokens."""
+    values = [figure(row) for row in ours.rows]
+    return [*values, math.fsum(v * row.tokens for v, row in zip(values, ours.rows)) / ours.all.tokens]
+
+
+def number(value):
+    return float(value) if isinstance(value, str) else value
+
+
+def clamped(trainer, rollout):
+    return rollout + np.clip(trainer - rollout, -20, 20)
+
+
+class Row:
+    """What we say of one sequence: the per-sequence call, and the statistics of that sequence alone."""
+
+    def __init__(self, sequence, trainer, rollout, mask):
+        self.tokens, self.k3, self.mean_exp_abs = sequence.tokens, sequence.k3, sequence.mean_exp_abs
+        self.log_ratio, self.mean_log_ratio = sequence.log_ratio, sequence.mean_log_ratio
+        alone = measure(trainer, rollout, mask)
+        self.mean_rollout = alone.mean_rollout_log_prob.value
+        self.mean_trainer = -math.log(alone.trainer_perplexity)
+        self.chi_square = measure(clamped(trainer, rollout), rollout, mask).chi_square.value
+
+
+class Ours:
+    """What we measure on an input: all of it, its rows that have tokens, the two policies exchanged, and
+    with d clamped."""
+
+    def __init__(self, name):
+        source = VECTORS["inputs"][name]
+        trainer = np.array(source["train_logprobs"], dtype=np.float64)
+        rollout = np.array(source["rollout_logprobs"], dtype=np.float64)
+        mask = np.array(source["mask"], dtype=np.uint8)
+        self.all = measure(trainer, rollout, mask)
+        self.exchanged = measure(rollout, trainer, mask)
+        self.clamped = measure(clamped(trainer, rollout), rollout, mask)
+        self.rows = [
+            Row(sequence, trainer[i], rollout[i], mask[i])
+            for i, sequence in enumerate(sequences(trainer, rollout, mask)) if sequence.tokens]
+
+
+def expected_rows(value, name):
+    """A peer's list of rows without its empty rows, which do not exist for us."""
+    mask = np.array(VECTORS["inputs"][name]["mask"])
+    return [number(v) for v, row in zip(value, mask) if row.any()] if len(value) == len(mask) else value
+
+
+@pytest.mark.parametrize("part", ["expected", "exact"])
+@pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["id"])
+def test_golden(case, part):
+    """`expected` is the peer's own result, `exact` an independent formula (all there is to hold us to where
+    the peer has a bug)."""
+    if not case.get(part) or (part == "expected" and "peer_bug" in case.get("flags", [])):
+        part = "exact" if part == "expected" else "expected"
+    tolerance = TOLERANCES.get(case["system"], 1e-9) if part == "expected" else 1e-9
+    ours = Ours(case["input"])
+    for key, value in case[part].items():
+        if (case["system"], key) in UNMAPPED:
+            continue
+        if isinstance(value, dict):
+            value = [*expected_rows(value["per_row"], case["input"]), value["per_token_mean"]]
+        elif isinstance(value, list):
+            value = expected_rows(value, case["input"])
+        value = [number(v) for v in value] if isinstance(value, list) else number(value)
+        np.testing.assert_allclose(
+            MAPPED[case["system"]][key](ours), value, rtol=tolerance, atol=1e-13, err_msg=key)
+
+
+def test_every_figure_of_the_vectors_is_accounted_for():
+    seen = {
+        (case["system"], key) for case in VECTORS["cases"]
+        for part in ("expected", "exact") for key in case.get(part) or {}}
+    mapped = {(system, key) for system, keys in MAPPED.items() for key in keys}
+    assert not mapped & UNMAPPED.keys()
+    assert seen == mapped | UNMAPPED.keys()
+
+
+def synthetic(seed=0, count=60, longest=700, dtype=np.float32):
+    """Packed logs whose noise is heavy-tailed and grows with 1 - p, some of it exactly 0; the mask has holes,
+    and some sequences are empty or nothing but holes."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, longest, count)
+    lengths[[3, 17]] = 0
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    tokens = int(offsets[-1])
+    rollout = np.log(rng.beta(2, 0.5, tokens)).astype(dtype)
+    noise = 0.05 * rng.standard_t(3, tokens) * (1 - np.exp(rollout)) * (rng.random(tokens) < 0.9)
+    trainer = (rollout + noise).astype(dtype)
+    mask = rng.random(tokens) < 0.8
+    mask[offsets[5]:offsets[6]] = False
+    return trainer, rollout, mask, offsets
+
+
+def statistics(trainer, rollout, mask, offsets):
+    """The header's formulas in plain NumPy: (field or (field, "standard_error"), value)."""
+    a, b = trainer.astype(np.float64), rollout.astype(np.float64)
+    owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))[mask]
+    position = (np.arange(len(a)) - np.repeat(offsets[:-1], np.diff(offsets)))[mask]
+    a, b = a[mask], b[mask]
+    d = a - b
+    r, p, q = np.exp(d), np.exp(a), np.exp(b)
+    lengths = np.bincount(owner, minlength=len(offsets) - 1).astype(float)
+    there = lengths > 0
+    n, k = len(d), int(there.sum())
+
+    def average(name, x, offset=0.0):
+        sums = np.bincount(owner, x, minlength=len(offsets) - 1)
+        residual = (sums - x.mean() * lengths)[there]
+        yield name, x.mean() + offset
+        yield (name, "standard_error"), math.sqrt(k / (k - 1) * (residual**2).sum()) / n
+
+    def over_sequences(name, x):
+        yield name, x.mean()
+        yield (name, "standard_error"), x.std(ddof=1) / math.sqrt(k)
+
+    def outside(low, high):
+        return ((r < low) | (r > high)).astype(float)
+
+    yield from average("mean_log_ratio", d)
+    yield from average("k1", -d)
+    yield from average("k2", d * d / 2)
+    yield from average("k3", np.expm1(d) - d)
+    yield from average("mean_abs_log_ratio", abs(d))
+    yield from average("mean_abs_prob_diff", abs(p - q))
+    yield from average("share_differing", (a != b).astype(float))
+    yield from average("share_outside_mlperf", outside(0.999, 1.002))
+    yield from average("share_outside_1pct", outside(0.99, 1.01))
+    yield from average("share_outside_5pct", outside(0.95, 1.05))
+    yield from average("share_outside_10pct", outside(0.9, 1.1))
+    yield from average("chi_square", r * r, -1)
+    yield from average("mean_ratio", r)
+    yield from average("mean_exp_abs_log_ratio", np.exp(abs(d)))
+    yield from average("mean_rollout_log_prob", b)
+    rms = math.sqrt((d * d).mean())
+    yield "rms_log_ratio", rms
+    yield ("rms_log_ratio", "standard_error"), dict(average("", d * d))[("", "standard_error")] / (2 * rms)
+    yield "max_abs_log_ratio", abs(d).max()
+    yield "max_abs_sequence", owner[abs(d).argmax()]
+    yield "max_abs_position", position[abs(d).argmax()]
+    yield "max_abs_prob_diff", abs(p - q).max()
+    yield "pearson", np.corrcoef(p, q)[0, 1]
+    z = (p - p.mean()) / p.std() - (q - q.mean()) / q.std()
+    yield "one_minus_pearson", (z * z).mean() / 2
+    yield "ess", r.sum() ** 2 / (n * (r * r).sum())
+    yield "trainer_perplexity", math.exp(-a.mean())
+    yield "rollout_perplexity", math.exp(-b.mean())
+    yield "perplexity_ratio", math.exp(-d.mean())
+    for index, quantile in enumerate(np.quantile(d, QUANTILES)):
+        yield ("log_ratio_quantiles", index), quantile
+
+    sums = np.bincount(owner, d, minlength=len(offsets) - 1)[there]
+    worst = np.bincount(owner, np.exp(abs(d)), minlength=len(offsets) - 1)[there] / lengths[there]
+    length = lengths[there]
+    yield from over_sequences("sequence_log_ratio", sums)
+    yield "sequence_log_ratio_std", sums.std(ddof=1)
+    yield from over_sequences("sequence_mean_log_ratio", sums / length)
+    yield from over_sequences("sequence_mean_exp_abs", worst)
+    yield from over_sequences("share_sequences_masked", (worst > 2).astype(float))
+    weights = np.exp(sums)
+    yield "sequence_ess", weights.sum() ** 2 / (k * (weights**2).sum())
+    centred = length - length.mean()
+    slope, level = np.polyfit(length, sums, 1)
+    residual = sums - slope * length - level
+    yield "slope_per_1000", 1000 * slope
+    yield ("slope_per_1000", "standard_error"), 1000 * math.sqrt(
+        k / (k - 2) * ((centred * residual) ** 2).sum()) / (centred**2).sum()
+    yield "mean_sequence_length", n / k
+    yield "max_sequence_length", length.max()
+    yield "tokens", n
+    yield "masked_tokens", len(mask) - n
+    yield "excluded_tokens", 0
+    yield "sequences", k
+    yield "empty_sequences", len(offsets) - 1 - k
+
+
+QUANTILES = [0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999]
+
+
+def fields(result):
+    """Every number of a lockstep_mismatch, by the names `statistics` uses."""
+    values = {}
+    for name, _ in type(result)._fields_[2:]:
+        value = getattr(result, name)
+        if hasattr(value, "standard_error"):
+            values[name], values[(name, "standard_error")] = value.value, value.standard_error
+        elif hasattr(value, "__len__"):
+            values.update({(name, i): v for i, v in enumerate(value)})
+        else:
+            values[name] = value
+    return values
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_every_field_is_its_formula(dtype):
+    log = synthetic(dtype=np.float64 if dtype == "float64" else np.float32)
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    trainer, rollout = log[0].astype(dtype), log[1].astype(dtype)
+    expected = dict(statistics(trainer, rollout, *log[2:]))
+    ours = fields(measure(trainer, rollout, *log[2:]))
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(ours[name], value, rtol=2e-11, atol=1e-16, err_msg=str(name))
+
+
+def test_one_minus_pearson_does_not_cancel():
+    """Where the policies differ by 1e-9, 1 - correlation is 1e-18: below what subtracting from 1 can say."""
+    rng = np.random.default_rng(1)
+    rollout = np.log(rng.uniform(0.01, 1, 5000))
+    trainer = rollout + 1e-9 * rng.standard_normal(5000)
+    d = (trainer - rollout).astype(np.longdouble)
+    q = np.exp(rollout.astype(np.longdouble))
+    p = q * np.exp(d)
+    z = (p - p.mean()) / p.std() - (q - q.mean()) / q.std()
+    result = measure(trainer, rollout)
+    np.testing.assert_allclose(result.one_minus_pearson, float((z * z).mean() / 2), rtol=1e-9)
+    assert result.one_minus_pearson < 1e-17
+
+
+def test_padded_is_packed():
+    trainer, rollout, mask, offsets = synthetic()
+    shape = (len(offsets) - 1, int(np.diff(offsets).max()) + 5)
+    padded = [np.full(shape, np.nan, x.dtype) for x in (trainer, rollout)] + [np.zeros(shape, bool)]
+    for row in range(shape[0]):
+        for target, source in zip(padded, (trainer, rollout, mask)):
+            part = source[offsets[row]:offsets[row + 1]]
+            target[row, :len(part)] = part
+    packed = fields(measure(trainer, rollout, mask, offsets))
+    both = fields(measure(*padded))
+    both["masked_tokens"] = packed["masked_tokens"]  # the padding
+    np.testing.assert_equal(both, packed)
+    # Rows of a larger array, and padding on the left: the sums of a sequence may round otherwise.
+    left = [np.roll(x, 3, axis=1) for x in padded]
+    np.testing.assert_allclose(
+        fields(measure(*(x[:, 3:] for x in left)))["k3"], packed["k3"], rtol=1e-14)
+
+
+@pytest.mark.parametrize("axis", ["position", "probability", "log_ratio"])
+def test_profile_is_its_formula(axis):
+    trainer, rollout, mask, offsets = synthetic()
+    edges = {
+        "position": [0, 1, 10, 50, 51, 400], "probability": np.linspace(0, 1, 21),
+        "log_ratio": [-np.inf, -0.1, -0.01, 0, 0.01, 0.1, np.inf]}[axis]
+    d = trainer.astype(np.float64) - rollout
+    before = np.cumsum(mask) - mask
+    owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    first = np.concatenate([[0], np.cumsum(mask)])[offsets[:-1]]
+    value = {
+        "position": before - first[owner], "probability": np.exp(rollout.astype(np.float64)),
+        "log_ratio": d}[axis]
+    buckets = profile(edges, axis, trainer, rollout, mask, offsets)
+    for index, bucket in enumerate(buckets):
+        low, high = edges[index], edges[index + 1]
+        last = index == len(buckets) - 1
+        here = mask & (value >= low) & ((value < high) | (last & (value == high)))
+        assert (bucket.lower, bucket.upper, bucket.tokens) == (low, high, here.sum())
+        figures = (bucket.mean_log_ratio, bucket.mean_abs_log_ratio, bucket.k3)
+        if here.any():
+            expected = d[here].mean(), abs(d[here]).mean(), (np.expm1(d[here]) - d[here]).mean()
+            np.testing.assert_allclose(figures, expected, rtol=1e-11, atol=1e-16)
+        else:
+            assert all(map(math.isnan, figures))
+
+
+# log: tokens, mean abs d, max abs d, k1, k3, sequence log ratio mean and std, as in examples/data/README.md.
+REAL = {
+    "smollm2-135m.bf16": (11709, "0.03624", "0.458", "1.07e-03", "1.371e-03", "-0.130", "0.687"),
+    "smollm2-135m.fp16": (12013, "0.00467", "0.130", "5.3e-05", "2.295e-05", "-0.007", "0.074"),
+    "smollm2-135m.bf16-rollout.fp32-trainer": (
+        11709, "0.01019", "0.287", "-6.3e-05", "1.239e-04", "0.008", "0.189"),
+    "smollm2-135m.fp16-rollout.fp32-trainer": (
+        12013, "0.00153", "0.033", "1.2e-05", "2.737e-06", "-0.002", "0.026"),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_rollouts(name):
+    with gzip.open(ROOT / "examples" / "data" / f"{name}.jsonl.gz", "rt") as lines:
+        log = [json.loads(line) for line in lines]
+    offsets = np.cumsum([0] + [len(row["loss_mask"]) for row in log]).astype(np.int64)
+    trainer, rollout, mask = (
+        np.concatenate([np.asarray(row[field], dtype) for row in log]) for field, dtype in [
+            ("trainer_logprobs", np.float32), ("inference_logprobs", np.float32), ("loss_mask", bool)])
+    m = measure(trainer, rollout, mask, offsets)
+    # Ours is the sample standard deviation, the table's that of the population.
+    population_std = m.sequence_log_ratio_std * math.sqrt((m.sequences - 1) / m.sequences)
+    assert REAL[name] == (
+        m.tokens, f"{m.mean_abs_log_ratio.value:.5f}", f"{m.max_abs_log_ratio:.3f}",
+        f"{m.k1.value:.{2 if name.endswith('.bf16') else 1}e}", f"{m.k3.value:.3e}",
+        f"{m.sequence_log_ratio.value:.3f}", f"{population_std:.3f}")
