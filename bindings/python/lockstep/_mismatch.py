@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import sizeof
 from dataclasses import dataclass
+from math import prod
 from numbers import Number
 from typing import Any, NamedTuple, Sequence, TypeAlias
 
@@ -354,8 +355,7 @@ def _lengths(log: Log) -> list[int] | None:
     """The lengths of a list of sequences; None if the log is one array (a list of numbers is)."""
     if not isinstance(log, (list, tuple)) or any(isinstance(each, Number) for each in log):
         return None
-    return [view(each, f"trainer_log_probs[{index}]").flattened(0).shape[0]  # type: ignore[union-attr]
-            for index, each in enumerate(log)]
+    return [prod(view(each, f"trainer_log_probs[{index}]").shape) for index, each in enumerate(log)]
 
 
 def _packed(log: Log, name: str, lengths: list[int]) -> Array:
