@@ -63,7 +63,7 @@ test-install: library $(BIN)/lockstep
 
 ## test-python: the Python tests
 test-python: $(BIN)/lockstep
-	$(BIN)/python -m pytest -q bindings/python/tests
+	$(BIN)/python -m pytest Tests/Conformance
 
 ## test-examples: each example, against its expected output
 test-examples: library $(BIN)/lockstep

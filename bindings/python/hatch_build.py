@@ -1,0 +1,30 @@
+"""Builds the shared library and puts it into the wheel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sysconfig
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+LIBRARY = "liblockstep.so.1"
+
+
+class CustomBuildHook(BuildHookInterface):
+    """Runs bindings/c/build-library.sh before a wheel is packed.
+
+    A standard wheel carries the library inside the package. An editable one leaves it in build/,
+    where the package looks for it, so that rebuilding the library is enough.
+    """
+
+    def initialize(self, version: str, build_data: dict) -> None:
+        folder = os.path.join(self.root, "build")
+        script = os.path.join(self.root, "bindings", "c", "build-library.sh")
+        subprocess.run(["sh", script, folder], check=True)  # says so itself where Swift is missing
+        if version != "editable":
+            build_data["force_include"][os.path.join(folder, LIBRARY)] = f"lockstep/{LIBRARY}"
+        # Any Python 3 on this platform: ctypes needs no Python ABI.
+        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{platform}"

@@ -1,0 +1,54 @@
+"""Keeps the policy you train and the policy you sample from numerically the same policy.
+
+In RL fine-tuning one engine samples (the rollout policy mu) and another trains (the trainer policy pi).
+Same weights, different rounding: mu != pi. This package computes log-probs whose bits depend on their
+inputs alone, and measures how far two engines are apart.
+
+    >>> import lockstep, numpy as np
+    >>> logits = np.array([[1, 2, 3, 4], [0, 0, 8, 0]], np.float32)
+    >>> lockstep.log_probs(logits, [3, 2])
+    array([-0.4401897 , -0.00100586], dtype=float32)
+
+Arrays are NumPy arrays, PyTorch CPU tensors, or anything with ``__dlpack__`` or
+``__array_interface__``; they are read in place, and results come back as NumPy arrays, or as PyTorch
+tensors where PyTorch tensors were given. Letters in shapes: tokens (rows), vocab (columns of the
+logits), H (hidden size); ``[...]`` is any number of leading dimensions. Logarithms are natural.
+Calls release the GIL, and may be made from many threads at once. `lockstep.torch` has the same
+log-probs for PyTorch's autograd.
+"""
+
+from . import _library
+from ._errors import (
+    InternalError, InvalidArgumentError, LockstepError, NonFiniteError, OutOfMemoryError,
+    UnsupportedError,
+)
+from ._formats import Converted, ConvertCounts, convert, ulp_distance
+from ._log_probs import (
+    Head, LinearGradients, LogProbs, linear_log_probs, linear_log_probs_backward, log_probs,
+    log_probs_backward,
+)
+from ._mismatch import (
+    LOG_RATIO_QUANTILES, Divergence, Estimate, ExactMismatch, Mismatch, exact_mismatch, mismatch,
+    mismatch_profile, mismatch_sequences,
+)
+
+__all__ = [
+    "LOG_RATIO_QUANTILES", "ConvertCounts", "Converted", "Divergence", "Estimate", "ExactMismatch",
+    "Head", "InternalError", "InvalidArgumentError", "LinearGradients", "LockstepError", "LogProbs",
+    "Mismatch", "NonFiniteError", "OutOfMemoryError", "UnsupportedError", "convert",
+    "exact_mismatch", "has_instruction_set", "linear_log_probs", "linear_log_probs_backward",
+    "log_probs", "log_probs_backward", "mismatch", "mismatch_profile", "mismatch_sequences",
+    "ulp_distance",
+]
+
+#: The version of the library that is loaded.
+__version__: str = _library.library.lockstep_version_string().decode()
+
+
+def has_instruction_set(name: str) -> bool:
+    """Whether this machine can run "baseline", "avx2", "avx512" or "neon" ("best" always).
+
+    Results are the same bits on all of them: the choice is for tests and benchmarks.
+    """
+    return bool(_library.library.lockstep_has_instruction_set(
+        _library.choice(_library.INSTRUCTION_SETS, name, "instruction_set")))

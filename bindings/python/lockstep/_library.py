@@ -1,0 +1,352 @@
+"""The shared library as include/lockstep.h declares it: constants, structs, functions, and where it is.
+
+Names are the header's without their prefix, except for functions, which keep theirs. A test reads
+the header and compares every name, value, size, offset and signature.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import (
+    POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint8, c_uint16,
+    c_uint32, c_uint64, c_void_p,
+)
+
+from ._errors import InvalidArgumentError, error_of
+
+# 1. Version, status, errors
+
+VERSION_MAJOR, VERSION_MINOR, VERSION_PATCH = 0, 1, 0
+
+OK = 0
+ERROR_INVALID_ARGUMENT = 1
+ERROR_UNSUPPORTED = 2
+ERROR_NON_FINITE = 3
+ERROR_OUT_OF_MEMORY = 4
+ERROR_INTERNAL = 5
+
+INSTRUCTION_SET_BEST = 0
+INSTRUCTION_SET_BASELINE = 1
+INSTRUCTION_SET_AVX2 = 2
+INSTRUCTION_SET_AVX512 = 3
+INSTRUCTION_SET_NEON = 4
+
+# 2. Tensors and number formats
+
+
+class Fp16(Structure):
+    _fields_ = [("bits", c_uint16)]
+
+
+class Bf16(Structure):
+    _fields_ = [("bits", c_uint16)]
+
+
+class Fp8E4m3fn(Structure):
+    _fields_ = [("bits", c_uint8)]
+
+
+class Fp8E5m2(Structure):
+    _fields_ = [("bits", c_uint8)]
+
+
+class Dtype(Structure):
+    _fields_ = [("code", c_uint8), ("bits", c_uint8), ("lanes", c_uint16)]
+
+
+def _dtype_code(code: int, bits: int) -> int:
+    return code | bits << 8 | 1 << 16
+
+
+FLOAT32 = _dtype_code(2, 32)
+FLOAT64 = _dtype_code(2, 64)
+FLOAT16 = _dtype_code(2, 16)
+BFLOAT16 = _dtype_code(4, 16)
+FLOAT8_E4M3FN = _dtype_code(10, 8)
+FLOAT8_E5M2 = _dtype_code(12, 8)
+INT32 = _dtype_code(0, 32)
+INT64 = _dtype_code(0, 64)
+UINT8 = _dtype_code(1, 8)
+UINT64 = _dtype_code(1, 64)
+BOOL = _dtype_code(6, 8)
+
+
+class Device(Structure):
+    _fields_ = [("device_type", c_int32), ("device_id", c_int32)]
+
+
+class Tensor(Structure):
+    # shape and strides are int64 pointers; as plain addresses they cost less to fill in.
+    _fields_ = [
+        ("data", c_void_p), ("device", Device), ("ndim", c_int32), ("dtype", Dtype),
+        ("shape", c_void_p), ("strides", c_void_p), ("byte_offset", c_uint64),
+    ]
+
+
+ROUND_NEAREST_EVEN = 0
+ROUND_TOWARD_ZERO = 1
+ROUND_STOCHASTIC = 2
+
+
+class ConvertOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("rounding", c_int32), ("seed", c_uint64),
+        ("first_index", c_uint64), ("threads", c_int32), ("instruction_set", c_int32),
+    ]
+
+
+class ConvertCounts(Structure):
+    _fields_ = [("overflow", c_int64), ("underflow", c_int64), ("nan", c_int64)]
+
+
+# 3. Log-probs
+
+
+class LogProbsOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("temperature", c_float), ("soft_cap", c_float),
+        ("ignore_index", c_int32), ("top_k", c_int32), ("top_p", c_float),
+        ("logits_dtype", c_int32), ("threads", c_int32), ("instruction_set", c_int32),
+    ]
+
+
+# 4. Mismatch
+
+NON_FINITE_STRICT = 0
+NON_FINITE_EXCLUDE = 1
+
+
+class MismatchOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("non_finite", c_int32), ("threads", c_int32),
+        ("instruction_set", c_int32),
+    ]
+
+
+class Estimate(Structure):
+    _fields_ = [("value", c_double), ("standard_error", c_double)]
+
+
+class Mismatch(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("reserved", c_uint32),
+        ("tokens", c_int64),
+        ("masked_tokens", c_int64),
+        ("excluded_tokens", c_int64),
+        ("sequences", c_int64),
+        ("empty_sequences", c_int64),
+        ("mean_log_ratio", Estimate),
+        ("k1", Estimate),
+        ("k2", Estimate),
+        ("k3", Estimate),
+        ("mean_abs_log_ratio", Estimate),
+        ("rms_log_ratio", Estimate),
+        ("max_abs_log_ratio", c_double),
+        ("max_abs_sequence", c_int64),
+        ("max_abs_position", c_int64),
+        ("mean_abs_prob_diff", Estimate),
+        ("max_abs_prob_diff", c_double),
+        ("pearson", c_double),
+        ("one_minus_pearson", c_double),
+        ("share_differing", Estimate),
+        ("share_outside_mlperf", Estimate),
+        ("share_outside_1pct", Estimate),
+        ("share_outside_5pct", Estimate),
+        ("share_outside_10pct", Estimate),
+        ("chi_square", Estimate),
+        ("mean_ratio", Estimate),
+        ("ess", c_double),
+        ("mean_exp_abs_log_ratio", Estimate),
+        ("trainer_perplexity", c_double),
+        ("rollout_perplexity", c_double),
+        ("perplexity_ratio", c_double),
+        ("mean_rollout_log_prob", Estimate),
+        ("log_ratio_quantiles", c_double * 9),
+        ("sequence_log_ratio", Estimate),
+        ("sequence_log_ratio_std", c_double),
+        ("sequence_mean_log_ratio", Estimate),
+        ("sequence_mean_exp_abs", Estimate),
+        ("sequence_ess", c_double),
+        ("share_sequences_masked", Estimate),
+        ("slope_per_1000", Estimate),
+        ("mean_sequence_length", c_double),
+        ("max_sequence_length", c_int64),
+    ]
+
+
+class MismatchSequence(Structure):
+    _fields_ = [
+        ("tokens", c_int64), ("log_ratio", c_double), ("mean_log_ratio", c_double),
+        ("mean_abs_log_ratio", c_double), ("max_abs_log_ratio", c_double),
+        ("mean_exp_abs", c_double), ("k3", c_double),
+    ]
+
+
+AXIS_POSITION = 0
+AXIS_PROBABILITY = 1
+AXIS_LOG_RATIO = 2
+
+
+class MismatchBucket(Structure):
+    _fields_ = [
+        ("lower", c_double), ("upper", c_double), ("tokens", c_int64), ("mean_log_ratio", c_double),
+        ("mean_abs_log_ratio", c_double), ("k3", c_double),
+    ]
+
+
+class Divergence(Structure):
+    _fields_ = [
+        ("kl_rollout_trainer", c_double), ("kl_trainer_rollout", c_double),
+        ("total_variation", c_double), ("jensen_shannon", c_double), ("same_top1", c_double),
+    ]
+
+
+# Functions: name -> (result, arguments), in the header's order. Arrays of structs are plain addresses.
+
+_tensor = POINTER(Tensor)
+_log_probs_options = POINTER(LogProbsOptions)
+_mismatch_options = POINTER(MismatchOptions)
+
+SIGNATURES = {
+    "lockstep_version": (c_int32, []),
+    "lockstep_version_string": (c_char_p, []),
+    "lockstep_status_name": (c_char_p, [c_int32]),
+    "lockstep_last_error": (c_char_p, []),
+    "lockstep_has_instruction_set": (c_int32, [c_int32]),
+    "lockstep_convert": (
+        c_int32, [_tensor, POINTER(ConvertCounts), _tensor, POINTER(ConvertOptions)]),
+    "lockstep_ulp_distance": (c_int32, [_tensor] * 3),
+    "lockstep_fp16_to_float": (c_float, [Fp16]),
+    "lockstep_bf16_to_float": (c_float, [Bf16]),
+    "lockstep_fp8_e4m3fn_to_float": (c_float, [Fp8E4m3fn]),
+    "lockstep_fp8_e5m2_to_float": (c_float, [Fp8E5m2]),
+    "lockstep_fp16_from_float": (Fp16, [c_float]),
+    "lockstep_bf16_from_float": (Bf16, [c_float]),
+    "lockstep_fp8_e4m3fn_from_float": (Fp8E4m3fn, [c_float]),
+    "lockstep_fp8_e5m2_from_float": (Fp8E5m2, [c_float]),
+    "lockstep_log_probs": (c_int32, [_tensor] * 6 + [_log_probs_options]),
+    "lockstep_log_probs_backward": (c_int32, [_tensor] * 6 + [_log_probs_options]),
+    "lockstep_linear_log_probs": (c_int32, [_tensor] * 7 + [_log_probs_options]),
+    "lockstep_linear_log_probs_backward": (c_int32, [_tensor] * 10 + [_log_probs_options]),
+    "lockstep_head_create": (c_int32, [POINTER(c_void_p), _tensor, _tensor]),
+    "lockstep_head_destroy": (None, [c_void_p]),
+    "lockstep_head_log_probs": (
+        c_int32, [_tensor] * 3 + [c_void_p] + [_tensor] * 2 + [_log_probs_options]),
+    "lockstep_mismatch_measure": (
+        c_int32, [POINTER(Mismatch)] + [_tensor] * 4 + [_mismatch_options]),
+    "lockstep_mismatch_sequences": (
+        c_int32, [c_void_p, c_size_t] + [_tensor] * 4 + [_mismatch_options]),
+    "lockstep_mismatch_profile": (
+        c_int32, [c_void_p, c_size_t, c_void_p, c_int32] + [_tensor] * 4 + [_mismatch_options]),
+    "lockstep_mismatch_exact": (
+        c_int32, [POINTER(Divergence), c_void_p, c_size_t] + [_tensor] * 3 + [_log_probs_options]),
+}
+
+FILE_NAME = "liblockstep.so.1"
+
+
+class Library:
+    """The functions of one shared library, each bound at its first use. Calls release the GIL."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self._handle = ctypes.CDLL(path)
+        except OSError as error:
+            raise ImportError(f"lockstep: cannot load {path}: {error}", path=path) from error
+        loaded = self.lockstep_version()
+        wanted = VERSION_MAJOR * 10000 + VERSION_MINOR * 100 + VERSION_PATCH
+        if loaded // 10000 != VERSION_MAJOR or loaded < wanted:
+            raise ImportError(
+                f"lockstep: {path} is version {self.lockstep_version_string().decode()}, but this "
+                f"package needs {VERSION_MAJOR}.{VERSION_MINOR}.{VERSION_PATCH} or a newer "
+                f"{VERSION_MAJOR}.x; build or install the library that belongs to it", path=path)
+
+    def __getattr__(self, name: str):
+        if name not in SIGNATURES:
+            raise AttributeError(name)
+        try:
+            function = getattr(self._handle, name)
+        except AttributeError:
+            raise ImportError(
+                f"lockstep: {self.path} has no function {name}; build it again", path=self.path
+            ) from None
+        function.restype, function.argtypes = SIGNATURES[name]
+        setattr(self, name, function)
+        return function
+
+
+def _find() -> str:
+    """The path of the library: LOCKSTEP_LIBRARY, beside this file (a wheel), or build/ (a checkout)."""
+    override = os.environ.get("LOCKSTEP_LIBRARY")
+    if override:
+        return override
+    here = os.path.dirname(os.path.abspath(__file__))
+    places = [here, os.path.normpath(os.path.join(here, "..", "..", "..", "build"))]
+    for place in places:
+        path = os.path.join(place, FILE_NAME)
+        if os.path.exists(path):
+            return path
+    raise ImportError(
+        f"lockstep: {FILE_NAME} is neither in {places[0]} nor in {places[1]}; build it with "
+        "bindings/c/build-library.sh, or set LOCKSTEP_LIBRARY to its path")
+
+
+library = Library(_find())
+
+
+def check(status: int, where: str = "") -> None:
+    """Raises the exception of a status that is not OK, with the library's text after `where`."""
+    if status:
+        raise error_of(status, where + library.lockstep_last_error().decode("utf-8", "replace"))
+
+
+# Values of options, by the names Python uses
+
+INSTRUCTION_SETS = {
+    "best": INSTRUCTION_SET_BEST, "baseline": INSTRUCTION_SET_BASELINE,
+    "avx2": INSTRUCTION_SET_AVX2, "avx512": INSTRUCTION_SET_AVX512, "neon": INSTRUCTION_SET_NEON,
+}
+ROUNDINGS = {
+    "nearest_even": ROUND_NEAREST_EVEN, "toward_zero": ROUND_TOWARD_ZERO,
+    "stochastic": ROUND_STOCHASTIC,
+}
+NON_FINITE = {"strict": NON_FINITE_STRICT, "exclude": NON_FINITE_EXCLUDE}
+AXES = {
+    "position": AXIS_POSITION, "probability": AXIS_PROBABILITY, "log_ratio": AXIS_LOG_RATIO,
+}
+
+
+def choice(values: dict[str, int], value: str, name: str) -> int:
+    """The constant a word stands for."""
+    try:
+        return values[value]
+    except (KeyError, TypeError):
+        words = ", ".join(map(repr, values))
+        raise InvalidArgumentError(f"{name} is {value!r}; give one of {words}") from None
+
+
+def integer(value: int, name: str, lowest: int, highest: int) -> int:
+    """`value` if it is an integer within bounds (ctypes would cut off the higher bits)."""
+    try:
+        number = value.__index__()
+    except AttributeError:
+        raise InvalidArgumentError(f"{name} is {value!r}; give an integer") from None
+    if not lowest <= number <= highest:
+        raise InvalidArgumentError(f"{name} is {number}; give {lowest} to {highest}")
+    return number
+
+
+def int32(value: int, name: str) -> int:
+    """`value` if an int32 holds it."""
+    return integer(value, name, -(2**31), 2**31 - 1)
+
+
+def real(value: float, name: str) -> float:
+    """`value` as a float."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InvalidArgumentError(f"{name} is {value!r}; give a number") from None
