@@ -53,7 +53,7 @@ if "$swift" build --package-path "$root/swift" --scratch-path "$scratch" -c rele
     bin=$("$swift" build --package-path "$root/swift" --scratch-path "$scratch" -c release --show-bin-path)
     for folder in "$root"/swift/Sources/*; do
         name=$(basename "$folder")
-        compare swift "$(echo "$name" | sed 's/\([a-z]\)\([A-Z]\)/\1_\2/g' | tr '[:upper:]' '[:lower:]')" "$bin/$name"
+        compare swift "$name" "$bin/$name"
     done
 else
     cat "$build/swift.log"

@@ -141,8 +141,8 @@ static void log_probs_refuses_bad_tensors(void) {
         REFUSED(call, INVALID_ARGUMENT, "soft_cap", f.options.log_probs.soft_cap = INFINITY); \
         REFUSED(call, INVALID_ARGUMENT, "top_k", f.options.log_probs.top_k = -1); \
         REFUSED(call, INVALID_ARGUMENT, "top_p", f.options.log_probs.top_p = 0); \
-        REFUSED(call, INVALID_ARGUMENT, "top_p", f.options.log_probs.top_p = -0.5f); \
-        REFUSED(call, INVALID_ARGUMENT, "top_p", f.options.log_probs.top_p = 1.5f); \
+        REFUSED(call, INVALID_ARGUMENT, "top_p", f.options.log_probs.top_p = -0.5); \
+        REFUSED(call, INVALID_ARGUMENT, "top_p", f.options.log_probs.top_p = 1.5); \
         REFUSED(call, INVALID_ARGUMENT, "top_p", f.options.log_probs.top_p = NAN); \
         REFUSED(call, INVALID_ARGUMENT, "logits_dtype", f.options.log_probs.logits_dtype = 12345); \
         REFUSED(call, INVALID_ARGUMENT, "logits_dtype", f.options.log_probs.logits_dtype = LOCKSTEP_INT32); \
@@ -238,7 +238,7 @@ static void backward_refuses_bad_input(void) {
     REFUSED(log_probs_backward, INVALID_ARGUMENT, "log_sum_exp", f.saved_log_sum_exp.absent = 0,
             f.saved_log_sum_exp.tensor.dtype = lockstep_dtype_of(LOCKSTEP_FLOAT32));
     REFUSED(log_probs_backward, UNSUPPORTED, "top_k", f.options.log_probs.top_k = 2);
-    REFUSED(log_probs_backward, UNSUPPORTED, "top_p", f.options.log_probs.top_p = 0.5f);
+    REFUSED(log_probs_backward, UNSUPPORTED, "top_p", f.options.log_probs.top_p = 0.5);
 }
 
 static void linear_refuses_bad_input(void) {
@@ -254,7 +254,7 @@ static void linear_refuses_bad_input(void) {
     REFUSED(linear, INVALID_ARGUMENT, "bias", f.bias.shape[0] = VOCAB - 1);
     REFUSED(linear, INVALID_ARGUMENT, "targets", f.targets.shape[0] = TOKENS - 1);
     REFUSED(linear, UNSUPPORTED, "top_k", f.options.log_probs.top_k = 2);
-    REFUSED(linear, UNSUPPORTED, "top_p", f.options.log_probs.top_p = 0.5f);
+    REFUSED(linear, UNSUPPORTED, "top_p", f.options.log_probs.top_p = 0.5);
 }
 
 static void linear_backward_refuses_bad_input(void) {
@@ -304,13 +304,13 @@ static void head_refuses_bad_input(void) {
 static void values_follow_the_definition(void) {
     fixture f;
     fixture_init(&f);
-    f.options.log_probs.temperature = 0.7f;
+    f.options.log_probs.temperature = 0.7;
     f.options.log_probs.soft_cap = 2;
     CHECK_OK(log_probs(&f));
     for (int row = 0; row < TOKENS; row++) {
         double y[VOCAB], sum = 0, mean = 0;
         for (int v = 0; v < VOCAB; v++) {
-            y[v] = 2 * tanh(f.logits_data[row * VOCAB + v] / 2) / 0.7f;
+            y[v] = 2 * tanh(f.logits_data[row * VOCAB + v] / 2) / 0.7;
             sum += exp(y[v]);
         }
         for (int v = 0; v < VOCAB; v++) mean += exp(y[v]) / sum * y[v];

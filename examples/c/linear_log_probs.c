@@ -30,7 +30,7 @@ int main(void) {
     for (int i = 0; i < TOKENS; i++) targets[i] = i * 331 % VOCAB;
 
     lockstep_log_probs_options options = LOCKSTEP_LOG_PROBS_OPTIONS_INIT;
-    options.temperature = 0.8f;
+    options.temperature = 0.8;
     options.logits_dtype = LOCKSTEP_BFLOAT16; /* the head's logits are rounded to BF16, as a 16-bit head does */
 
     /* The trainer: all tokens at once. */
