@@ -83,7 +83,7 @@ static const argument_place two_logs[] = {PLACE(trainer_log_probs, REQUIRED), PL
                                           PLACE(mask, 0), PLACE(offsets, 0)};
 
 /* What the three functions over two logs have in common. */
-#define REFUSES_BAD_LOGS(call) \
+#define REFUSES_BAD_LOGS(call, output) \
     do { \
         ACCEPTED(call, (void)0); \
         REFUSES_SPOILED_ARGUMENTS(call, two_logs); \
@@ -106,15 +106,15 @@ static const argument_place two_logs[] = {PLACE(trainer_log_probs, REQUIRED), PL
         REFUSED(call, NON_FINITE, "position 1", f.rollout[5] = INFINITY); \
         REFUSED(call, NON_FINITE, "rollout_log_probs", f.rollout[0] = NAN); \
         ACCEPTED(call, f.options.mismatch.non_finite = LOCKSTEP_NON_FINITE_EXCLUDE, f.rollout[0] = NAN); \
-        REFUSED(call, INVALID_ARGUMENT, "", f.null_output = 1); \
+        REFUSED(call, INVALID_ARGUMENT, output, f.null_output = 1); \
     } while (0)
 
 static void measure_refuses_bad_input(void) {
-    REFUSES_BAD_LOGS(measure);
+    REFUSES_BAD_LOGS(measure, "mismatch");
 }
 
 static void sequences_refuses_bad_input(void) {
-    REFUSES_BAD_LOGS(sequences);
+    REFUSES_BAD_LOGS(sequences, "sequences");
     REFUSED(sequences, INVALID_ARGUMENT, "count", f.count = 3);
     REFUSED(sequences, INVALID_ARGUMENT, "count", f.count = 0);
     REFUSED(sequences, INVALID_ARGUMENT, "count", f.count = SIZE_MAX);
@@ -122,7 +122,7 @@ static void sequences_refuses_bad_input(void) {
 }
 
 static void profile_refuses_bad_input(void) {
-    REFUSES_BAD_LOGS(profile);
+    REFUSES_BAD_LOGS(profile, "buckets");
     REFUSED(profile, INVALID_ARGUMENT, "axis", f.axis = 3);
     REFUSED(profile, INVALID_ARGUMENT, "axis", f.axis = -1);
     REFUSED(profile, INVALID_ARGUMENT, "edges", f.edges[2] = f.edges[1]);
