@@ -250,7 +250,7 @@ static void linear_refuses_bad_input(void) {
     REFUSES_SPOILED_ARGUMENTS(linear, places);
     REFUSES_BAD_POLICY(linear);
     REFUSES_BAD_TARGETS(linear);
-    REFUSED(linear, INVALID_ARGUMENT, "weight", f.weight.shape[1] = H - 1);
+    REFUSED(linear, INVALID_ARGUMENT, "hidden", f.weight.shape[1] = H - 1);
     REFUSED(linear, INVALID_ARGUMENT, "bias", f.bias.shape[0] = VOCAB - 1);
     REFUSED(linear, INVALID_ARGUMENT, "targets", f.targets.shape[0] = TOKENS - 1);
     REFUSED(linear, UNSUPPORTED, "top_k", f.options.log_probs.top_k = 2);

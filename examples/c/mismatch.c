@@ -10,7 +10,11 @@ static float rollout[TOKENS];
 static uint16_t trainer[TOKENS];
 
 /* Some value in [-0.5, 0.5), the same in every language. */
-static float value(uint32_t i) { return (float)((i * 2654435761u) >> 8) * 0x1p-24f - 0.5f; }
+static float value(uint32_t i) {
+    uint32_t x = i * 2654435761u;
+    x = (x ^ x >> 15) * 2246822519u;
+    return (float)((x ^ x >> 13) >> 8) * 0x1p-24f - 0.5f;
+}
 
 static void check(lockstep_status status) {
     if (status == LOCKSTEP_OK) return;

@@ -12,8 +12,9 @@ TOKENS, H, VOCAB = 24, 256, 8000
 
 def values(count, first=0):
     """Some values in [-0.5, 0.5), the same in every language."""
-    index = np.arange(first, first + count, dtype=np.uint32)
-    return (index * np.uint32(2654435761) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24) - np.float32(0.5)
+    x = np.arange(first, first + count, dtype=np.uint32) * np.uint32(2654435761)
+    x = (x ^ x >> np.uint32(15)) * np.uint32(2246822519)
+    return ((x ^ x >> np.uint32(13)) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24) - np.float32(0.5)
 
 
 hidden = lockstep.convert(values(TOKENS * H).reshape(TOKENS, H), "bf16")
