@@ -216,6 +216,15 @@ static void empty_input_is_no_error(void) {
              f.entropy.absent = f.log_sum_exp.absent = f.kept_mass.absent = 1, f.logits.tensor.data = NULL);
     ACCEPTED(linear, f.hidden.shape[0] = f.targets.shape[0] = f.log_probs.shape[0] = 0,
              f.entropy.absent = f.log_sum_exp.absent = 1, f.hidden.tensor.data = NULL);
+    /* Hidden states of no width: the logits are the bias alone. */
+    ACCEPTED(linear, f.hidden.shape[1] = f.weight.shape[1] = 0,
+             f.hidden.tensor.data = f.weight.tensor.data = NULL);
+    ACCEPTED(linear_backward, f.hidden.shape[1] = f.weight.shape[1] = f.d_hidden.shape[1] = f.d_weight.shape[1] = 0,
+             f.hidden.tensor.data = f.weight.tensor.data = f.d_hidden.tensor.data = f.d_weight.tensor.data = NULL);
+    ACCEPTED(linear_backward, f.hidden.shape[0] = f.targets.shape[0] = f.d_log_probs.shape[0] = 0,
+             f.d_hidden.shape[0] = f.d_entropy.shape[0] = 0);
+    ACCEPTED(log_probs_backward, f.logits.shape[0] = f.targets.shape[0] = f.d_log_probs.shape[0] = 0,
+             f.d_logits.shape[0] = f.d_entropy.shape[0] = 0, f.logits.tensor.data = NULL);
     /* Without a vocabulary there is no target to ask for, and no distribution. */
     REFUSED(log_probs, INVALID_ARGUMENT, "targets", f.logits.shape[1] = 0);
     ACCEPTED(log_probs, f.log_probs.absent = f.entropy.absent = f.log_sum_exp.absent = f.kept_mass.absent = 1);
@@ -279,6 +288,8 @@ static void head_refuses_bad_input(void) {
     static const argument_place of_create[] = {PLACE(weight, REQUIRED), PLACE(bias, 0)};
     static const argument_place of_call[] = {FORWARD_OUTPUTS, PLACE(hidden, REQUIRED), PLACE(targets, REQUIRED)};
     ACCEPTED(head_create, (void)0);
+    ACCEPTED(head_create, f.weight.shape[1] = 0, f.weight.tensor.data = NULL);
+    ACCEPTED(head_create, f.weight.shape[0] = f.bias.shape[0] = 0, f.weight.tensor.data = NULL);
     REFUSES_SPOILED_ARGUMENTS(head_create, of_create);
     REFUSED(head_create, INVALID_ARGUMENT, "bias", f.bias.shape[0] = VOCAB + 1);
     ACCEPTED(head_log_probs, (void)0);
