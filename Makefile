@@ -14,7 +14,7 @@ SOURCES := $(shell find Sources include bindings/c -type f) Package.swift
 PYTHON_SOURCES := $(shell find bindings/python -type f -not -path '*/__pycache__/*' 2> /dev/null)
 SWIFT_TEST := $(SWIFT) test -c release -Xswiftc -enable-testing --scratch-path .build-test
 EXAMPLE_PREFIX := $(CURDIR)/build/prefix
-say = @printf '\033[1m== %s\033[0m\n' '$(1)'
+say = @echo '== $(1)'
 
 .DEFAULT_GOAL := help
 .PHONY: help build library test test-swift test-c test-install test-python test-examples abi lint demo bench \

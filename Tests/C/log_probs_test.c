@@ -141,8 +141,8 @@ static void log_probs_refuses_bad_tensors(void) {
         REFUSED(call, INVALID_ARGUMENT, "soft_cap", f.options.log_probs.soft_cap = INFINITY); \
         REFUSED(call, INVALID_ARGUMENT, "top_k", f.options.log_probs.top_k = -1); \
         REFUSED(call, INVALID_ARGUMENT, "top_p", f.options.log_probs.top_p = 0); \
-        REFUSED(call, INVALID_ARGUMENT, "top_p", f.options.log_probs.top_p = -0.5f); \
-        REFUSED(call, INVALID_ARGUMENT, "top_p", f.options.log_probs.top_p = 1.5f); \
+        REFUSED(call, INVALID_ARGUMENT, "top_p", f.options.log_probs.top_p = -0.5); \
+        REFUSED(call, INVALID_ARGUMENT, "top_p", f.options.log_probs.top_p = 1.5); \
         REFUSED(call, INVALID_ARGUMENT, "top_p", f.options.log_probs.top_p = NAN); \
         REFUSED(call, INVALID_ARGUMENT, "logits_dtype", f.options.log_probs.logits_dtype = 12345); \
         REFUSED(call, INVALID_ARGUMENT, "logits_dtype", f.options.log_probs.logits_dtype = LOCKSTEP_INT32); \
@@ -216,6 +216,15 @@ static void empty_input_is_no_error(void) {
              f.entropy.absent = f.log_sum_exp.absent = f.kept_mass.absent = 1, f.logits.tensor.data = NULL);
     ACCEPTED(linear, f.hidden.shape[0] = f.targets.shape[0] = f.log_probs.shape[0] = 0,
              f.entropy.absent = f.log_sum_exp.absent = 1, f.hidden.tensor.data = NULL);
+    /* Hidden states of no width: the logits are the bias alone. */
+    ACCEPTED(linear, f.hidden.shape[1] = f.weight.shape[1] = 0,
+             f.hidden.tensor.data = f.weight.tensor.data = NULL);
+    ACCEPTED(linear_backward, f.hidden.shape[1] = f.weight.shape[1] = f.d_hidden.shape[1] = f.d_weight.shape[1] = 0,
+             f.hidden.tensor.data = f.weight.tensor.data = f.d_hidden.tensor.data = f.d_weight.tensor.data = NULL);
+    ACCEPTED(linear_backward, f.hidden.shape[0] = f.targets.shape[0] = f.d_log_probs.shape[0] = 0,
+             f.d_hidden.shape[0] = f.d_entropy.shape[0] = 0);
+    ACCEPTED(log_probs_backward, f.logits.shape[0] = f.targets.shape[0] = f.d_log_probs.shape[0] = 0,
+             f.d_logits.shape[0] = f.d_entropy.shape[0] = 0, f.logits.tensor.data = NULL);
     /* Without a vocabulary there is no target to ask for, and no distribution. */
     REFUSED(log_probs, INVALID_ARGUMENT, "targets", f.logits.shape[1] = 0);
     ACCEPTED(log_probs, f.log_probs.absent = f.entropy.absent = f.log_sum_exp.absent = f.kept_mass.absent = 1);
@@ -238,7 +247,7 @@ static void backward_refuses_bad_input(void) {
     REFUSED(log_probs_backward, INVALID_ARGUMENT, "log_sum_exp", f.saved_log_sum_exp.absent = 0,
             f.saved_log_sum_exp.tensor.dtype = lockstep_dtype_of(LOCKSTEP_FLOAT32));
     REFUSED(log_probs_backward, UNSUPPORTED, "top_k", f.options.log_probs.top_k = 2);
-    REFUSED(log_probs_backward, UNSUPPORTED, "top_p", f.options.log_probs.top_p = 0.5f);
+    REFUSED(log_probs_backward, UNSUPPORTED, "top_p", f.options.log_probs.top_p = 0.5);
 }
 
 static void linear_refuses_bad_input(void) {
@@ -250,11 +259,11 @@ static void linear_refuses_bad_input(void) {
     REFUSES_SPOILED_ARGUMENTS(linear, places);
     REFUSES_BAD_POLICY(linear);
     REFUSES_BAD_TARGETS(linear);
-    REFUSED(linear, INVALID_ARGUMENT, "weight", f.weight.shape[1] = H - 1);
+    REFUSED(linear, INVALID_ARGUMENT, "hidden", f.weight.shape[1] = H - 1);
     REFUSED(linear, INVALID_ARGUMENT, "bias", f.bias.shape[0] = VOCAB - 1);
     REFUSED(linear, INVALID_ARGUMENT, "targets", f.targets.shape[0] = TOKENS - 1);
     REFUSED(linear, UNSUPPORTED, "top_k", f.options.log_probs.top_k = 2);
-    REFUSED(linear, UNSUPPORTED, "top_p", f.options.log_probs.top_p = 0.5f);
+    REFUSED(linear, UNSUPPORTED, "top_p", f.options.log_probs.top_p = 0.5);
 }
 
 static void linear_backward_refuses_bad_input(void) {
@@ -279,6 +288,8 @@ static void head_refuses_bad_input(void) {
     static const argument_place of_create[] = {PLACE(weight, REQUIRED), PLACE(bias, 0)};
     static const argument_place of_call[] = {FORWARD_OUTPUTS, PLACE(hidden, REQUIRED), PLACE(targets, REQUIRED)};
     ACCEPTED(head_create, (void)0);
+    ACCEPTED(head_create, f.weight.shape[1] = 0, f.weight.tensor.data = NULL);
+    ACCEPTED(head_create, f.weight.shape[0] = f.bias.shape[0] = 0, f.weight.tensor.data = NULL);
     REFUSES_SPOILED_ARGUMENTS(head_create, of_create);
     REFUSED(head_create, INVALID_ARGUMENT, "bias", f.bias.shape[0] = VOCAB + 1);
     ACCEPTED(head_log_probs, (void)0);
@@ -304,13 +315,13 @@ static void head_refuses_bad_input(void) {
 static void values_follow_the_definition(void) {
     fixture f;
     fixture_init(&f);
-    f.options.log_probs.temperature = 0.7f;
+    f.options.log_probs.temperature = 0.7;
     f.options.log_probs.soft_cap = 2;
     CHECK_OK(log_probs(&f));
     for (int row = 0; row < TOKENS; row++) {
         double y[VOCAB], sum = 0, mean = 0;
         for (int v = 0; v < VOCAB; v++) {
-            y[v] = 2 * tanh(f.logits_data[row * VOCAB + v] / 2) / 0.7f;
+            y[v] = 2 * tanh(f.logits_data[row * VOCAB + v] / 2) / 0.7;
             sum += exp(y[v]);
         }
         for (int v = 0; v < VOCAB; v++) mean += exp(y[v]) / sum * y[v];

@@ -45,6 +45,7 @@ static inline void test_fail(const char *file, int line, const char *format, ...
         function(); \
         if (test_failed_checks) test_failed++; else test_passed++; \
         printf("%s %s\n", test_failed_checks ? "FAIL" : "ok  ", #function); \
+        fflush(stdout); /* what passed is seen even if the next test dies */ \
     } while (0)
 
 static inline int test_report(void) {

@@ -1,3 +1,6 @@
+/// An address for a matrix without elements: its rows have addresses too, though nobody reads them.
+private var noMemory: UnsafeMutableRawPointer? { UnsafeMutableRawPointer(bitPattern: 64) }
+
 /// A borrowed matrix of floating-point values in one format: rows of contiguous elements.
 ///
 /// The untyped form every kernel takes; the buffer must outlive the call.
@@ -15,7 +18,7 @@ public struct MatrixView {
 
     /// Creates a view of `rows` x `columns` elements; `rowStride` is in elements, `columns` by default.
     public init(_ base: UnsafeRawPointer?, _ format: Format, rows: Int, columns: Int, rowStride: Int? = nil) {
-        self.base = base
+        self.base = base ?? (rows == 0 || columns == 0 ? noMemory.map { UnsafeRawPointer($0) } : nil)
         self.format = format
         self.rows = rows
         self.columns = columns
@@ -46,7 +49,7 @@ public struct MutableMatrixView {
     public init(
         _ base: UnsafeMutableRawPointer?, _ format: Format, rows: Int, columns: Int, rowStride: Int? = nil
     ) {
-        self.base = base
+        self.base = base ?? (rows == 0 || columns == 0 ? noMemory : nil)
         self.format = format
         self.rows = rows
         self.columns = columns

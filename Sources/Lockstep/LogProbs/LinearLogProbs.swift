@@ -53,12 +53,12 @@ struct LinearScorer {
                 .invalidArgument,
                 "hidden: rows have \(hidden.columns) elements but the head's have \(columns.depth)")
         }
+        rule = try options.rule()
         guard !options.truncates else {
             throw LockstepError(
                 .unsupported,
                 "top_k and top_p need whole rows of logits; form the logits and use lockstep_log_probs")
         }
-        rule = try options.rule()
         try checkTargets(
             targets, tokens: hidden.rows, vocab: columns.count, ignoreIndex: options.ignoreIndex)
         kernels = try execution.kernels()

@@ -107,10 +107,10 @@ public func logProbsBackward(
         try checkTargets(
             targets, tokens: logits.rows, vocab: logits.columns, ignoreIndex: options.ignoreIndex)
         try gradients.check(tokens: logits.rows)
+        let rule = try options.rule()
         guard !options.truncates else {
             throw LockstepError(.unsupported, "top_k and top_p have no backward; use the untruncated log-prob")
         }
-        let rule = try options.rule()
         let kernels = try execution.kernels()
         let threads = try execution.threadCount()
         if logits.rows == 0 { return }

@@ -1,0 +1,11 @@
+// swift-tools-version: 6.0
+import PackageDescription
+
+// Your own package names Lockstep by its address and version; this one stands in the same repository.
+let package = Package(
+    name: "examples",
+    dependencies: [.package(name: "lockstep", path: "../..")],
+    targets: ["batch_invariance", "mismatch", "linear_log_probs"].map {
+        .executableTarget(name: $0, dependencies: [.product(name: "Lockstep", package: "lockstep")])
+    }
+)
