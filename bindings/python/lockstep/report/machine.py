@@ -1,0 +1,69 @@
+"""The diagnosis for machines: one JSON document with every statistic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import lockstep
+
+from .diagnosis import Diagnosis
+from .verdict import LENGTHS, Verdict, compare
+
+SCHEMA = "lockstep-diagnose/1"
+
+
+def document(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Plain dicts, lists, numbers and strings. NaN and infinities are None, as JSON has neither.
+
+    ``logs[i].mismatch`` has the fields of lockstep_mismatch in lockstep.h under their names; keys are only
+    ever added. ``comparison`` is None unless there are exactly two logs.
+    """
+    return _finite({
+        "schema": SCHEMA,
+        "lockstep_version": lockstep.__version__,
+        "logs": [_log(diagnosis, verdict) for diagnosis, verdict in zip(diagnoses, verdicts)],
+        "comparison": _comparison(*diagnoses) if len(diagnoses) == 2 else None,
+    })
+
+
+def _log(diagnosis: Diagnosis, verdict: Verdict) -> dict[str, Any]:
+    log, weight = diagnosis.log, diagnosis.sequence_weight
+    return {
+        "label": log.label,
+        "files": [asdict(file) for file in log.files],
+        "skipped_lines": log.skipped_lines,
+        "mismatch": diagnosis.statistics.to_dict(),
+        "log_ratio_quantile_levels": list(lockstep.LOG_RATIO_QUANTILES),
+        "sequence_weight": {
+            "variance_per_token": weight.variance_per_token,
+            "half_life": weight.half_life,
+            "ess_by_length": {str(length): weight.ess(length) for length in LENGTHS},
+        },
+        "checks": asdict(diagnosis.checks),
+        "verdict": asdict(verdict),
+    }
+
+
+def _comparison(first: Diagnosis, second: Diagnosis) -> dict[str, Any]:
+    def ratio(key: str) -> float:
+        above, below = (getattr(d.statistics, key).value for d in (first, second))
+        return above / below if below else math.nan
+
+    return {
+        "first": first.label,
+        "second": second.label,
+        "mean_abs_log_ratio_ratio": ratio("mean_abs_log_ratio"),
+        "k3_ratio": ratio("k3"),
+        "text": compare(first, second),
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

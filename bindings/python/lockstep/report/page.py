@@ -1,0 +1,90 @@
+"""The HTML report: one file that needs no network, safe against whatever stands in a log."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import numpy
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+import lockstep
+
+from . import plots
+from .diagnosis import Diagnosis, worst_sequences, worst_tokens
+from .rows import number, table
+from .verdict import LENGTHS, SOURCES, Verdict, compare
+
+# By this line, near the top of every report, a file is known to be one of ours and may be replaced.
+GENERATOR = '<meta name="generator" content="lockstep diagnose">'
+WORST = 12
+
+
+def check_path(path: Path) -> None:
+    """Raises OSError where a report cannot or must not be written; to be asked before hours of reading."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; give the name of a file")
+    if path.exists():
+        with open(path, "rb") as file:
+            if GENERATOR.encode() not in file.read(1024):
+                raise FileExistsError(f"{path}: exists and is not a report of lockstep; move it, or give another --html PATH")
+
+
+def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options: Sequence[str] = (),
+         threads: int = 0) -> str:
+    """The report as one HTML document. The same logs give the same bytes.
+
+    Args:
+        diagnoses, verdicts: one of each a log, in the order of the columns.
+        options: the options that changed what was measured, as they were given.
+        threads: 0 for one for each processor.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = number
+    template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    distribution, outside = plots.distribution(diagnoses, threads=threads)
+    return template.render(
+        generator=Markup(GENERATOR),
+        version=lockstep.__version__,
+        numpy_version=numpy.__version__,
+        options=options,
+        logs=list(zip(diagnoses, verdicts)),
+        colours=plots.COLOURS,
+        comparison=compare(*diagnoses) if len(diagnoses) == 2 else None,
+        main_rows=table(diagnoses),
+        all_rows=table(diagnoses, every=True),
+        sources=SOURCES,
+        lengths=LENGTHS,
+        scatter=Markup(plots.scatter(diagnoses)),
+        most_points=plots.MOST_POINTS,
+        sequences=Markup(plots.sequences(diagnoses)),
+        distribution=Markup(distribution),
+        outside=outside,
+        where=Markup(plots.where(diagnoses, threads=threads)),
+        fewest=plots.FEWEST_IN_BUCKET,
+        weight=Markup(plots.sequence_weight(diagnoses)),
+        worst_tokens=[worst_tokens(diagnosis.log, WORST) for diagnosis in diagnoses],
+        worst_sequences=[worst_sequences(diagnosis, WORST) for diagnosis in diagnoses],
+    )
+
+
+def write(path: Path, text: str) -> None:
+    """Writes the report whole or not at all: a reader never sees half of one."""
+    check_path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private; a report is a file like others
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

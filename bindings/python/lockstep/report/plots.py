@@ -1,0 +1,317 @@
+"""The pictures of the report, as inline SVG.
+
+Text stays text, so the page's fonts and a screen reader get it; ink and grid are CSS variables, so a dark
+page is dark; clouds of points are embedded as PNG, so that a million of them cost no more than a
+thousand. Series differ in colour (distinct for colour-blind readers, legible on white and on black)
+and in dash or marker.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
+
+from .diagnosis import Diagnosis, profile
+from .rows import cell, number
+
+COLOURS = ("#d9662b", "#2f86c9", "#1f9a78", "#a060c0", "#b08a1e", "#7d8794")
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 2)), (0, (3, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+# Stand-ins that nothing else is drawn in; in the SVG they become the page's variables.
+INK, GRID, QUIET = "#010203", "#040506", "#070809"
+VARIABLES = {INK: "var(--ink)", GRID: "var(--grid)", QUIET: "var(--quiet)"}
+
+STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",  # measures the layout; the page's own font is set in its stead
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9.5,
+    "axes.edgecolor": QUIET,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": True,
+    "figure.facecolor": "none",
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.8,
+}
+
+WIDTH = 9.6
+MOST_POINTS = 100_000
+FEWEST_IN_BUCKET = 10
+
+
+def scatter(diagnoses: Sequence[Diagnosis]) -> str:
+    """Token probabilities, trainer against rollout: one panel a log, the same axes."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panels(len(diagnoses), square=True)
+        for index, (diagnosis, ax) in enumerate(zip(diagnoses, axes)):
+            log = diagnosis.log
+            rows = np.flatnonzero(log.mask)
+            rows = rows[::-(-len(rows) // MOST_POINTS) or 1]
+            with np.errstate(over="ignore", invalid="ignore"):
+                rollout, trainer = np.exp(log.rollout[rows]), np.exp(log.trainer[rows])
+            ax.plot([0, 1], [0, 1], color=QUIET, linewidth=0.8, zorder=1)
+            ax.scatter(rollout, trainer, s=5, color=_colour(index), alpha=0.45, linewidths=0, rasterized=True,
+                       zorder=2)
+            statistics = diagnosis.statistics
+            ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", title=_title(diagnosis.label, len(diagnoses)),
+                   xlabel="rollout probability μ")
+            ax.text(0.03, 0.97, f"mean |π − μ|  {number(statistics.mean_abs_prob_diff.value)}\n"
+                                f"1 − Pearson  {number(statistics.one_minus_pearson)}",
+                    transform=ax.transAxes, va="top", linespacing=1.5)
+            ticks = FixedLocator([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+            ax.xaxis.set_major_locator(ticks)
+            ax.yaxis.set_major_locator(ticks)
+        _outer_label(axes, "trainer probability π")
+        return _svg(figure, "scatter")
+
+
+def sequences(diagnoses: Sequence[Diagnosis]) -> str:
+    """Log ratio of whole sequences against their length, with the least-squares line."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panels(len(diagnoses), height=3.1)
+        counted = [_counted_sequences(diagnosis) for diagnosis in diagnoses]
+        longest = max((float(values["tokens"].max()) for values in counted if len(values)), default=1.0)
+        highest = max((float(np.abs(values["log_ratio"]).max()) for values in counted if len(values)), default=0.0)
+        highest = highest * 1.35 or 1.0
+        for index, (diagnosis, values, ax) in enumerate(zip(diagnoses, counted, axes)):
+            statistics = diagnosis.statistics
+            ax.axhline(0, color=QUIET, linewidth=0.8)
+            rows = slice(None, None, -(-len(values) // MOST_POINTS) or 1)
+            ax.scatter(values["tokens"][rows], values["log_ratio"][rows], s=14, color=_colour(index), alpha=0.6,
+                       linewidths=0, marker=MARKERS[index % len(MARKERS)], rasterized=len(values) > 500)
+            slope = statistics.slope_per_1000
+            mean = statistics.sequence_log_ratio
+            note = f"KL a sequence (k1)  {cell(mean._replace(value=-mean.value), 'number')} nats"
+            if math.isfinite(slope.value):
+                x = np.array([float(values["tokens"].min()), float(values["tokens"].max())])
+                middle = values["tokens"].mean()
+                ax.plot(x, statistics.sequence_log_ratio.value + slope.value / 1000 * (x - middle), color=INK,
+                        linewidth=1.4)
+                note = f"slope  {cell(slope, 'number')} per 1,000 tokens\n{note}"
+            ax.text(0.03, 0.97, note, transform=ax.transAxes, va="top", linespacing=1.5)
+            ax.set(xlim=(0, longest * 1.04), ylim=(-highest, highest), title=_title(diagnosis.label, len(diagnoses)),
+                   xlabel="length, tokens")
+            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        _outer_label(axes, "S = ln π − ln μ, sequence")
+        return _svg(figure, "sequences")
+
+
+def distribution(diagnoses: Sequence[Diagnosis], *, threads: int = 0) -> tuple[str, int]:
+    """The distribution of the log ratio, all logs on one axis; and how many tokens lie outside it."""
+    reach = max((2 * max(abs(q) for q in (d.statistics.log_ratio_quantiles[0], d.statistics.log_ratio_quantiles[-1]))
+                 for d in diagnoses if d.statistics.tokens), default=0.0)
+    furthest = max((d.statistics.max_abs_log_ratio for d in diagnoses if d.statistics.tokens), default=0.0)
+    reach = min(reach, furthest) or furthest or 1.0
+    edges = np.linspace(-reach, reach, 162)
+    floor = 0.5 / max((d.statistics.tokens for d in diagnoses), default=1)  # below one token
+    outside = 0
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+        ax = figure.add_subplot()
+        for index, diagnosis in enumerate(diagnoses):
+            buckets = profile(diagnosis.log, "log_ratio", edges, threads=threads)
+            tokens = diagnosis.statistics.tokens
+            outside += tokens - int(buckets["tokens"].sum())
+            share = np.maximum(buckets["tokens"] / max(tokens, 1), floor)
+            ax.stairs(share, edges, color=_colour(index), alpha=0.14, fill=True, baseline=floor)
+            ax.stairs(share, edges, color=_colour(index), linewidth=1.4, linestyle=DASHES[index % len(DASHES)],
+                      baseline=None)
+        ax.set_yscale("log")
+        _plain_log(ax)
+        ax.set(xlim=(-reach, reach), ylim=(1.05 * floor, 1.5), xlabel="log ratio d = ln π − ln μ, nats",
+               ylabel=f"share of tokens, bins of {2 * reach / 161:.2g}")
+        _legend(figure, diagnoses)
+        return _svg(figure, "distribution"), outside
+
+
+PROBABILITY_EDGES = (0, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 0.999, 0.9999, 1)
+
+
+def where(diagnoses: Sequence[Diagnosis], *, threads: int = 0) -> str:
+    """Mean |d| by position and by probability, with the tokens in each bucket."""
+    longest = max((d.statistics.max_sequence_length for d in diagnoses), default=1)
+    step = next(size for power in range(19) for size in (10**power, 2 * 10**power, 5 * 10**power)
+                if size * 24 >= longest)
+    positions = np.arange(0, longest + step, step, dtype=float)
+    middles = (positions[:-1] + positions[1:]) / 2
+    inner = np.array(PROBABILITY_EDGES[1:-1])
+    logits = np.log(inner / (1 - inner))
+    logits = np.concatenate([[logits[0] - 2.3], logits, [logits[-1] + 2.3]])
+    probability_middles = (logits[:-1] + logits[1:]) / 2
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 4.1), layout="constrained")
+        grid = figure.add_gridspec(2, 2, height_ratios=(3, 1))
+        left, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
+        left_counts = figure.add_subplot(grid[1, 0], sharex=left)
+        right_counts = figure.add_subplot(grid[1, 1], sharex=right)
+        for index, diagnosis in enumerate(diagnoses):
+            _bucket_lines(left, left_counts, middles, positions,
+                          profile(diagnosis.log, "position", positions, threads=threads), index)
+            _bucket_lines(right, right_counts, probability_middles, logits,
+                          profile(diagnosis.log, "probability", PROBABILITY_EDGES, threads=threads), index)
+        left.set(title="by position in the sequence", ylabel="mean |d|, nats", xlim=(0, positions[-1]))
+        right.set(title="by the rollout's probability", xlim=(logits[0], logits[-1]))
+        left_counts.set(xlabel="sampled tokens before it", ylabel="tokens", ylim=(0, None))
+        right_counts.set(xlabel="rollout probability μ of the token, % (logit scale)", ylim=(0, None))
+        ticks = (1e-4, 1e-3, 1e-2, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
+        right_counts.xaxis.set_major_locator(FixedLocator([math.log(p / (1 - p)) for p in ticks]))
+        names = {round(math.log(p / (1 - p)), 3): f"{100 * p:g}" for p in ticks}
+        right_counts.xaxis.set_major_formatter(FuncFormatter(lambda x, _: names.get(round(x, 3), "")))
+        for ax in (left, right):
+            ax.set_yscale("log")
+            _plain_log(ax)
+            ax.tick_params("x", labelbottom=False)
+        low, high = (math.log10(limit) for limit in left.get_ylim())
+        left.set_ylim(10 ** math.floor(low), 10 ** math.ceil(high))  # whole decades, so that two are named
+        for ax in (left_counts, right_counts):
+            ax.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+        _legend(figure, diagnoses, markers=True)
+        return _svg(figure, "where")
+
+
+def sequence_weight(diagnoses: Sequence[Diagnosis]) -> str:
+    """Effective samples left with weights of whole sequences, against their length."""
+    lengths = np.geomspace(10, 100_000, 400)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+        ax = figure.add_subplot()
+        for index, diagnosis in enumerate(diagnoses):
+            weight, statistics = diagnosis.sequence_weight, diagnosis.statistics
+            if not math.isfinite(weight.variance_per_token):
+                continue
+            ax.plot(lengths, 100 * np.exp(-weight.variance_per_token * lengths), color=_colour(index),
+                    linestyle=DASHES[index % len(DASHES)])
+            ax.plot([statistics.mean_sequence_length], [100 * statistics.sequence_ess], color=_colour(index),
+                    marker=MARKERS[index % len(MARKERS)], markersize=7, linestyle="none")
+        ax.axhline(50, color=QUIET, linewidth=0.8)
+        ax.set_xscale("log")
+        ax.set(xlim=(lengths[0], lengths[-1]), ylim=(0, 104), xlabel="length of the sequences, tokens",
+               ylabel="effective samples, %")
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        _legend(figure, diagnoses, markers=True)
+        return _svg(figure, "weight")
+
+
+def _bucket_lines(ax: Axes, counts: Axes, middles: NDArray, edges: NDArray, buckets: NDArray, index: int) -> None:
+    shown = (buckets["tokens"] >= FEWEST_IN_BUCKET) & (buckets["mean_abs_log_ratio"] > 0)
+    ax.plot(middles[shown], buckets["mean_abs_log_ratio"][shown], color=_colour(index),
+            linestyle=DASHES[index % len(DASHES)], marker=MARKERS[index % len(MARKERS)], markersize=4.5)
+    counts.stairs(buckets["tokens"], edges, color=_colour(index), linewidth=1.4,
+                  linestyle=DASHES[index % len(DASHES)], baseline=None)
+
+
+def _columns(count: int) -> int:
+    return {1: 1, 2: 2, 4: 2}.get(count, 3)
+
+
+def _panels(count: int, *, square: bool = False, height: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """One panel for each of `count` logs, at most three in a row."""
+    columns = _columns(count)
+    rows = -(-count // columns)
+    width = WIDTH if columns > 1 else WIDTH * (0.55 if square else 0.8)
+    tall = (width / columns + 0.1) if square else height
+    figure = Figure(figsize=(width, rows * tall), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for spare in axes[count:]:
+        spare.set_visible(False)
+    return figure, axes[:count]
+
+
+def _outer_label(axes: Sequence[Axes], text: str) -> None:
+    """Labels the y axis of the first panel in each row."""
+    for index, ax in enumerate(axes):
+        if index % _columns(len(axes)) == 0:
+            ax.set_ylabel(text)
+
+
+def _counted_sequences(diagnosis: Diagnosis) -> NDArray:
+    return diagnosis.sequences[diagnosis.sequences["tokens"] > 0]
+
+
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
+
+
+def _legend(figure: Figure, diagnoses: Sequence[Diagnosis], markers: bool = False) -> None:
+    """A legend above the axes, where it hides nothing; with its own handles and texts, as matplotlib
+    would leave out a label that begins with "_"."""
+    handles = [Line2D([], [], color=_colour(index), linestyle=DASHES[index % len(DASHES)],
+                      marker=MARKERS[index % len(MARKERS)] if markers else None)
+               for index in range(len(diagnoses))]
+    columns = max(1, min(len(diagnoses), 90 // (8 + max(len(_short(each.label)) for each in diagnoses))))
+    legend = figure.legend(handles, [" " * len(_short(each.label)) for each in diagnoses],
+                           loc="outside upper left", ncols=columns, handlelength=2.8)
+    for text, diagnosis in zip(legend.get_texts(), diagnoses):
+        text.set_text(_short(diagnosis.label))
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 40 else label[:19] + "…" + label[-20:]
+
+
+def _title(label: str, count: int) -> str:
+    """A label over one of `count` panels, on two lines if need be."""
+    return "\n".join(textwrap.wrap(_short(label), {1: 42, 2: 42}.get(_columns(count), 26)))
+
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _plain_log(ax: Axes) -> None:
+    """Ticks of a log axis as 10⁻³, in plain text."""
+    ax.yaxis.set_major_locator(LogLocator(numticks=8))
+    ax.yaxis.set_major_formatter(FuncFormatter(
+        lambda y, _: f"10{str(round(math.log10(y))).translate(_SUPERSCRIPT)}" if y > 0 else ""))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as an <svg> element for inlining: no prolog, the page's fonts and colours."""
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": f"lockstep-{name}"}):
+        figure.savefig(out, format="svg", dpi=220, metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg"):]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda found: found.group() if found.group(1) in used else "", text)
+    text = re.sub(r"(font: [^;\"]*?px) 'DejaVu Sans'[^;\"]*", r"\1 var(--font)", text)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, variable)
+    head = re.match(r"<svg[^>]*>", text).group()
+    plain = re.sub(r' (width|height)="[^"]*"', "", head)
+    return text.replace(head, plain.replace("<svg", '<svg class="picture" aria-hidden="true"', 1), 1)
