@@ -7,7 +7,7 @@ inputs alone, and measures how far two engines are apart.
     >>> import lockstep, numpy as np
     >>> logits = np.array([[1, 2, 3, 4], [0, 0, 8, 0]], np.float32)
     >>> lockstep.log_probs(logits, [3, 2])
-    array([-0.4401897 , -0.00100586], dtype=float32)
+    array([-0.44018972, -0.00100588], dtype=float32)
 
 Arrays are NumPy arrays, PyTorch CPU tensors, or anything with ``__dlpack__`` or
 ``__array_interface__``; they are read in place, and results come back as NumPy arrays, or as PyTorch

@@ -105,9 +105,9 @@ class ConvertCounts(Structure):
 
 class LogProbsOptions(Structure):
     _fields_ = [
-        ("struct_size", c_uint32), ("temperature", c_float), ("soft_cap", c_float),
-        ("ignore_index", c_int32), ("top_k", c_int32), ("top_p", c_float),
-        ("logits_dtype", c_int32), ("threads", c_int32), ("instruction_set", c_int32),
+        ("struct_size", c_uint32), ("ignore_index", c_int32), ("temperature", c_double),
+        ("soft_cap", c_double), ("top_p", c_double), ("top_k", c_int32), ("logits_dtype", c_int32),
+        ("threads", c_int32), ("instruction_set", c_int32),
     ]
 
 

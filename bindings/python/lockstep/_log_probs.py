@@ -67,7 +67,7 @@ def log_probs(
     Args:
         logits: [..., vocab] fp32, fp16 or bf16; the last dimension contiguous. One row may be 1-D.
         targets: [...] int32 or int64, in [0, vocab) or ignore_index: one for each row of logits.
-        temperature: > 0. 0 is an error: it is a limit, not a policy.
+        temperature: in [1e-6, 1e6]. 0 is an error: it is a limit, not a policy.
         soft_cap: y = soft_cap * tanh(logits / soft_cap), before the temperature; None for none.
         ignore_index: rows with this target are never read; their results are 0.
         top_k: keep only this many of the largest logits; None for all. Ties with the last are kept.
@@ -91,7 +91,7 @@ def log_probs(
     Example:
         >>> logits = np.array([[1, 2, 3, 4], [0, 0, 8, 0]], np.float32)
         >>> log_probs(logits, [3, 2])
-        array([-0.4401897 , -0.00100586], dtype=float32)
+        array([-0.44018972, -0.00100588], dtype=float32)
     """
     rows = view(logits, "logits")
     shape = rows.shape[:-1]
@@ -106,7 +106,7 @@ def log_probs(
             *(_part(each, start, count) for each in outputs),
             block.tensor(), _part(labels, start, count), options,
         ), _where(rows, start, count))
-    return results[0] if results[1:] == [None] * 3 else LogProbs(*results)
+    return _answer(results)
 
 
 def log_probs_backward(
@@ -215,7 +215,7 @@ def linear_log_probs(
         >>> hidden = np.array([[1, 0, 2]], np.float16)
         >>> weight = np.eye(4, 3, dtype=np.float16)
         >>> linear_log_probs(hidden, weight, [2])
-        array([-0.49387056], dtype=float32)
+        array([-0.4938117], dtype=float32)
     """
     rows = view(hidden, "hidden")
     head = view(weight, "weight")
@@ -226,7 +226,7 @@ def linear_log_probs(
     check(library.lockstep_linear_log_probs(
         *(_tensor(_flat(each)) for each in results[:3]),
         row_matrix(rows).tensor(), head.tensor(), _tensor(offset), labels.tensor(), options))
-    return results[0] if results[1:] == [None] * 3 else LogProbs(*results)
+    return _answer(results)
 
 
 def linear_log_probs_backward(
@@ -328,7 +328,7 @@ class Head:
     Example:
         >>> with Head(np.eye(4, 3, dtype=np.float16)) as head:
         ...     head.log_probs(np.array([[1, 0, 2]], np.float16), [2])
-        array([-0.49387056], dtype=float32)
+        array([-0.4938117], dtype=float32)
     """
 
     def __init__(self, weight: Array, bias: Array | None = None) -> None:
@@ -373,7 +373,7 @@ class Head:
         check(library.lockstep_head_log_probs(
             *(_tensor(_flat(each)) for each in results[:3]),
             handle.pointer, row_matrix(rows).tensor(), labels.tensor(), options))
-        return results[0] if results[1:] == [None] * 3 else LogProbs(*results)
+        return _answer(results)
 
     def close(self) -> None:
         """Frees the memory, once no call is using it. Closing twice is fine."""
@@ -391,11 +391,11 @@ def _options(
 ) -> c.LogProbsOptions:
     return c.LogProbsOptions(
         sizeof(c.LogProbsOptions),
+        int32(ignore_index, "ignore_index"),
         real(temperature, "temperature"),
         0.0 if soft_cap is None else real(soft_cap, "soft_cap"),
-        int32(ignore_index, "ignore_index"),
-        0 if top_k is None else int32(top_k, "top_k"),
         1.0 if top_p is None else real(top_p, "top_p"),
+        0 if top_k is None else int32(top_k, "top_k"),
         0 if logits_dtype is None else format_code(logits_dtype, "logits_dtype"),
         int32(threads, "threads"),
         choice(c.INSTRUCTION_SETS, instruction_set, "instruction_set"))
@@ -411,6 +411,11 @@ def _results(rows: View, dtype, entropy, log_sum_exp, kept_mass=False) -> list[A
         empty(shape, c.FLOAT64, rows) if log_sum_exp else None,
         empty(shape, code, rows) if kept_mass else None,
     ]
+
+
+def _answer(results: list[Array | None]) -> Array | LogProbs:
+    """The log-probs alone if nothing else was wanted."""
+    return LogProbs(*results) if any(each is not None for each in results[1:]) else results[0]
 
 
 def _upstream(d_log_probs, d_entropy, log_sum_exp, shape, of: str) -> list[View | None]:
