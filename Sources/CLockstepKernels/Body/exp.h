@@ -1,11 +1,15 @@
 // The exponential of the log-softmax: e^y = p * 2^n with n = round(y log2 e) and p a polynomial in
-// r = y - n ln 2. Kept apart as (p, n), so that a sum can be scaled by an exact power of two.
+// r = y - n L. Kept apart as (p, n), so that a sum can be scaled by an exact power of two.
+//
+// L is ln 2 rounded to float, so that r is exact in one fused multiply-add. A term is then e^y times
+// e^(n (ln 2 - L)). For the largest terms of a sum, whose n is near its reference N, that is one common
+// factor, undone in float64 by counting N in units of L; what is left, (n - N) 1.9e-9, is smaller than a
+// rounding wherever the term is not negligible beside the largest.
 //
 // p is within 0.71 ulp of e^r; coefficients: minimax (Lawson) for r^2 q(r), |r| <= ln 2 / 2.
 
 #define LSK_LOG2_E 0x1.715476p+0f
-#define LSK_LN2_HIGH 0x1.62e430p-1f   // ln 2 rounded to float ...
-#define LSK_LN2_LOW -0x1.05c610p-29f  // ... and what is left of it
+#define LSK_LN2 0x1.62e430p-1f  // rounded to float: see below
 #define LSK_MAGIC 12582912.0f         // 1.5 * 2^23: adding it rounds to an integer, in the low bits
 
 #define LSK_EXP_C2 0x1.fffffcp-2f
@@ -28,8 +32,5 @@ LSK_INLINE vf vf_exp_p(vf r) {
     return vf_fma(q, r, vf_splat(1.0f));
 }
 
-// y - n ln 2, for an integer n of at most 2^21.
-LSK_INLINE vf vf_exp_r(vf y, vf n) {
-    vf r = vf_fma(n, vf_splat(-LSK_LN2_HIGH), y);
-    return vf_fma(n, vf_splat(-LSK_LN2_LOW), r);
-}
+// y - n L, exact for an integer n = round(y log2 e) of at most 2^21.
+LSK_INLINE vf vf_exp_r(vf y, vf n) { return vf_fma(n, vf_splat(-LSK_LN2), y); }

@@ -16,9 +16,6 @@
 #define LSK_NR 4  // 16 columns, twice
 #endif
 
-// The sums must live in registers: without full unrolling the array of the largest tile stays in memory.
-#define LSK_UNROLL _Pragma("clang loop unroll(full)")
-
 LSK_INLINE void multiply_tile(float *c, ptrdiff_t c_stride, const float *a, int32_t format, const void *b,
                               ptrdiff_t k, int add, int m) {
     vf sum[LSK_MR][LSK_NR];

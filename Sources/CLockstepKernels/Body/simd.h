@@ -5,6 +5,9 @@
 #define LSK_LANES64 (LSK_WIDTH / 8) // doubles in a register
 #define LSK_INLINE static inline __attribute__((always_inline))
 
+// On a loop over an array of registers: without it the array may stay in memory.
+#define LSK_UNROLL _Pragma("clang loop unroll(full)")
+
 typedef float vf __attribute__((vector_size(LSK_WIDTH)));
 typedef int32_t vi __attribute__((vector_size(LSK_WIDTH)));
 typedef uint32_t vu __attribute__((vector_size(LSK_WIDTH)));

@@ -32,83 +32,100 @@ LSK_INLINE int vi_any(vi mask) {
 // The larger; a NaN in x is passed over.
 LSK_INLINE vf vf_max(vf x, vf m) { return vf_select(x > m, x, m); }
 
+// What a tile needs of its row: the rule's temperature, and the reference N in the forms the loop takes.
 typedef struct {
     float temperature, inverse, inverse_low;
-} lse_scale;
+    vf limit;      // a logit above it moves the reference
+    vf floor;      // logits below count as this, whose term is exactly 0
+    vf magic;      // adding it to y log2 e leaves n - N + 127 in the low bits
+    vf reference;  // N
+} lse_frame;
 
-LSK_INLINE float lse_floor(int32_t reference, float temperature) {
-    return (float)(reference - 127) * LSK_LN2_HIGH * temperature;
+// Where N stands. LSK_LSE_NONE: nowhere yet, so any logit above -inf is beyond the limit.
+LSK_INLINE void lse_set_reference(lse_frame *frame, int32_t reference) {
+    const float octave = LSK_LN2 * frame->temperature, n = (float)reference;
+    frame->limit = vf_splat(reference == LSK_LSE_NONE ? -__builtin_inff() : (n + LSK_HEADROOM) * octave);
+    frame->floor = vf_splat((n - 127) * octave);
+    frame->magic = vf_splat(LSK_MAGIC + (127 - n));
+    frame->reference = vf_splat(n);
 }
 
 // Moves the reference. The lanes are scaled by an exact power of two, and what is weighted by y is taken
 // relative to the new reference.
-LSK_INLINE void lse_move(vf sum[LSK_NV], vf weighted[LSK_NV], lsk_lse_state *state, int32_t reference,
-                         float temperature) {
+LSK_INLINE void lse_move(vf sum[LSK_NV], vf weighted[LSK_NV], lsk_lse_state *state, lse_frame *frame,
+                         int32_t reference) {
     if (state->reference != LSK_LSE_NONE) {
         int32_t rise = reference - state->reference;
         union { int32_t bits; float value; } power = {.bits = rise > 126 ? 0 : (127 - rise) << 23};
-        vf lower = vf_splat(-(float)rise * LSK_LN2_HIGH);
+        vf lower = vf_splat(-(float)rise * LSK_LN2);
+        LSK_UNROLL
         for (int i = 0; i < LSK_NV; i++) {
             weighted[i] = vf_fma(sum[i], lower, weighted[i]) * power.value;
             sum[i] *= power.value;
         }
     }
     state->reference = reference;
-    state->limit = (float)(reference + LSK_HEADROOM) * LSK_LN2_HIGH * temperature;
+    lse_set_reference(frame, reference);
 }
 
-// One tile: 128 logits into the lanes. The lanes stay in registers across tiles of one call.
-LSK_INLINE void lse_add_tile(vf sum[LSK_NV], vf weighted[LSK_NV], lsk_lse_state *state, int32_t format,
-                             const void *x, ptrdiff_t at, lse_scale scale, int warm, int entropy) {
-    vf logits[2 * LSK_NV], top = vf_splat(-__builtin_inff());
-    for (int i = 0; i < 2 * LSK_NV; i++) {
-        logits[i] = vf_load_as(format, x, at + i * LSK_LANES);
-        top = vf_max(logits[i], top);
-    }
-
+// Before a tile is added: moves the reference if it must. Returns 0 if the tile has nothing to add.
+// Rare: once at the start of a block, then only on a jump of 8 octaves or in a tile without logits.
+LSK_INLINE int lse_prepare_tile(vf sum[LSK_NV], vf weighted[LSK_NV], lsk_lse_state *state, lse_frame *frame,
+                                const vf logits[2 * LSK_NV], vf top) {
+    float highest = top[0];
+    for (int i = 1; i < LSK_LANES; i++) highest = top[i] > highest ? top[i] : highest;
     int skip = state->reference == LSK_LSE_NONE;
-    if (vi_any(top > vf_splat(state->limit))) {
-        // The reference moves. Rare: once at the start of a block, then only on a jump of 8 octaves.
-        float highest = top[0];
-        for (int i = 1; i < LSK_LANES; i++) highest = top[i] > highest ? top[i] : highest;
-        float y = highest * scale.inverse;
+    if (highest > frame->limit[0]) {
+        float y = highest * frame->inverse;
         if (y >= LSK_WIDE) {
             state->flags |= highest == __builtin_inff() ? LSK_LSE_NOT_FINITE : LSK_LSE_WIDE;
-            return;
+            return 0;
         }
         // Below -2^20 it is nothing beside any ordinary logit: the row decides whether there is one.
         skip = y < -LSK_WIDE;
         if (skip) state->flags |= LSK_LSE_LOW;
-        else lse_move(sum, weighted, state, (int32_t)__builtin_rintf(y * LSK_LOG2_E), scale.temperature);
+        else lse_move(sum, weighted, state, frame, (int32_t)__builtin_rintf(y * LSK_LOG2_E));
     }
     if (skip) {
         // Nothing to add, but a NaN shows in no maximum.
+        LSK_UNROLL
         for (int i = 0; i < 2 * LSK_NV; i++)
             if (vi_any(logits[i] != logits[i])) state->flags |= LSK_LSE_NOT_FINITE;
-        return;
     }
+    return !skip;
+}
 
-    const vf floor = vf_splat(lse_floor(state->reference, scale.temperature));
-    const vf magic = vf_splat(LSK_MAGIC + (float)(127 - state->reference));
-    const vf reference = vf_splat((float)state->reference);
+// One tile: 128 logits into the lanes. The lanes stay in registers across tiles of one call.
+LSK_INLINE void lse_add_tile(vf sum[LSK_NV], vf weighted[LSK_NV], lsk_lse_state *state, lse_frame *frame,
+                             int32_t format, const void *x, ptrdiff_t at, int warm, int entropy) {
+    vf logits[2 * LSK_NV], top = vf_splat(-__builtin_inff());
+    LSK_UNROLL
     for (int i = 0; i < 2 * LSK_NV; i++) {
-        vf v = vf_select(floor > logits[i], floor, logits[i]);  // NaN stays
+        logits[i] = vf_load_as(format, x, at + i * LSK_LANES);
+        top = vf_max(logits[i], top);
+    }
+    if (__builtin_expect(state->reference == LSK_LSE_NONE || vi_any(top > frame->limit), 0))
+        if (!lse_prepare_tile(sum, weighted, state, frame, logits, top)) return;
+
+    LSK_UNROLL
+    for (int i = 0; i < 2 * LSK_NV; i++) {
+        vf v = vf_select(frame->floor > logits[i], frame->floor, logits[i]);  // NaN stays
         vf y = v, low = {};
         if (warm) {
             // y + low = v / temperature to twice the precision: the division leaves no error behind.
-            y = v * vf_splat(scale.inverse);
-            low = vf_fma(v, vf_splat(scale.inverse), -y);
-            low = vf_fma(v, vf_splat(scale.inverse_low), low);
+            y = v * vf_splat(frame->inverse);
+            low = vf_fma(v, vf_splat(frame->inverse), -y);
+            low = vf_fma(v, vf_splat(frame->inverse_low), low);
         }
-        vf t = vf_fma(y, vf_splat(LSK_LOG2_E), magic);
+        vf t = vf_fma(y, vf_splat(LSK_LOG2_E), frame->magic);
         vf power = (vf)((vi)t << 23);  // 2^(n - N), and exactly 0 at the floor
-        vf n = t - magic;
+        vf n = t - frame->magic;
         vf r = vf_exp_r(y, n);
         if (warm) r = r + low;
         vf p = vf_exp_p(r);
         if (entropy) {
             vf term = p * power;
-            vf u = vf_fma(n - reference, vf_splat(LSK_LN2_HIGH), r);  // y - N ln 2
+            vf u = vf_fma(n - frame->reference, vf_splat(LSK_LN2), r);  // y - N L
             sum[i % LSK_NV] += term;
             weighted[i % LSK_NV] = vf_fma(term, u, weighted[i % LSK_NV]);
         } else {
@@ -119,7 +136,6 @@ LSK_INLINE void lse_add_tile(vf sum[LSK_NV], vf weighted[LSK_NV], lsk_lse_state 
 
 static void lse_reset(lsk_lse_state *state) {
     memset(state, 0, sizeof *state);
-    state->limit = -__builtin_inff();
     state->reference = LSK_LSE_NONE;
 }
 
@@ -196,8 +212,11 @@ static void prepare_tile(float *tile, int32_t format, const void *x, ptrdiff_t a
 LSK_INLINE void lse_add(lsk_lse_state *state, int32_t format, const void *x, ptrdiff_t count,
                         const lsk_logit_rule *rule, int warm, int entropy) {
     if (state->flags & (LSK_LSE_NOT_FINITE | LSK_LSE_WIDE)) return;
-    const lse_scale scale = {rule->temperature, rule->inverse, rule->inverse_low};
+    lse_frame frame = {.temperature = rule->temperature, .inverse = rule->inverse,
+                       .inverse_low = rule->inverse_low};
+    lse_set_reference(&frame, state->reference);
     vf sum[LSK_NV], weighted[LSK_NV];
+    LSK_UNROLL
     for (int i = 0; i < LSK_NV; i++) {
         sum[i] = vf_load(state->sum + i * LSK_LANES);
         weighted[i] = entropy ? vf_load(state->weighted + i * LSK_LANES) : (vf){};
@@ -205,12 +224,13 @@ LSK_INLINE void lse_add(lsk_lse_state *state, int32_t format, const void *x, ptr
     ptrdiff_t at = 0;
     if (is_plain(rule))
         for (; at + LSK_TILE <= count; at += LSK_TILE)
-            lse_add_tile(sum, weighted, state, format, x, at, scale, warm, entropy);
+            lse_add_tile(sum, weighted, state, &frame, format, x, at, warm, entropy);
     for (; at < count; at += LSK_TILE) {
         float tile[LSK_TILE];
         prepare_tile(tile, format, x, at, count - at < LSK_TILE ? count - at : LSK_TILE, rule);
-        lse_add_tile(sum, weighted, state, LSK_FP32, tile, 0, scale, warm, entropy);
+        lse_add_tile(sum, weighted, state, &frame, LSK_FP32, tile, 0, warm, entropy);
     }
+    LSK_UNROLL
     for (int i = 0; i < LSK_NV; i++) {
         vf_store(state->sum + i * LSK_LANES, sum[i]);
         if (entropy) vf_store(state->weighted + i * LSK_LANES, weighted[i]);
@@ -283,9 +303,8 @@ static void prepare_row(float *out, const void *x, int32_t format, ptrdiff_t cou
 // the soft-cap. `out` may be `x`.
 LSK_INLINE void gradient_tile(float *out, int32_t format, const void *x, ptrdiff_t at, ptrdiff_t count,
                               ptrdiff_t target, const lsk_logit_rule *rule, const lsk_gradient_row *row) {
-    const vf floor = vf_splat(lse_floor(row->reference, rule->temperature));
-    const vf magic = vf_splat(LSK_MAGIC + (float)(127 - row->reference));
-    const vf reference = vf_splat((float)row->reference);
+    lse_frame frame = {.temperature = rule->temperature};
+    lse_set_reference(&frame, row->reference);
     const vf inverse_sum = vf_splat(row->inverse_sum);
     float raw[LSK_TILE];
     if (count < LSK_TILE)
@@ -294,16 +313,16 @@ LSK_INLINE void gradient_tile(float *out, int32_t format, const void *x, ptrdiff
     for (int i = 0; i < LSK_TILE; i += LSK_LANES) {
         vf slope, v = count < LSK_TILE ? vf_load(raw + i) : vf_load_as(format, x, at + i);
         v = vf_prepare(v, rule, &slope) - vf_splat(row->shift);
-        v = vf_select(floor > v, floor, v);
+        v = vf_select(frame.floor > v, frame.floor, v);
         vf y = v * vf_splat(rule->inverse);
         vf low = vf_fma(v, vf_splat(rule->inverse), -y);
         low = vf_fma(v, vf_splat(rule->inverse_low), low);
-        vf t = vf_fma(y, vf_splat(LSK_LOG2_E), magic);
+        vf t = vf_fma(y, vf_splat(LSK_LOG2_E), frame.magic);
         vf power = (vf)((vi)t << 23);
-        vf n = t - magic;
+        vf n = t - frame.magic;
         vf r = vf_exp_r(y, n) + low;
         vf p = vf_exp_p(r) * power * inverse_sum;
-        vf u = vf_fma(n - reference, vf_splat(LSK_LN2_HIGH), r);
+        vf u = vf_fma(n - frame.reference, vf_splat(LSK_LN2), r);
         vf w = vf_fma(u + vf_splat(row->entropy_offset), vf_splat(row->d_entropy), vf_splat(row->d_log_prob));
         vf chosen = {};
         ptrdiff_t lane = target - i;

@@ -56,11 +56,10 @@ typedef struct {
 
 #define LSK_LSE_NONE INT32_MIN  // the reference before any logit above -inf
 
-// A row's 64 lanes within a block: sums of e^y 2^-reference, and of that times (y - reference ln 2).
+// A row's 64 lanes within a block: sums of e^y 2^-reference, and of that times (y - reference L): L is ln 2 rounded to float (Body/exp.h).
 typedef struct {
     float sum[LSK_LANE_COUNT];
     float weighted[LSK_LANE_COUNT];
-    float limit;  // a logit above it moves the reference
     int32_t reference, flags;
 } lsk_lse_state;
 
@@ -74,7 +73,7 @@ typedef struct {
 typedef struct {
     float d_log_prob, d_entropy;
     float inverse_sum;
-    float entropy_offset;  // entropy - ln(sum): what makes y - reference ln 2 into ln p + entropy
+    float entropy_offset;  // entropy - ln(sum): what makes y - reference L into ln p + entropy
     float shift;           // subtracted from the logit first; 0 but for rows beyond 2^20
     int32_t reference;
 } lsk_gradient_row;

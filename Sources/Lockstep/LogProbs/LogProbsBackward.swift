@@ -76,8 +76,8 @@ extension lsk_gradient_row {
         // Rows far from zero: subtract in the logits first, as the forward does.
         let shift = abs(logSumExp) > 524_288 ? Float(logSumExp * temperature) : 0
         let sum = logSumExp - Double(shift) / temperature
-        let reference = (sum / ln2).rounded(.toNearestOrEven)
-        let logSum = sum - reference * ln2
+        let reference = (sum / octave).rounded(.toNearestOrEven)
+        let logSum = sum - reference * octave
         self.init(
             d_log_prob: Float(dLogProb), d_entropy: Float(dEntropy), inverse_sum: Float(exponential(-logSum)),
             entropy_offset: Float(entropy - logSum), shift: shift, reference: Int32(reference))

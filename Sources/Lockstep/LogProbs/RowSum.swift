@@ -39,13 +39,13 @@ struct RowSum: BitwiseCopyable {
             let below = Int(block.reference) - Int(reference)
             let power = scaled(1, by: below)
             sum += block.sum * power
-            weighted += (block.weighted + block.sum * (Double(below) * ln2)) * power
+            weighted += (block.weighted + block.sum * (Double(below) * octave)) * power
         }
     }
 
     /// ln sum_v e^(y_v).
     func logSumExp(temperature: Double) -> Double {
-        Double(shift) / temperature + (Double(reference) * ln2 + logarithm(sum))
+        Double(shift) / temperature + (Double(reference) * octave + logarithm(sum))
     }
 
     /// Entropy of the softmax. A negative rounding residue (below 1e-6) is 0.
@@ -58,7 +58,7 @@ struct RowSum: BitwiseCopyable {
     func logProb(of logit: Float, temperature: Double, _ rule: lsk_logit_rule) -> Double {
         if logit == -.infinity { return -.infinity }
         let x = logit - shift
-        let above = Double(x) / temperature - Double(reference) * ln2
+        let above = Double(x) / temperature - Double(reference) * octave
         // Far below every float term there is nothing to cancel.
         if above < -80 { return above - logarithm(sum) }
         let (p, n) = ReferenceLogProbs.exponential(x, rule)
@@ -70,6 +70,9 @@ struct RowSum: BitwiseCopyable {
         min(1, scaled(sum, by: Int(reference) - Int(whole.reference)) / whole.sum)
     }
 }
+
+/// What one step of a reference is worth: ln 2 as the kernels have it, rounded to float (Body/exp.h).
+let octave = Double(ReferenceLogProbs.ln2)
 
 /// Blocks of 2,048 logits in a row.
 func blockCount(_ vocab: Int) -> Int { (vocab + Int(LSK_BLOCK) - 1) / Int(LSK_BLOCK) }

@@ -14,7 +14,7 @@ public enum ReferenceLogProbs {
         return (polynomial(r), Int(n))
     }
 
-    /// y = n ln 2 + r with |r| <= ln 2 / 2. The division leaves its error in `low`, and r takes it up.
+    /// y = n L + r with |r| <= ln 2 / 2. The division leaves its error in `low`, and r takes it up.
     private static func reduce(_ x: Float, _ rule: lsk_logit_rule) -> (n: Float, r: Float) {
         let y = x * rule.inverse
         var low = fma(x, rule.inverse, -y)
@@ -26,7 +26,7 @@ public enum ReferenceLogProbs {
     private static func reduce(_ y: Float) -> (n: Float, r: Float) {
         let magic: Float = 12_582_912  // 1.5 * 2^23: adding it rounds to an integer
         let n = fma(y, 0x1.715476p+0, magic) - magic
-        return (n, fma(n, 0x1.05c610p-29, fma(n, -ln2High, y)))
+        return (n, fma(n, -ln2, y))
     }
 
     /// e^r for |r| <= ln 2 / 2.
@@ -40,7 +40,8 @@ public enum ReferenceLogProbs {
         return fma(q, r, 0x1.fffffcp-2)
     }
 
-    private static let ln2High: Float = 0x1.62e430p-1
+    /// ln 2 rounded to float: the unit of the reference (Body/exp.h).
+    static let ln2: Float = 0x1.62e430p-1
 
     /// a * b + c, rounded once.
     private static func fma(_ a: Float, _ b: Float, _ c: Float) -> Float { c.addingProduct(a, b) }
@@ -97,12 +98,12 @@ public enum ReferenceLogProbs {
                         let rise = next - old
                         let power: Float = rise > 126 ? 0 : Float(sign: .plus, exponent: -Int(rise), significand: 1)
                         for lane in 0..<64 {
-                            weighted[lane] = fma(sum[lane], -Float(rise) * ln2High, weighted[lane]) * power
+                            weighted[lane] = fma(sum[lane], -Float(rise) * ln2, weighted[lane]) * power
                             sum[lane] *= power
                         }
                     }
                     reference = next
-                    limit = Float(next + 8) * ln2High * rule.temperature
+                    limit = Float(next + 8) * ln2 * rule.temperature
                 }
             }
             if skip {
@@ -125,11 +126,11 @@ public enum ReferenceLogProbs {
     private static func term(
         _ logit: Float, _ reference: Int32, _ rule: lsk_logit_rule
     ) -> (term: Float, u: Float) {
-        let floor = Float(reference - 127) * ln2High * rule.temperature
+        let floor = Float(reference - 127) * ln2 * rule.temperature
         let (n, r) = reduce(floor > logit ? floor : logit, rule)
         let above = n - Float(reference)
         let power: Float = above > -127 ? Float(sign: .plus, exponent: Int(above), significand: 1) : 0
-        return (above.isNaN ? .nan : polynomial(r) * power, fma(above, ln2High, r))
+        return (above.isNaN ? .nan : polynomial(r) * power, fma(above, ln2, r))
     }
 
     /// The fixed tree: lane i takes lane i + 32, then + 16 ... + 1, in float64.
