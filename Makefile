@@ -17,8 +17,8 @@ EXAMPLE_PREFIX := $(CURDIR)/build/prefix
 say = @echo '== $(1)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build library test test-swift test-c test-install test-python test-examples abi lint demo bench \
-	install uninstall clean
+.PHONY: help build library test test-swift test-c test-aarch64 test-install test-python test-examples abi \
+	lint demo bench install uninstall clean
 
 ## help: this list
 help:
@@ -47,7 +47,7 @@ swift-present:
 
 ## test: everything, from nothing; prints a count for each part and the sum
 test: $(BIN)/lockstep $(if $(TORCH),$(VENV)/.torch)
-	@$(PYTHON) Tests/run.py $(MAKE) test-swift test-c test-install test-python test-examples abi lint
+	@$(PYTHON) Tests/run.py $(MAKE) test-swift test-c test-aarch64 test-install test-python test-examples abi lint
 
 ## test-swift: the Swift tests
 test-swift: | swift-present
@@ -56,6 +56,10 @@ test-swift: | swift-present
 ## test-c: the C tests, against the built library
 test-c: library
 	Tests/C/run.sh
+
+## test-aarch64: every kernel on every instruction set, and emulated on aarch64, gives the same bits
+test-aarch64: | swift-present
+	SWIFT=$(SWIFT) Tests/C/check-aarch64.sh
 
 ## test-install: install, move the folder, build with pkg-config and CMake, run without Swift
 test-install: library $(BIN)/lockstep

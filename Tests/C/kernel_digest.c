@@ -1,0 +1,385 @@
+/* Runs every kernel of one instruction set on seeded inputs of awkward sizes and prints a line for each:
+ * its name and a digest of all it wrote. The leaf alone is linked, so it can be built for any processor
+ * and the lines compared: check-aarch64.sh does.
+ *
+ * usage: kernel_digest baseline|avx2|avx512|neon. Ends with status 77 if this machine has no such set. */
+#include "CLockstepKernels.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The instruction set, the rows of a strip, and 16 kernels. */
+_Static_assert(sizeof(lsk_kernels) == 18 * sizeof(void *), "a kernel came or went: it needs a digest here");
+
+/* ---- digests */
+
+static uint64_t digest;
+
+static void digest_begin(void) { digest = 0xcbf29ce484222325u; }
+
+static void digest_bytes(const void *bytes, size_t count) { /* FNV-1a */
+    for (size_t i = 0; i < count; i++) digest = (digest ^ ((const unsigned char *)bytes)[i]) * 0x100000001b3u;
+}
+
+static void digest_integer(int64_t value) { digest_bytes(&value, sizeof value); }
+
+/* The sign of a NaN that arithmetic makes differs between processors; no result depends on it. */
+static void digest_double(double value) {
+    if (value != value) value = __builtin_nan("");
+    digest_bytes(&value, sizeof value);
+}
+
+static void digest_end(const char *name) { printf("%-28s %016llx\n", name, (unsigned long long)digest); }
+
+/* ---- inputs, from integer arithmetic alone */
+
+static uint64_t random_state;
+
+static uint32_t random_bits(void) { /* splitmix64 */
+    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return (uint32_t)((z ^ (z >> 31)) >> 32);
+}
+
+/* In [-scale, scale), a multiple of scale / 2^23. */
+static float random_float(float scale) { return (float)((int32_t)random_bits() >> 8) * 0x1p-23f * scale; }
+
+static size_t size_of(int32_t format) {
+    switch (format) {
+    case LSK_FP64: return 8;
+    case LSK_FP32: return 4;
+    case LSK_FP16:
+    case LSK_BF16: return 2;
+    default: return 1;
+    }
+}
+
+static const char *name_of(int32_t format) {
+    static const char *const names[] = {"fp32", "fp16", "bf16", "fp64", "e4m3fn", "e5m2"};
+    return names[format];
+}
+
+static const lsk_kernels *kernels;
+
+static void *room(size_t bytes) {
+    void *memory = calloc(bytes + 64, 1);
+    if (memory == NULL) abort();
+    return memory;
+}
+
+/* `count` values in [-scale, scale) in one of the formats. */
+static void *random_values(int32_t format, size_t count, float scale) {
+    float *values = room(count * 4);
+    for (size_t i = 0; i < count; i++) values[i] = random_float(scale);
+    if (format == LSK_FP32) return values;
+    void *converted = room(count * size_of(format));
+    lsk_convert_counts counts = {0, 0, 0};
+    kernels->convert(converted, format, values, LSK_FP32, (ptrdiff_t)count, LSK_NEAREST_EVEN, 0, 0, &counts);
+    free(values);
+    return converted;
+}
+
+/* ---- convert.h */
+
+static void digest_convert(void) {
+    enum { COUNT = 40003 };
+    static unsigned char source[8 * COUNT], destination[8 * COUNT];
+    for (int32_t from = 0; from < 6; from++)
+        for (int32_t to = 0; to < 6; to++) {
+            char name[64];
+            digest_begin();
+            for (int32_t rounding = LSK_NEAREST_EVEN; rounding <= LSK_STOCHASTIC; rounding++)
+                for (int part = 0; part < 2; part++) {
+                    /* Any bits at all, then ordinary values. */
+                    if (part == 0) {
+                        for (size_t i = 0; i < sizeof source; i++) source[i] = (unsigned char)random_bits();
+                    } else if (from == LSK_FP64) {
+                        for (size_t i = 0; i < COUNT; i++) {
+                            double value = (double)random_float(100) + (double)random_float(0x1p-20f);
+                            memcpy(source + 8 * i, &value, 8);
+                        }
+                    } else {
+                        void *values = random_values(from, COUNT, 100);
+                        memcpy(source, values, COUNT * size_of(from));
+                        free(values);
+                    }
+                    static const ptrdiff_t counts[] = {1, 3, 17, 2047, COUNT};
+                    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+                        lsk_convert_counts happened = {0, 0, 0};
+                        kernels->convert(destination, to, source, from, counts[i], rounding, 7, 5, &happened);
+                        digest_bytes(destination, (size_t)counts[i] * size_of(to));
+                        digest_integer(happened.overflow);
+                        digest_integer(happened.underflow);
+                        digest_integer(happened.nan);
+                    }
+                }
+            snprintf(name, sizeof name, "convert_%s_%s", name_of(from), name_of(to));
+            digest_end(name);
+        }
+}
+
+/* ---- softmax.h */
+
+static const lsk_logit_rule rules[] = {
+    {1, 1, 0, 0, LSK_FP32},
+    {0.7f, 0x1.6db6dcp+0f, -0x1.b6db6ep-26f, 0, LSK_FP32},
+    {1, 1, 0, 30, LSK_BF16},
+    {1.5f, 0x1.555556p-1f, -0x1.555556p-26f, 50, LSK_FP16},
+};
+enum { RULES = sizeof rules / sizeof *rules };
+static const ptrdiff_t row_lengths[] = {1, 63, 130, 2048, 2049, 5003};
+enum { ROW_LENGTHS = sizeof row_lengths / sizeof *row_lengths, LONGEST = 5003 };
+
+static void digest_block(const lsk_lse_block *block) {
+    digest_double(block->sum);
+    digest_double(block->weighted);
+    digest_integer(block->reference);
+    digest_integer(block->flags);
+}
+
+static void digest_lse_row(int32_t format) {
+    char name[64];
+    digest_begin();
+    static const float scales[] = {0.01f, 12, 700, 60000};
+    for (size_t s = 0; s < sizeof scales / sizeof *scales; s++) {
+        void *logits = random_values(format, LONGEST, scales[s]);
+        for (int r = 0; r < RULES; r++)
+            for (int i = 0; i < ROW_LENGTHS; i++)
+                for (int32_t entropy = 0; entropy < 2; entropy++) {
+                    lsk_lse_block blocks[3] = {{0}};
+                    kernels->lse_row(blocks, logits, format, row_lengths[i], &rules[r], entropy);
+                    for (ptrdiff_t b = 0; b * LSK_BLOCK < row_lengths[i]; b++) digest_block(&blocks[b]);
+                }
+        free(logits);
+    }
+    /* What makes flags: infinities, a NaN, values beyond 2^20. */
+    static const float specials[] = {-__builtin_inff(), __builtin_inff(), __builtin_nanf(""), 3e6f, -3e6f};
+    for (size_t s = 0; s < sizeof specials / sizeof *specials; s++) {
+        float values[300];
+        for (int i = 0; i < 300; i++) values[i] = s == 0 || i % 100 == 7 ? specials[s] : random_float(5);
+        uint16_t narrow[300];
+        lsk_convert_counts counts = {0, 0, 0};
+        if (format != LSK_FP32)
+            kernels->convert(narrow, format, values, LSK_FP32, 300, LSK_NEAREST_EVEN, 0, 0, &counts);
+        lsk_lse_block block;
+        kernels->lse_row(&block, format == LSK_FP32 ? (void *)values : narrow, format, 300, &rules[0], 1);
+        digest_block(&block);
+    }
+    snprintf(name, sizeof name, "lse_row_%s", name_of(format));
+    digest_end(name);
+}
+
+/* Tiles as a matrix product leaves them: what lse_reset, lse_tile and lse_finish make of them together. */
+static void digest_lse_tile(void) {
+    enum { ROWS = 5, STRIDE = 131 };
+    digest_begin();
+    for (int r = 0; r < RULES; r++)
+        for (int32_t entropy = 0; entropy < 2; entropy++) {
+            lsk_lse_state states[ROWS];
+            for (int row = 0; row < ROWS; row++) kernels->lse_reset(&states[row]);
+            static const ptrdiff_t columns[] = {128, 128, 1, 77};
+            for (int t = 0; t < 4; t++) {
+                float *tile = random_values(LSK_FP32, ROWS * STRIDE, (float)(10 + 20 * t));
+                kernels->lse_tile(states, tile, STRIDE, ROWS, columns[t], &rules[r], entropy);
+                free(tile);
+            }
+            for (int row = 0; row < ROWS; row++) {
+                lsk_lse_block block;
+                kernels->lse_finish(&block, &states[row]);
+                digest_block(&block);
+            }
+        }
+    digest_end("lse_tile");
+}
+
+static void digest_prepare_row(int32_t format) {
+    char name[64];
+    static float out[LONGEST];
+    digest_begin();
+    void *logits = random_values(format, LONGEST, 200);
+    for (int r = 0; r < RULES; r++)
+        for (int i = 0; i < ROW_LENGTHS; i++) {
+            kernels->prepare_row(out, logits, format, row_lengths[i], &rules[r], 1.25f * (float)i);
+            digest_bytes(out, (size_t)row_lengths[i] * sizeof *out);
+        }
+    free(logits);
+    snprintf(name, sizeof name, "prepare_row_%s", name_of(format));
+    digest_end(name);
+}
+
+static void digest_gradient_row(int32_t format) {
+    char name[64];
+    static float out[LONGEST];
+    digest_begin();
+    void *logits = random_values(format, LONGEST, 20);
+    for (int r = 0; r < RULES; r++)
+        for (int i = 0; i < ROW_LENGTHS; i++)
+            for (int32_t to = LSK_FP32; to <= LSK_BF16; to++) {
+                lsk_gradient_row row;
+                memset(&row, 0, sizeof row); /* fields that a later version adds are 0 */
+                row.d_log_prob = 0.75f;
+                row.d_entropy = i % 2 ? -0.3f : 0;
+                row.inverse_sum = 0x1.23456p-9f;
+                row.entropy_offset = -2.5f;
+                row.shift = i == 3 ? 1.5f : 0;
+                row.reference = 17;
+                ptrdiff_t target = row_lengths[i] - 1;
+                kernels->gradient_row(out, to, logits, format, row_lengths[i], target, &rules[r], &row);
+                digest_bytes(out, (size_t)row_lengths[i] * size_of(to));
+            }
+    free(logits);
+    snprintf(name, sizeof name, "gradient_row_%s", name_of(format));
+    digest_end(name);
+}
+
+/* ---- gemm.h */
+
+enum { MOST_ROWS = 29, C_STRIDE = 37 };
+
+/* Strips are laid out for the registers of the instruction set: their digest is that of a product. */
+static void digest_multiply(int32_t format, int transposed) {
+    char name[64];
+    static const ptrdiff_t depths[] = {1, 7, 33, LSK_CHAIN};
+    digest_begin();
+    for (size_t d = 0; d < sizeof depths / sizeof *depths; d++)
+        for (ptrdiff_t m = 1; m <= MOST_ROWS; m += 1 + m / 8) {
+            ptrdiff_t k = depths[d], stride = transposed ? MOST_ROWS + 2 : k + 3;
+            int32_t left = transposed ? LSK_FP32 : format;
+            void *x = random_values(left, (size_t)((transposed ? k : m) * stride), 2);
+            void *panel = random_values(format, (size_t)(k * LSK_PANEL), 2);
+            ptrdiff_t strip = kernels->strip_rows * k;
+            float *strips = room((size_t)((m / kernels->strip_rows + 1) * strip) * sizeof(float));
+            float *c = room((size_t)(m * C_STRIDE) * sizeof(float));
+            if (transposed) kernels->pack_strips_transposed(strips, x, stride, m, k);
+            else kernels->pack_strips(strips, x, left, stride, m, k);
+            kernels->multiply(c, C_STRIDE, strips, strip, panel, format, m, k, 0);
+            digest_bytes(c, (size_t)(m * C_STRIDE) * sizeof(float));
+            kernels->multiply(c, C_STRIDE, strips, strip, panel, format, m, k, 1);
+            float bias[LSK_PANEL];
+            for (int i = 0; i < LSK_PANEL; i++) bias[i] = random_float(1);
+            kernels->add_bias(c, C_STRIDE, bias, m, LSK_PANEL - 1);
+            digest_bytes(c, (size_t)(m * C_STRIDE) * sizeof(float));
+            free(x);
+            free(panel);
+            free(strips);
+            free(c);
+        }
+    snprintf(name, sizeof name, "multiply_%s%s", name_of(format), transposed ? "_transposed" : "");
+    digest_end(name);
+}
+
+static void digest_pack_panel(int32_t format) {
+    char name[64];
+    enum { K = 45, STRIDE = 50 };
+    digest_begin();
+    void *x = random_values(format, (size_t)(STRIDE * 50), 2);
+    static const ptrdiff_t widths[] = {1, 31, 32};
+    for (size_t i = 0; i < sizeof widths / sizeof *widths; i++) {
+        static float panel[K * LSK_PANEL];
+        kernels->pack_panel(panel, x, format, STRIDE, widths[i], K);
+        digest_bytes(panel, sizeof panel);
+        kernels->pack_panel_transposed(panel, x, format, STRIDE, widths[i], K);
+        digest_bytes(panel, sizeof panel);
+    }
+    free(x);
+    snprintf(name, sizeof name, "pack_panel_%s", name_of(format));
+    digest_end(name);
+}
+
+/* ---- mismatch.h */
+
+static void digest_sums(const lsk_mismatch_sums *sums) {
+    const double values[] = {
+        sums->log_ratio, sums->square, sums->magnitude, sums->k3, sums->ratio, sums->ratio_square,
+        sums->exp_magnitude, sums->probability_gap, sums->rollout, sums->sum_shift, sums->gap_shift,
+        sums->sum, sums->sum_square, sums->gap, sums->gap_square, sums->sum_gap, sums->largest,
+        sums->largest_gap};
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++) digest_double(values[i]);
+    digest_integer(sums->tokens);
+    digest_integer(sums->non_finite);
+    digest_integer(sums->differing);
+    digest_integer(sums->largest_at);
+    for (int band = 0; band < LSK_MISMATCH_BANDS; band++) digest_integer(sums->outside[band]);
+}
+
+static void digest_mismatch(int32_t trainer_format, int32_t rollout_format) {
+    enum { COUNT = 1003, ROOM = COUNT + 8 };
+    static const int64_t counts[] = {1, 7, 256, 257, COUNT};
+    static const float spreads[] = {0.001f, 0.5f, 30};
+    static uint64_t histogram[LSK_MISMATCH_BINS];
+    static uint8_t mask[COUNT], wanted[LSK_MISMATCH_BINS], counted[ROOM];
+    static double log_ratio[ROOM], k3[ROOM], probability[ROOM];
+    char name[64];
+    digest_begin();
+    for (size_t s = 0; s < sizeof spreads / sizeof *spreads; s++)
+        for (int masked = 0; masked < 2; masked++) {
+            /* Log-probs in (-8, 0], the two policies' apart by up to the spread; some are not finite. */
+            float *a = room(COUNT * 4), *b = room(COUNT * 4);
+            for (int i = 0; i < COUNT; i++) {
+                b[i] = random_float(4) - 4;
+                a[i] = b[i] + random_float(spreads[s]);
+                if (i % 97 == 50) a[i] = i % 2 ? -__builtin_inff() : __builtin_nanf("");
+                mask[i] = random_bits() % 3 != 0;
+            }
+            lsk_convert_counts ignored = {0, 0, 0};
+            void *trainer = room(COUNT * 8), *rollout = room(COUNT * 8);
+            kernels->convert(trainer, trainer_format, a, LSK_FP32, COUNT, LSK_NEAREST_EVEN, 0, 0, &ignored);
+            kernels->convert(rollout, rollout_format, b, LSK_FP32, COUNT, LSK_NEAREST_EVEN, 0, 0, &ignored);
+            for (int bin = 0; bin < LSK_MISMATCH_BINS - 1; bin++) wanted[bin] = random_bits() % 2;
+            for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+                const lsk_mismatch_span span = {
+                    trainer, rollout, masked ? mask : NULL, trainer_format, rollout_format, counts[i]};
+                lsk_mismatch_sums sums;
+                memset(histogram, 0, sizeof histogram);
+                kernels->mismatch_sums(&sums, histogram, &span);
+                digest_sums(&sums);
+                /* The last bin takes the padding too: its count is not a result. */
+                digest_bytes(histogram, (LSK_MISMATCH_BINS - 1) * sizeof *histogram);
+                int64_t found = kernels->mismatch_select(log_ratio, wanted, &span);
+                digest_integer(found);
+                digest_bytes(log_ratio, (size_t)found * sizeof *log_ratio);
+                digest_integer(kernels->mismatch_terms(log_ratio, k3, probability, counted, &span));
+                digest_bytes(log_ratio, (size_t)counts[i] * sizeof *log_ratio);
+                digest_bytes(k3, (size_t)counts[i] * sizeof *k3);
+                digest_bytes(probability, (size_t)counts[i] * sizeof *probability);
+                digest_bytes(counted, (size_t)counts[i]);
+            }
+            free(a);
+            free(b);
+            free(trainer);
+            free(rollout);
+        }
+    snprintf(name, sizeof name, "mismatch_%s_%s", name_of(trainer_format), name_of(rollout_format));
+    digest_end(name);
+}
+
+int main(int count, char **arguments) {
+    static const char *const sets[] = {"baseline", "avx2", "avx512", "neon"};
+    for (int32_t set = LSK_BASELINE; set <= LSK_NEON; set++)
+        if (count == 2 && strcmp(arguments[1], sets[set - 1]) == 0) {
+            kernels = lsk_kernels_for(set);
+            if (kernels == NULL) return 77;
+        }
+    if (kernels == NULL) {
+        fprintf(stderr, "usage: kernel_digest baseline|avx2|avx512|neon\n");
+        return 2;
+    }
+    uint64_t mode = lsk_float_mode_enter();
+    random_state = 1;
+    digest_convert();
+    for (int32_t format = LSK_FP32; format <= LSK_BF16; format++) {
+        digest_lse_row(format);
+        digest_prepare_row(format);
+        digest_gradient_row(format);
+        digest_multiply(format, 0);
+        digest_multiply(format, 1);
+        digest_pack_panel(format);
+    }
+    digest_lse_tile();
+    for (int32_t trainer = LSK_FP32; trainer <= LSK_FP64; trainer++)
+        for (int32_t rollout = LSK_FP32; rollout <= LSK_FP64; rollout++) digest_mismatch(trainer, rollout);
+    lsk_float_mode_leave(mode);
+    return 0;
+}
