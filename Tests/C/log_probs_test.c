@@ -159,6 +159,7 @@ static void log_probs_refuses_bad_tensors(void) {
         REFUSED(call, INVALID_ARGUMENT, "targets", f.targets_data[2] = -100, \
                 f.options.log_probs.ignore_index = -7); \
         ACCEPTED(call, f.targets_data[TOKENS - 1] = -100); \
+        ACCEPTED(call, f.targets_data[0] = INT32_MIN, f.options.log_probs.ignore_index = INT32_MIN); \
         ACCEPTED(call, f.targets_data[TOKENS - 1] = -7, f.options.log_probs.ignore_index = -7); \
     } while (0)
 
@@ -367,6 +368,8 @@ static void values_follow_the_definition(void) {
 
 /* top_k 2 keeps {3, 2} of the logits 0, 1, 2, 3: the rest is cut and the two are renormalised. */
 static void kept_set_is_renormalised(void) {
+    ACCEPTED(log_probs, f.options.log_probs.top_k = INT32_MAX);
+    ACCEPTED(log_probs, f.options.log_probs.top_p = 1e-300);
     fixture f;
     fixture_init(&f);
     f.options.log_probs.top_k = 2;
