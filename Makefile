@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 LIBRARY := build/liblockstep.so.1
 SOURCES := $(shell find Sources include bindings/c -type f) Package.swift
 PYTHON_SOURCES := $(shell find bindings/python -type f -not -path '*/__pycache__/*' 2> /dev/null)
-SWIFT_TEST := $(SWIFT) test -c release -Xswiftc -enable-testing --scratch-path .build-test
+SWIFT_TEST := $(SWIFT) test -c release -Xswiftc -enable-testing --disable-xctest --scratch-path .build-test
 EXAMPLE_PREFIX := $(CURDIR)/build/prefix
 say = @echo '== $(1)'
 
