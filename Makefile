@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 LIBRARY := build/liblockstep.so.1
 SOURCES := $(shell find Sources include bindings/c -type f) Package.swift
 PYTHON_SOURCES := $(shell find bindings/python -type f -not -path '*/__pycache__/*' 2> /dev/null)
-SWIFT_TEST := $(SWIFT) test -c release -Xswiftc -enable-testing --scratch-path .build-test
+SWIFT_TEST := $(SWIFT) test -c release -Xswiftc -enable-testing --disable-xctest --scratch-path .build-test
 EXAMPLE_PREFIX := $(CURDIR)/build/prefix
 say = @echo '== $(1)'
 
@@ -85,13 +85,12 @@ lint: | swift-present
 
 ## demo: the training-inference mismatch of a real model, BF16 against FP16
 demo: $(BIN)/lockstep
-	$(BIN)/lockstep diagnose examples/data/smollm2-135m.bf16.jsonl examples/data/smollm2-135m.fp16.jsonl \
+	$(BIN)/lockstep diagnose examples/data/smollm2-135m.bf16.jsonl.gz examples/data/smollm2-135m.fp16.jsonl.gz \
 	    --html build/demo.html
-	@echo 'The report: build/demo.html'
 
 ## bench: speed and memory against PyTorch; results in benchmarks/results
 bench: $(BIN)/lockstep $(VENV)/.torch
-	$(BIN)/python benchmarks/run.py
+	@for benchmark in benchmarks/bench_*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
 
 # The virtual environment is made in steps, each with its own mark, so that after the first time
 # nothing is fetched again: a changed source only reinstalls the package itself, offline.

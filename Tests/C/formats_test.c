@@ -59,6 +59,10 @@ static void convert_refuses_bad_options(void) {
     REFUSED(convert, INVALID_ARGUMENT, "rounding", f.options.convert.rounding = 3);
     REFUSED(convert, INVALID_ARGUMENT, "rounding", f.options.convert.rounding = -1);
     REFUSED(convert, INVALID_ARGUMENT, "rounding", f.options.convert.rounding = INT32_MAX);
+    /* The last index would be 2^64 + 4. */
+    REFUSED(convert, INVALID_ARGUMENT, "first_index", f.options.convert.first_index = UINT64_MAX,
+            f.options.convert.rounding = LOCKSTEP_ROUND_STOCHASTIC);
+    ACCEPTED(convert, f.options.convert.first_index = UINT64_MAX);
 }
 
 static void ulp_distance_refuses_bad_tensors(void) {

@@ -159,6 +159,7 @@ static void log_probs_refuses_bad_tensors(void) {
         REFUSED(call, INVALID_ARGUMENT, "targets", f.targets_data[2] = -100, \
                 f.options.log_probs.ignore_index = -7); \
         ACCEPTED(call, f.targets_data[TOKENS - 1] = -100); \
+        ACCEPTED(call, f.targets_data[0] = INT32_MIN, f.options.log_probs.ignore_index = INT32_MIN); \
         ACCEPTED(call, f.targets_data[TOKENS - 1] = -7, f.options.log_probs.ignore_index = -7); \
     } while (0)
 
@@ -246,8 +247,41 @@ static void backward_refuses_bad_input(void) {
             f.saved_log_sum_exp.shape[0] = 2);
     REFUSED(log_probs_backward, INVALID_ARGUMENT, "log_sum_exp", f.saved_log_sum_exp.absent = 0,
             f.saved_log_sum_exp.tensor.dtype = lockstep_dtype_of(LOCKSTEP_FLOAT32));
+    /* What no forward call writes. */
+    static const double impossible[] = {1e300, -1e300, 1e30, -1e30, 1.7e308, 3.5e44};
+    for (size_t i = 0; i < sizeof impossible / sizeof *impossible; i++) {
+        REFUSED(log_probs_backward, INVALID_ARGUMENT, "log_sum_exp[1]", f.saved_log_sum_exp.absent = 0,
+                f.saved[1] = impossible[i]);
+        REFUSED(linear_backward, INVALID_ARGUMENT, "log_sum_exp[1]", f.saved_log_sum_exp.absent = 0,
+                f.saved[1] = impossible[i]);
+    }
+    REFUSED(log_probs_backward, NON_FINITE, "log_sum_exp[2]", f.saved_log_sum_exp.absent = 0, f.saved[2] = NAN);
+    REFUSED(log_probs_backward, NON_FINITE, "log_sum_exp[2]", f.saved_log_sum_exp.absent = 0,
+            f.saved[2] = INFINITY);
     REFUSED(log_probs_backward, UNSUPPORTED, "top_k", f.options.log_probs.top_k = 2);
     REFUSED(log_probs_backward, UNSUPPORTED, "top_p", f.options.log_probs.top_p = 0.5);
+}
+
+/* The sums of a forward call are taken back, however large the logits: the same bits as without them. */
+static void huge_logits_have_a_backward(void) {
+    static const double temperatures[] = {1e-6, 0.7, 1, 3, 1e6};
+    static const float sizes[] = {1e3f, 1e6f, 3e6f, 1e9f, 1e30f, 3e38f};
+    for (int i = 0; i < 5 * 6; i++) {
+        fixture f, g;
+        fixture_init(&f);
+        f.options.log_probs.temperature = temperatures[i / 6];
+        for (int v = 0; v < TOKENS * VOCAB; v++)
+            f.logits_data[v] = sizes[i % 6] * (1 - (float)(v % 3) * 1e-7f) * (v % VOCAB == 4 ? -1 : 1);
+        CHECK_OK(log_probs(&f));
+        CHECK_OK(log_probs_backward(&f));
+        fixture_init(&g);
+        g.options = f.options;
+        memcpy(g.logits_data, f.logits_data, sizeof g.logits_data);
+        memcpy(g.saved, f.outputs.log_sum_exp, sizeof g.saved);
+        g.saved_log_sum_exp.absent = 0;
+        CHECK_OK(log_probs_backward(&g));
+        CHECK(memcmp(f.outputs.d_logits, g.outputs.d_logits, sizeof g.outputs.d_logits) == 0);
+    }
 }
 
 static void linear_refuses_bad_input(void) {
@@ -334,6 +368,8 @@ static void values_follow_the_definition(void) {
 
 /* top_k 2 keeps {3, 2} of the logits 0, 1, 2, 3: the rest is cut and the two are renormalised. */
 static void kept_set_is_renormalised(void) {
+    ACCEPTED(log_probs, f.options.log_probs.top_k = INT32_MAX);
+    ACCEPTED(log_probs, f.options.log_probs.top_p = 1e-300);
     fixture f;
     fixture_init(&f);
     f.options.log_probs.top_k = 2;
@@ -411,6 +447,7 @@ int main(void) {
     TEST(minus_infinity_contributes_nothing);
     TEST(empty_input_is_no_error);
     TEST(backward_refuses_bad_input);
+    TEST(huge_logits_have_a_backward);
     TEST(linear_refuses_bad_input);
     TEST(linear_backward_refuses_bad_input);
     TEST(head_refuses_bad_input);

@@ -131,6 +131,7 @@ static void profile_refuses_bad_input(void) {
     REFUSED(profile, INVALID_ARGUMENT, "edges", f.edges[2] = NAN);
     REFUSED(profile, INVALID_ARGUMENT, "edges", f.edges[3] = INFINITY);
     ACCEPTED(profile, f.edges[0] = -INFINITY, f.edges[4] = INFINITY);
+    ACCEPTED(profile, f.count = 0);
     REFUSED(profile, INVALID_ARGUMENT, "bucket_count", f.count = SIZE_MAX);
     REFUSED(profile, INVALID_ARGUMENT, "bucket_count", f.count = SIZE_MAX / 2 + 1);
 }
@@ -210,6 +211,29 @@ static void nothing_that_counts_is_no_error(void) {
              f.offsets.absent = 1, f.trainer_log_probs.tensor.data = f.rollout_log_probs.tensor.data = NULL);
 }
 
+/* Finite log-probs of any size: a result or an error, and outputs that no error touched. */
+static void extreme_values_do_not_trap(void) {
+    static const double values[] = {1.7e308, -1.7e308, 3e38, -3e38, 1e19, -1e19, -745.2, 709.9, 5e-324, -0.0};
+    enum { N = sizeof values / sizeof *values };
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j < N; j++)
+            for (lockstep_mismatch_axis axis = LOCKSTEP_AXIS_POSITION; axis <= LOCKSTEP_AXIS_LOG_RATIO; axis++) {
+                fixture f;
+                fixture_init(&f);
+                f.trainer[3] = values[i];
+                f.rollout[3] = values[j];
+                f.edges[0] = -1.7e308;
+                f.edges[BUCKETS] = 1.7e308;
+                f.axis = axis;
+                memset(&f.outputs, TEST_CANARY, sizeof f.outputs);
+                lockstep_status status = measure(&f);
+                CHECK(status == LOCKSTEP_OK ||
+                      (status == LOCKSTEP_ERROR_NON_FINITE && test_is_canary(&f.outputs, sizeof f.outputs)));
+                CHECK(sequences(&f) == status);
+                CHECK(profile(&f) == status);
+            }
+}
+
 /* A program built with an older, smaller struct gets only the bytes it has. */
 static void only_struct_size_bytes_are_written(void) {
     fixture f;
@@ -283,6 +307,11 @@ static void exact_follows_the_definition(void) {
     CHECK(f.outputs.rows[1].kl_rollout_trainer == 0 && f.outputs.rows[1].same_top1 == 0);
     CHECK(f.outputs.mean.kl_rollout_trainer == f.outputs.rows[0].kl_rollout_trainer);
 
+    /* Logits at the edge of their format. */
+    for (int i = 0; i < VOCAB; i++) f.logits[0][i] = (i - 1) * 3.4e38f;
+    CHECK_OK(exact(&f));
+    CHECK(f.outputs.rows[0].total_variation <= 1 && f.outputs.rows[0].kl_rollout_trainer >= 0);
+
     /* The same logits twice: nothing differs, exactly. */
     fixture_init(&f);
     memcpy(f.logits[1], f.logits[0], sizeof f.logits[0]);
@@ -299,6 +328,7 @@ int main(void) {
     TEST(statistics_follow_the_formulas);
     TEST(masked_positions_are_never_read);
     TEST(nothing_that_counts_is_no_error);
+    TEST(extreme_values_do_not_trap);
     TEST(only_struct_size_bytes_are_written);
     TEST(exact_refuses_bad_input);
     TEST(exact_follows_the_definition);

@@ -1,5 +1,6 @@
-/// A matrix of values in one format that owns its memory: what a Swift program hands over where C hands
-/// over a pointer. Rows follow one another.
+/// A matrix of values in one format, row after row, that owns its memory.
+///
+/// What a Swift program hands over where a C program hands over a pointer.
 public struct Matrix<Element: StorageFormat>: Sendable {
     /// Number of rows.
     public let rows: Int
@@ -46,12 +47,29 @@ public struct Matrix<Element: StorageFormat>: Sendable {
         elements = Array(whole.elements[range.lowerBound * columns..<range.upperBound * columns])
     }
 
+    /// A matrix of zeros.
+    init(zeros rows: Int, _ columns: Int, as zero: Element) {
+        self.rows = rows
+        self.columns = columns
+        elements = Array(repeating: zero, count: rows * columns)
+    }
+
     /// Lends the values to `body`, which must not keep the view.
     public func withView<Result>(
         _ body: (MatrixView) throws(LockstepError) -> Result
     ) throws(LockstepError) -> Result {
         try elements.withUnsafeBufferPointer { (buffer) throws(LockstepError) in
             try body(MatrixView(buffer.baseAddress, Element.format, rows: rows, columns: columns))
+        }
+    }
+
+    /// Lends the values to `body`, which may write them and must not keep the view.
+    public mutating func withMutableView<Result>(
+        _ body: (MutableMatrixView) throws(LockstepError) -> Result
+    ) throws(LockstepError) -> Result {
+        let (rows, columns) = (rows, columns)
+        return try elements.withUnsafeMutableBufferPointer { (buffer) throws(LockstepError) in
+            try body(MutableMatrixView(buffer.baseAddress, Element.format, rows: rows, columns: columns))
         }
     }
 }

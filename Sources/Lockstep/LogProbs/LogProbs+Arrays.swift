@@ -61,16 +61,11 @@ public func linearLogProbs<Hidden: StorageFormat, Weight: StorageFormat>(
     options: LogProbOptions = .init(), execution: Execution = .init()
 ) throws(LockstepError) -> TokenScores {
     try TokenScores(tokens: hidden.rows) { (outputs) throws(LockstepError) in
-        try hidden.withView { (hidden) throws(LockstepError) in
-            try weight.withView { (weight) throws(LockstepError) in
-                try withOptionalVectorView(bias) { (bias) throws(LockstepError) in
-                    try targets.withTokenView { (targets) throws(LockstepError) in
-                        try linearLogProbs(
-                            hidden: hidden, weight: weight, bias: bias, targets: targets, options: options,
-                            into: outputs, execution: execution)
-                    }
-                }
-            }
+        try withLinearViews(hidden, weight, bias, targets) {
+            (hidden, weight, bias, targets) throws(LockstepError) in
+            try linearLogProbs(
+                hidden: hidden, weight: weight, bias: bias, targets: targets, options: options,
+                into: outputs, execution: execution)
         }
     }
 }
@@ -102,6 +97,102 @@ extension Head {
                     try logProbs(
                         hidden: hidden, targets: targets, options: options, into: outputs,
                         execution: execution)
+                }
+            }
+        }
+    }
+}
+
+/// Gradient with respect to the logits of `sum_t dLogProbs_t log_prob_t + dEntropy_t entropy_t`.
+///
+/// - Parameters:
+///   - logits: [tokens x vocab]; fp32, fp16 or bf16, and so is the gradient.
+///   - targets: [tokens], as in the forward call.
+///   - dLogProbs: dL / d log_prob: [tokens].
+///   - dEntropy: dL / d entropy: [tokens]; zero without it.
+///   - options: those of the forward call.
+///   - execution: threads and instruction set; the result does not depend on them.
+/// - Throws: as `logProbs`; `.unsupported` for top-k and top-p.
+/// - Returns: the gradient: [tokens x vocab].
+public func logProbsBackward<Logit: StorageFormat>(
+    logits: Matrix<Logit>, targets: [Int32], dLogProbs: [Float], dEntropy: [Float]? = nil,
+    options: LogProbOptions = .init(), execution: Execution = .init()
+) throws(LockstepError) -> Matrix<Logit> {
+    var gradient = logits
+    try gradient.withMutableView { (gradient) throws(LockstepError) in
+        try withGradients(dLogProbs, dEntropy) { (upstream) throws(LockstepError) in
+            try targets.withTokenView { (targets) throws(LockstepError) in
+                // In place: the copy of the logits becomes their gradient.
+                let logits = MatrixView(
+                    gradient.base, gradient.format, rows: gradient.rows, columns: gradient.columns)
+                try logProbsBackward(
+                    into: gradient, upstream, logits: logits, targets: targets, options: options,
+                    execution: execution)
+            }
+        }
+    }
+    return gradient
+}
+
+/// Gradients with respect to hidden states, head and bias.
+///
+/// - Parameters:
+///   - hidden: [tokens x H].
+///   - weight: [vocab x H].
+///   - bias: [vocab]; none by default.
+///   - targets: [tokens], as in the forward call.
+///   - dLogProbs: dL / d log_prob: [tokens].
+///   - dEntropy: dL / d entropy: [tokens]; zero without it.
+///   - options: those of the forward call.
+///   - execution: threads and instruction set; the result does not depend on them.
+/// - Throws: as `linearLogProbs`.
+/// - Returns: the gradients in fp32: [tokens x H], [vocab x H], [vocab].
+public func linearLogProbsBackward<Hidden: StorageFormat, Weight: StorageFormat>(
+    hidden: Matrix<Hidden>, weight: Matrix<Weight>, bias: [Weight]? = nil, targets: [Int32],
+    dLogProbs: [Float], dEntropy: [Float]? = nil, options: LogProbOptions = .init(),
+    execution: Execution = .init()
+) throws(LockstepError) -> (dHidden: Matrix<Float>, dWeight: Matrix<Float>, dBias: [Float]) {
+    var dHidden = Matrix<Float>(zeros: hidden.rows, hidden.columns, as: 0)
+    var dWeight = Matrix<Float>(zeros: weight.rows, weight.columns, as: 0)
+    var dBias = [Float](repeating: 0, count: weight.rows)
+    try dHidden.withMutableView { (dHidden) throws(LockstepError) in
+        try dWeight.withMutableView { (dWeight) throws(LockstepError) in
+            try dBias.withMutableVectorView { (dBias) throws(LockstepError) in
+                let buffers = LinearGradients(hidden: dHidden, weight: dWeight, bias: dBias)
+                try withGradients(dLogProbs, dEntropy) { (upstream) throws(LockstepError) in
+                    try withLinearViews(hidden, weight, bias, targets) {
+                        (hidden, weight, bias, targets) throws(LockstepError) in
+                        try linearLogProbsBackward(
+                            into: buffers, upstream, hidden: hidden, weight: weight, bias: bias,
+                            targets: targets, options: options, execution: execution)
+                    }
+                }
+            }
+        }
+    }
+    return (dHidden, dWeight, dBias)
+}
+
+private func withGradients(
+    _ dLogProbs: [Float], _ dEntropy: [Float]?,
+    _ body: (LogProbGradients) throws(LockstepError) -> Void
+) throws(LockstepError) {
+    try dLogProbs.withVectorView { (dLogProbs) throws(LockstepError) in
+        try withOptionalVectorView(dEntropy) { (dEntropy) throws(LockstepError) in
+            try body(LogProbGradients(logProbs: dLogProbs, entropy: dEntropy))
+        }
+    }
+}
+
+private func withLinearViews<Hidden: StorageFormat, Weight: StorageFormat>(
+    _ hidden: Matrix<Hidden>, _ weight: Matrix<Weight>, _ bias: [Weight]?, _ targets: [Int32],
+    _ body: (MatrixView, MatrixView, VectorView?, TokenView) throws(LockstepError) -> Void
+) throws(LockstepError) {
+    try hidden.withView { (hidden) throws(LockstepError) in
+        try weight.withView { (weight) throws(LockstepError) in
+            try withOptionalVectorView(bias) { (bias) throws(LockstepError) in
+                try targets.withTokenView { (targets) throws(LockstepError) in
+                    try body(hidden, weight, bias, targets)
                 }
             }
         }

@@ -56,11 +56,19 @@ final class GradientRows: @unchecked Sendable {
                     .nonFinite,
                     "log_sum_exp[\(token)] is \(logSumExp); give what the forward call wrote, or NULL")
             }
+            guard
+                let row = lsk_gradient_row(
+                    logSumExp: logSumExp, entropy: gradients.needsForward ? scores.base[token].entropy : 0,
+                    dLogProb: gradients.logProbs?.double(token) ?? 0,
+                    dEntropy: gradients.entropy?.double(token) ?? 0, temperature: options.temperature)
+            else {
+                throw LockstepError(
+                    .invalidArgument,
+                    "log_sum_exp[\(token)] is \(logSumExp), which no logits have; give what the forward call "
+                        + "wrote, or NULL")
+            }
             counted.base[token] = true
-            rows.base[token] = lsk_gradient_row(
-                logSumExp: logSumExp, entropy: gradients.needsForward ? scores.base[token].entropy : 0,
-                dLogProb: gradients.logProbs?.double(token) ?? 0,
-                dEntropy: gradients.entropy?.double(token) ?? 0, temperature: options.temperature)
+            rows.base[token] = row
         }
     }
 
@@ -69,14 +77,16 @@ final class GradientRows: @unchecked Sendable {
 }
 
 extension lsk_gradient_row {
-    /// p = e^(y - logSumExp), as e^y 2^-reference times the inverse of what is left of the sum.
-    fileprivate init(
+    /// p = e^(y - logSumExp), as e^y 2^-reference times the inverse of what is left of the sum; nil for a
+    /// sum that no row of floats has.
+    fileprivate init?(
         logSumExp: Double, entropy: Double, dLogProb: Double, dEntropy: Double, temperature: Double
     ) {
         // Rows far from zero: subtract in the logits first, as the forward does.
         let shift = abs(logSumExp) > 524_288 ? Float(logSumExp * temperature) : 0
         let sum = logSumExp - Double(shift) / temperature
         let reference = (sum / octave).rounded(.toNearestOrEven)
+        guard abs(reference) <= 1_048_576 else { return nil }  // false for a NaN too
         let logSum = sum - reference * octave
         self.init(
             d_log_prob: Float(dLogProb), d_entropy: Float(dEntropy), inverse_sum: Float(exponential(-logSum)),
