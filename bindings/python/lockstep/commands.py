@@ -134,9 +134,9 @@ def _read(paths: tuple[Path, ...], labels: tuple[str, ...] | list[str], skip_bad
             log = read_prime_rl(group, label=label, skip_bad=skip_bad, exclude_non_finite=exclude_non_finite,
                                 token_ids=token_ids, advance=advance)
             if log.sequences == 0:
-                left_out = f"; {log.skipped_lines:,} lines could not be read" if log.skipped_lines else ""
                 first = next((file.first_skipped for file in log.files if file.first_skipped), "")
-                raise LogError(f"holds no sequence{left_out}" + (f", the first: {first}" if first else ""), str(path))
+                raise LogError("holds no sequence" + (f"; no line could be read, the first: {first}" if first else ""),
+                               str(path))
             logs.append(log)
     for log in logs:
         if log.skipped_lines:

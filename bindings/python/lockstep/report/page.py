@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-import numpy
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
@@ -52,7 +51,6 @@ def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options
     return template.render(
         generator=Markup(GENERATOR),
         version=lockstep.__version__,
-        numpy_version=numpy.__version__,
         options=options,
         logs=list(zip(diagnoses, verdicts)),
         colours=plots.COLOURS,

@@ -12,12 +12,15 @@ import io
 import math
 import re
 import textwrap
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
@@ -26,14 +29,14 @@ from .diagnosis import Diagnosis, profile
 from .rows import cell, number
 
 COLOURS = ("#d9662b", "#2f86c9", "#1f9a78", "#a060c0", "#b08a1e", "#7d8794")
-DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 2)), (0, (3, 1, 1, 1)))
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 2)), (0, (3, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 # Stand-ins that nothing else is drawn in; in the SVG they become the page's variables.
 INK, GRID, QUIET = "#010203", "#040506", "#070809"
 VARIABLES = {INK: "var(--ink)", GRID: "var(--grid)", QUIET: "var(--quiet)"}
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",  # measures the layout; the page's own font is set in its stead
     "font.size": 9.5,
@@ -133,7 +136,7 @@ def distribution(diagnoses: Sequence[Diagnosis], *, threads: int = 0) -> tuple[s
     furthest = max((d.statistics.max_abs_log_ratio for d in diagnoses if d.statistics.tokens), default=0.0)
     reach = min(reach, furthest) or furthest or 1.0
     edges = np.linspace(-reach, reach, 162)
-    floor = 0.5 / max((d.statistics.tokens for d in diagnoses), default=1)  # below one token
+    floor = 0.5 / max(1, *(d.statistics.tokens for d in diagnoses))  # below one token
     outside = 0
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
@@ -146,9 +149,8 @@ def distribution(diagnoses: Sequence[Diagnosis], *, threads: int = 0) -> tuple[s
             ax.stairs(share, edges, color=_colour(index), alpha=0.14, fill=True, baseline=floor)
             ax.stairs(share, edges, color=_colour(index), linewidth=1.4, linestyle=DASHES[index % len(DASHES)],
                       baseline=None)
-        ax.set_yscale("log")
-        _plain_log(ax)
-        ax.set(xlim=(-reach, reach), ylim=(1.05 * floor, 1.5), xlabel="log ratio d = ln π − ln μ, nats",
+        _log_axis(ax, 1.05 * floor, 1.5)
+        ax.set(xlim=(-reach, reach), xlabel="log ratio d = ln π − ln μ, nats",
                ylabel=f"share of tokens, bins of {2 * reach / 161:.2g}")
         _legend(figure, diagnoses)
         return _svg(figure, "distribution"), outside
@@ -188,11 +190,8 @@ def where(diagnoses: Sequence[Diagnosis], *, threads: int = 0) -> str:
         names = {round(math.log(p / (1 - p)), 3): f"{100 * p:g}" for p in ticks}
         right_counts.xaxis.set_major_formatter(FuncFormatter(lambda x, _: names.get(round(x, 3), "")))
         for ax in (left, right):
-            ax.set_yscale("log")
-            _plain_log(ax)
+            _whole_decades(ax)
             ax.tick_params("x", labelbottom=False)
-        low, high = (math.log10(limit) for limit in left.get_ylim())
-        left.set_ylim(10 ** math.floor(low), 10 ** math.ceil(high))  # whole decades, so that two are named
         for ax in (left_counts, right_counts):
             ax.yaxis.set_major_locator(MaxNLocator(3, integer=True))
             ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
@@ -242,8 +241,7 @@ def _panels(count: int, *, square: bool = False, height: float = 0.0) -> tuple[F
     rows = -(-count // columns)
     width = WIDTH if columns > 1 else WIDTH * (0.55 if square else 0.8)
     tall = (width / columns + 0.1) if square else height
-    figure = Figure(figsize=(width, rows * tall), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    figure = Figure(figsize=(width, rows * tall), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for spare in axes[count:]:
         spare.set_visible(False)
@@ -290,8 +288,17 @@ def _title(label: str, count: int) -> str:
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def _plain_log(ax: Axes) -> None:
-    """Ticks of a log axis as 10⁻³, in plain text."""
+def _whole_decades(ax: Axes) -> None:
+    """A log axis over the decades that the lines lie in, so that at least two of them are named."""
+    heights = np.concatenate([line.get_ydata() for line in ax.lines])
+    low, high = (math.log10(heights.min()), math.log10(heights.max())) if len(heights) else (-4, 0)
+    _log_axis(ax, 10.0 ** math.floor(low), 10.0 ** (math.floor(high) + 1))
+
+
+def _log_axis(ax: Axes, low: float, high: float) -> None:
+    """A log axis with ticks as 10⁻³, in plain text."""
+    ax.set_yscale("log")
+    ax.set_ylim(low, high)
     ax.yaxis.set_major_locator(LogLocator(numticks=8))
     ax.yaxis.set_major_formatter(FuncFormatter(
         lambda y, _: f"10{str(round(math.log10(y))).translate(_SUPERSCRIPT)}" if y > 0 else ""))
@@ -301,7 +308,8 @@ def _plain_log(ax: Axes) -> None:
 def _svg(figure: Figure, name: str) -> str:
     """The figure as an <svg> element for inlining: no prolog, the page's fonts and colours."""
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": f"lockstep-{name}"}):
+    with matplotlib.rc_context({"svg.hashsalt": f"lockstep-{name}"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has it; here it is only measured
         figure.savefig(out, format="svg", dpi=220, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg"):]
@@ -309,9 +317,9 @@ def _svg(figure: Figure, name: str) -> str:
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(|href=")#([^")]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda found: found.group() if found.group(1) in used else "", text)
-    text = re.sub(r"(font: [^;\"]*?px) 'DejaVu Sans'[^;\"]*", r"\1 var(--font)", text)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, variable)
-    head = re.match(r"<svg[^>]*>", text).group()
-    plain = re.sub(r' (width|height)="[^"]*"', "", head)
-    return text.replace(head, plain.replace("<svg", '<svg class="picture" aria-hidden="true"', 1), 1)
+    head, body = text.split(">", 1)
+    head = re.sub(r' (width|height)="[^"]*"', "", head)
+    return head.replace("<svg", '<svg class="picture" aria-hidden="true"', 1) + ">" + body

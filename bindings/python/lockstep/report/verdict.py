@@ -178,12 +178,12 @@ def _thresholds(statistics: lockstep.Mismatch, enough: bool) -> tuple[list[Findi
         limit = threshold.low if value < (threshold.low + threshold.high) / 2 else threshold.high
         outside = max(threshold.low - value, value - threshold.high)
         side = "below" if limit == threshold.low else "above"
-        text = f"{threshold.name} is {number(value)}, {side} {limit:g}"
+        text = f"{threshold.name} is {number(value)}, {side} {_limit(limit)}"
         if outside > margin:
             crossed[threshold.key] = Finding(threshold.level, text, threshold.source)
         elif outside > -margin and enough:
             close.append(Finding("small", f"{threshold.name} is {number(value)}, within two standard errors of"
-                                          f" {limit:g}: too close to call", threshold.source))
+                                          f" {_limit(limit)}: too close to call", threshold.source))
     return list(crossed.values()), close
 
 
@@ -210,12 +210,12 @@ def _stored(diagnosis: Diagnosis) -> tuple[Finding, ...]:
     above = checks.trainer_above_zero + checks.rollout_above_zero
     if above:
         findings.append(Finding(
-            "raised", f"{above:,} log-probs are above 0, which no probability is: the log-softmax ran in 16"
-            " bits; run it in float32", "MaxText PR 5231"))
+            "raised", f"{_many(above, 'log-prob is', 'log-probs are')} above 0, as no log of a probability is: the"
+            " log-softmax ran in 16 bits; run it in float32", "MaxText PR 5231"))
     if checks.at_vllm_floor:
         findings.append(Finding(
-            "severe", f"{checks.at_vllm_floor:,} rollout log-probs are -9999, vLLM's mark for one that it did not"
-            " compute: mask these tokens out", "vLLM"))
+            "severe", f"{_many(checks.at_vllm_floor, 'rollout log-prob is', 'rollout log-probs are')} -9999, vLLM's"
+            " mark for one that it did not compute: mask these tokens out", "vLLM"))
     return tuple(findings)
 
 
@@ -256,8 +256,8 @@ def _tails(diagnosis: Diagnosis, threads: int) -> list[Finding]:
     findings = []
     if outside:
         share = 100 * outside / diagnosis.statistics.tokens
-        findings.append(Finding("small", f"{outside:,} tokens ({number(share, 2)} %) have r outside"
-                                         f" [{low:g}, {high:g}], where IcePop drops them", "IcePop"))
+        findings.append(Finding("small", f"{_many(outside, 'token has', 'tokens have')} r outside"
+                                         f" [{low:g}, {high:g}] ({number(share, 2)} %), where IcePop drops them", "IcePop"))
     masked = diagnosis.statistics.share_sequences_masked.value
     if masked > 0:
         findings.append(Finding("small", f"{number(100 * masked, 2)} % of sequences have mean exp|d| above 2 and"
@@ -277,6 +277,15 @@ def _sequences(diagnosis: Diagnosis, enough: bool) -> list[Finding]:
         f" of their effective samples at {length:,} tokens (mean length); with this noise half are left at"
         f" about {_tokens(weight.half_life)} tokens and {number(100 * weight.ess(ahead), 2)} % at {ahead:,}",
         "extrapolated: tokens taken as independent")]
+
+
+def _limit(limit: float) -> str:
+    """A limit in the notation of the value beside it."""
+    return f"{limit:g}" if abs(limit) >= 0.01 else number(limit, 1)
+
+
+def _many(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def _tokens(length: float) -> str:
