@@ -81,9 +81,8 @@ lint: | swift-present
 
 ## demo: the training-inference mismatch of a real model, BF16 against FP16
 demo: $(BIN)/lockstep
-	$(BIN)/lockstep diagnose examples/data/smollm2-135m.bf16.jsonl examples/data/smollm2-135m.fp16.jsonl \
+	$(BIN)/lockstep diagnose examples/data/smollm2-135m.bf16.jsonl.gz examples/data/smollm2-135m.fp16.jsonl.gz \
 	    --html build/demo.html
-	@echo 'The report: build/demo.html'
 
 ## bench: speed and memory against PyTorch; results in benchmarks/results
 bench: $(BIN)/lockstep $(VENV)/.torch

@@ -45,8 +45,14 @@ def noisy(path, scale, *, sequences=40, length=50, seed=1, shift=0.0, offset=0.5
         trainer = np.float32(rollout + random.laplace(shift, scale, length))
         if grid is not None:
             rollout = rollout.astype(grid).astype(np.float32)
-        records.append(sequence(loss_mask=[True] * length, token_ids=list(range(length)),
-                                inference_logprobs=rollout.tolist(), trainer_logprobs=trainer.tolist()))
+        records.append(
+            sequence(
+                loss_mask=[True] * length,
+                token_ids=list(range(length)),
+                inference_logprobs=rollout.tolist(),
+                trainer_logprobs=trainer.tolist(),
+            )
+        )
     return write(path, *records)
 
 
@@ -90,13 +96,15 @@ def test_bf16_against_fp16_is_the_law():
     assert round(comparison["k3_ratio"]) == 60
     assert comparison["text"] == (
         "bf16 has 7.8 times the mean |d| of fp16 and 60 times its KL (k3). Both fit one law, |d| ~ 2⁻ᵐ and"
-        " KL ~ 2⁻²ᵐ, with 3.0 mantissa bits between them; 3 bits, factors of 8 and 64, lie between BF16 and FP16,"
-        " and that is what it looks like.")
+        " KL ~ 2⁻²ᵐ, with 3.0 mantissa bits between them; 3 bits, factors of 8 and 64, lie between BF16 and"
+        " FP16, and that is what it looks like."
+    )
     backwards = document(SHIPPED["fp16"], SHIPPED["bf16"])["comparison"]
     assert backwards["text"] == comparison["text"] and backwards["k3_ratio"] < 1
 
 
 # The document
+
 
 def test_the_document_has_every_field_of_the_header():
     out = document(SHIPPED["bf16"], "--label", "run 7")
@@ -109,7 +117,9 @@ def test_the_document_has_every_field_of_the_header():
     assert len(log["mismatch"]["log_ratio_quantiles"]) == len(log["log_ratio_quantile_levels"]) == 9
     assert set(log["mismatch"]["k3"]) == {"value", "standard_error"}
     assert log["verdict"]["level"] == "raised"
-    assert log["files"][0]["path"] == str(SHIPPED["bf16"]) and re.fullmatch("[0-9a-f]{64}", log["files"][0]["sha256"])
+    assert log["files"][0]["path"] == str(SHIPPED["bf16"]) and re.fullmatch(
+        "[0-9a-f]{64}", log["files"][0]["sha256"]
+    )
 
 
 def test_json_alone_is_all_of_stdout_and_writes_no_report(tmp_path):
@@ -124,10 +134,14 @@ def test_nan_is_null_in_the_document(tmp_path):
 
 
 def test_threads_change_nothing():
-    assert run(SHIPPED["bf16"], "--json", "--threads", 1).stdout == run(SHIPPED["bf16"], "--json", "--threads", 3).stdout
+    assert (
+        run(SHIPPED["bf16"], "--json", "--threads", 1).stdout
+        == run(SHIPPED["bf16"], "--json", "--threads", 3).stdout
+    )
 
 
 # The table
+
 
 def test_the_table_shows_values_errors_and_ratio():
     lines = run(SHIPPED["bf16"], SHIPPED["fp16"], "--no-html").stdout.splitlines()
@@ -136,7 +150,11 @@ def test_the_table_shows_values_errors_and_ratio():
     assert row["tokens"] == ["tokens", "11,709", "12,013"]
     assert re.fullmatch(r"0\.0362 ± 0\.000\d", row["mean |d|"][1])
     assert row["mean |d|"][3].startswith("7.77 ± 0.") and row["mean |d|"][3].endswith("×")
-    assert row["k3"][1].startswith("(1.37 ± 0.0") and row["k3"][1].endswith("e-3") and row["k3"][3].startswith("60 ± ")
+    assert (
+        row["k3"][1].startswith("(1.37 ± 0.0")
+        and row["k3"][1].endswith("e-3")
+        and row["k3"][3].startswith("60 ± ")
+    )
     assert len(row["k1"]) == 3, "a ratio of signed noise would say nothing"
     table = [line for line in lines[2:] if line.startswith("  ") and "·" not in line and "→" not in line]
     assert 14 <= len(table[: next(i for i, line in enumerate(table) if "ESS, sequences" in line) + 1]) <= 18
@@ -153,21 +171,44 @@ def test_one_log_has_no_ratio_and_three_have_none():
     assert "first / second" not in run(*list(SHIPPED.values())[:3], "--no-html").stdout
 
 
-@pytest.mark.parametrize("value, digits, text", [
-    (0.0362412, 3, "0.0362"), (0.00137, 3, "1.37e-3"), (0.0099999, 3, "0.0100"), (1.371e-3, 2, "1.4e-3"),
-    (9.996, 3, "10.0"), (12345.6, 3, "12,300"), (-2.5, 3, "−2.50"), (0.0, 3, "0"), (math.nan, 3, "–"),
-    (math.inf, 3, "∞"), (-math.inf, 3, "−∞"), (-4.2e-7, 3, "−4.20e-7"), (1.5e9, 3, "1.50e9"), (5e-324, 2, "4.9e-324"),
-])
+@pytest.mark.parametrize(
+    "value, digits, text",
+    [
+        (0.0362412, 3, "0.0362"),
+        (0.00137, 3, "1.37e-3"),
+        (0.0099999, 3, "0.0100"),
+        (1.371e-3, 2, "1.4e-3"),
+        (9.996, 3, "10.0"),
+        (12345.6, 3, "12,300"),
+        (-2.5, 3, "−2.50"),
+        (0.0, 3, "0"),
+        (math.nan, 3, "–"),
+        (math.inf, 3, "∞"),
+        (-math.inf, 3, "−∞"),
+        (-4.2e-7, 3, "−4.20e-7"),
+        (1.5e9, 3, "1.50e9"),
+        (5e-324, 2, "4.9e-324"),
+    ],
+)
 def test_numbers(value, digits, text):
     assert number(value, digits) == text
 
 
-@pytest.mark.parametrize("value, error, text", [
-    (0.0362412, 6.2e-4, "0.0362 ± 0.0006"), (1.3715e-3, 4.3e-5, "(1.37 ± 0.04)e-3"),
-    (2.2954e-5, 1.04e-6, "(2.30 ± 0.10)e-5"), (-1.07e-3, 5.7e-4, "(−1.1 ± 0.6)e-3"), (1e-5, 2e-3, "(0 ± 2)e-3"),
-    (1.0377, 6.6e-4, "1.0377 ± 0.0007"), (0.5, math.nan, "0.500"), (0.5, 0.0, "0.500"), (math.nan, math.nan, "–"),
-    (12345.0, 1500.0, "12,345 ± 1,500"),
-])
+@pytest.mark.parametrize(
+    "value, error, text",
+    [
+        (0.0362412, 6.2e-4, "0.0362 ± 0.0006"),
+        (1.3715e-3, 4.3e-5, "(1.37 ± 0.04)e-3"),
+        (2.2954e-5, 1.04e-6, "(2.30 ± 0.10)e-5"),
+        (-1.07e-3, 5.7e-4, "(−1.1 ± 0.6)e-3"),
+        (1e-5, 2e-3, "(0 ± 2)e-3"),
+        (1.0377, 6.6e-4, "1.0377 ± 0.0007"),
+        (0.5, math.nan, "0.500"),
+        (0.5, 0.0, "0.500"),
+        (math.nan, math.nan, "–"),
+        (12345.0, 1500.0, "12,345 ± 1,500"),
+    ],
+)
 def test_values_with_errors(value, error, text):
     assert str(cell(lockstep.Estimate(value, error), "number")) == text
 
@@ -185,6 +226,7 @@ def test_a_quotient_carries_both_errors():
 
 
 # The verdict
+
 
 def test_the_verdicts_on_the_shipped_logs():
     bf16, fp16 = (judge(measured(SHIPPED[name])) for name in ("bf16", "fp16"))
@@ -240,7 +282,9 @@ def test_log_probs_stored_in_16_bits_are_found(tmp_path, grid, name):
     assert diagnosis.checks.rollout_stored_as == name and diagnosis.checks.trainer_stored_as is None
     verdict = judge(diagnosis)
     assert verdict.level == "raised"
-    assert any(f"rollout log-probs lie on the {name.upper()} grid" in finding.text for finding in verdict.findings)
+    assert any(
+        f"rollout log-probs lie on the {name.upper()} grid" in finding.text for finding in verdict.findings
+    )
 
 
 def test_the_shipped_logs_lie_on_no_16_bit_grid():
@@ -251,7 +295,9 @@ def test_the_shipped_logs_lie_on_no_16_bit_grid():
 
 def test_log_probs_above_zero_and_the_floor_of_vllm(tmp_path):
     good = noisy(tmp_path / "log.jsonl", 0.003).read_text()
-    bad = json.dumps(sequence(trainer_logprobs=[0, 0.03125, -2, -0.1], inference_logprobs=[0, -1, -9999.0, -0.1]))
+    bad = json.dumps(
+        sequence(trainer_logprobs=[0, 0.03125, -2, -0.1], inference_logprobs=[0, -1, -9999.0, -0.1])
+    )
     (tmp_path / "log.jsonl").write_text(good + bad + "\n")
     diagnosis = measured(tmp_path / "log.jsonl")
     assert (diagnosis.checks.trainer_above_zero, diagnosis.checks.rollout_above_zero) == (1, 0)
@@ -263,7 +309,9 @@ def test_log_probs_above_zero_and_the_floor_of_vllm(tmp_path):
 def test_a_limit_within_two_standard_errors_is_not_called(tmp_path):
     verdict = judge(measured(noisy(tmp_path / "log.jsonl", math.sqrt(1e-3), sequences=20, offset=3.0)))
     close = [finding for finding in verdict.findings if "too close to call" in finding.text]
-    assert close and verdict.level == "small" and verdict.headline == "Small mismatch: above no published limit."
+    assert (
+        close and verdict.level == "small" and verdict.headline == "Small mismatch: above no published limit."
+    )
 
 
 def test_heavy_tails_are_no_rounding(tmp_path):
@@ -294,13 +342,17 @@ def test_the_worst_are_the_worst(tmp_path):
     distance = np.where(log.mask, np.abs(log.trainer.astype(np.float64) - log.rollout), -1)
     worst = worst_tokens(log, 12)
     assert [abs(token.log_ratio) for token in worst] == sorted(distance.tolist(), reverse=True)[:12]
-    assert (worst[0].sequence, worst[0].position) == (statistics.max_abs_sequence, statistics.max_abs_position)
+    assert (worst[0].sequence, worst[0].position) == (
+        statistics.max_abs_sequence,
+        statistics.max_abs_position,
+    )
     assert worst[0].token_id == log.token_ids[log.offsets[worst[0].sequence] + worst[0].position]
     totals = np.abs(diagnosis.sequences["log_ratio"])
     assert worst_sequences(diagnosis, 1) == [int(np.argmax(totals))]
 
 
 # Input and usage
+
 
 def test_bad_input_is_one_line_and_status_2(tmp_path):
     path = write(tmp_path / "log.jsonl", sequence(), "{oops}\n")
@@ -328,7 +380,9 @@ def test_non_finite_is_an_error_or_excluded(tmp_path):
     assert "inference_logprobs: token 2 counts but is null" in run(path, status=2).stderr
     statistics = document(path, "--exclude-non-finite")["logs"][0]["mismatch"]
     assert statistics["excluded_tokens"] == 1 and statistics["tokens"] == 5
-    assert "excluded tokens" in run(path, "--exclude-non-finite", "--no-html").stdout, "it is in the short table then"
+    assert "excluded tokens" in run(path, "--exclude-non-finite", "--no-html").stdout, (
+        "it is in the short table then"
+    )
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])
@@ -338,15 +392,18 @@ def test_an_empty_file_is_an_error(tmp_path, content):
     assert "holds no sequence" in run(path, status=2).stderr
 
 
-@pytest.mark.parametrize("arguments, words", [
-    ((), "Missing argument 'FILE...'"),
-    (("nowhere.jsonl",), "'nowhere.jsonl' does not exist"),
-    ((SHIPPED["bf16"], "--label", "a", "--label", "b"), "--label was given 2 times for 1 files"),
-    ((SHIPPED["bf16"], "--html", "a.html", "--no-html"), "contradict each other"),
-    ((SHIPPED["bf16"], "--threads", "-1"), "Invalid value for '--threads'"),
-    ((SHIPPED["bf16"], "--html", "no/such/folder/a.html"), "the folder no/such/folder does not exist"),
-    ((".",), "the folder holds no .jsonl or .jsonl.gz file"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ((), "Missing argument 'FILE...'"),
+        (("nowhere.jsonl",), "'nowhere.jsonl' does not exist"),
+        ((SHIPPED["bf16"], "--label", "a", "--label", "b"), "--label was given 2 times for 1 files"),
+        ((SHIPPED["bf16"], "--html", "a.html", "--no-html"), "contradict each other"),
+        ((SHIPPED["bf16"], "--threads", "-1"), "Invalid value for '--threads'"),
+        ((SHIPPED["bf16"], "--html", "no/such/folder/a.html"), "the folder no/such/folder does not exist"),
+        ((".",), "the folder holds no .jsonl or .jsonl.gz file"),
+    ],
+)
 def test_usage_errors(arguments, words):
     assert words in run(*arguments, status=2).stderr
 
@@ -359,13 +416,16 @@ def test_the_terminal_is_safe_from_names(tmp_path):
     assert "\x1b" not in run(bad, status=2).stderr
 
 
-@pytest.mark.parametrize("paths, labels", [
-    (["a/run.bf16.jsonl", "a/run.fp16.jsonl.gz"], ["bf16", "fp16"]),
-    (["x/step_1/rank_0.jsonl", "x/step_2/rank_0.jsonl"], ["step_1/rank_0", "step_2/rank_0"]),
-    (["token_exports/step_7"], ["step_7"]),
-    (["a.jsonl", "b.txt"], ["a", "b.txt"]),
-    (["same.jsonl", "same.jsonl"], None),
-])
+@pytest.mark.parametrize(
+    "paths, labels",
+    [
+        (["a/run.bf16.jsonl", "a/run.fp16.jsonl.gz"], ["bf16", "fp16"]),
+        (["x/step_1/rank_0.jsonl", "x/step_2/rank_0.jsonl"], ["step_1/rank_0", "step_2/rank_0"]),
+        (["token_exports/step_7"], ["step_7"]),
+        (["a.jsonl", "b.txt"], ["a", "b.txt"]),
+        (["same.jsonl", "same.jsonl"], None),
+    ],
+)
 def test_default_labels(tmp_path, paths, labels):
     found = default_labels(tuple(tmp_path / path for path in paths))
     assert len(found) == 2 if labels is None else found == labels
@@ -386,11 +446,13 @@ def test_the_console_command_from_outside():
 
 @pytest.mark.parametrize("package", ["click", "rich", "jinja2", "matplotlib"])
 def test_without_its_packages_the_command_says_how_to_get_them(package):
-    code = ("import sys\n"
-            f"sys.modules[{package!r}] = None\n"
-            "from lockstep.cli import main\n"
-            f"sys.argv = ['lockstep', 'diagnose', {str(SHIPPED['fp16'])!r}]\n"
-            "main()\n")
+    code = (
+        "import sys\n"
+        f"sys.modules[{package!r}] = None\n"
+        "from lockstep.cli import main\n"
+        f"sys.argv = ['lockstep', 'diagnose', {str(SHIPPED['fp16'])!r}]\n"
+        "main()\n"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr == f"lockstep: the command line needs {package}: pip install 'lockstep[report]'\n"

@@ -18,7 +18,10 @@ from lockstep.report.verdict import judge
 
 def report(paths, labels=None, **options):
     labels = labels or [f"log {index}" for index in range(len(paths))]
-    diagnoses = [diagnose(read_prime_rl([path], label=label, token_ids=True)) for path, label in zip(paths, labels)]
+    diagnoses = [
+        diagnose(read_prime_rl([path], label=label, token_ids=True))
+        for path, label in zip(paths, labels, strict=True)
+    ]
     return page.page(diagnoses, [judge(diagnosis) for diagnosis in diagnoses], **options)
 
 
@@ -56,13 +59,26 @@ class Outline(HTMLParser):
 def test_it_has_every_section_and_picture(shipped):
     outline = Outline(shipped)
     headings = re.findall(r"<h2>(.*?)</h2>", shipped)
-    assert headings == ["Verdict", "The figures", "Token probabilities", "Sequences", "Distribution of the log ratio",
-                        "Where the mismatch is", "The worst tokens and sequences", "How it was computed"]
+    assert headings == [
+        "Verdict",
+        "The figures",
+        "Token probabilities",
+        "Sequences",
+        "Distribution of the log ratio",
+        "Where the mismatch is",
+        "The worst tokens and sequences",
+        "How it was computed",
+    ]
     pictures = [attributes for tag, attributes in outline.tags if tag == "svg"]
     assert len(pictures) == 5
     assert all("aria-label" in attributes for tag, attributes in outline.tags if tag == "figure")
     text = "".join(outline.text)
-    for words in ("Raised mismatch", "Small mismatch", "7.8 times the mean |d|", "smollm2-135m.bf16.jsonl.gz"):
+    for words in (
+        "Raised mismatch",
+        "Small mismatch",
+        "7.8 times the mean |d|",
+        "smollm2-135m.bf16.jsonl.gz",
+    ):
         assert words in text
 
 
@@ -92,8 +108,17 @@ def test_the_same_logs_give_the_same_bytes(shipped):
     assert report([SHIPPED["bf16"], SHIPPED["fp16"]], ["bf16", "fp16"], threads=1) == shipped
 
 
-HOSTILE = ['<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', "{{ 7*7 }}", "--><svg onload=alert(1)>",
-           "$\\frac{$ _x", "_hidden", "&amp;", "長い名前の環境", "x" * 300]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "{{ 7*7 }}",
+    "--><svg onload=alert(1)>",
+    "$\\frac{$ _x",
+    "_hidden",
+    "&amp;",
+    "長い名前の環境",
+    "x" * 300,
+]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -105,18 +130,61 @@ def test_names_from_a_log_stay_text(tmp_path, name):
     text = page.page([diagnosis], [judge(diagnosis)], options=["--skip-bad"])
     outline = Outline(text)
     assert {tag for tag, _ in outline.tags} <= {
-        "html", "head", "meta", "title", "style", "body", "header", "section", "article", "h1", "h2", "h3", "p", "a",
-        "strong", "span", "ul", "li", "div", "table", "thead", "tbody", "tr", "th", "td", "code", "details", "summary",
-        "figure", "figcaption", "sup", "footer", "svg", "g", "path", "defs", "clippath", "rect", "text", "tspan",
-        "use", "image"}
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "header",
+        "section",
+        "article",
+        "h1",
+        "h2",
+        "h3",
+        "p",
+        "a",
+        "strong",
+        "span",
+        "ul",
+        "li",
+        "div",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "code",
+        "details",
+        "summary",
+        "figure",
+        "figcaption",
+        "br",
+        "sup",
+        "footer",
+        "svg",
+        "g",
+        "path",
+        "defs",
+        "clippath",
+        "rect",
+        "text",
+        "tspan",
+        "use",
+        "image",
+    }
     assert not any(attribute.startswith("on") for _, attributes in outline.tags for attribute in attributes)
     assert "".join(outline.text).count(name) >= 4, "the name itself is shown as it is"
 
 
 def test_odd_logs_still_make_a_page(tmp_path):
     one = write(tmp_path / "one.jsonl", sequence())
-    none = write(tmp_path / "none.jsonl", sequence(loss_mask=[False] * 4), sequence(
-        loss_mask=[], trainer_logprobs=[], inference_logprobs=[], token_ids=[]))
+    none = write(
+        tmp_path / "none.jsonl",
+        sequence(loss_mask=[False] * 4),
+        sequence(loss_mask=[], trainer_logprobs=[], inference_logprobs=[], token_ids=[]),
+    )
     same = write(tmp_path / "same.jsonl", *[sequence(trainer_logprobs=[0, -1, -2.5, -0.125])] * 3)
     far = write(tmp_path / "far.jsonl", *[sequence(trainer_logprobs=[0, -800, -1e30, -0.1])] * 3)
     ids = write(tmp_path / "ids.jsonl", sequence(token_ids=None, env_name=None))

@@ -32,7 +32,8 @@ def check_path(path: Path) -> None:
     if path.exists():
         with open(path, "rb") as file:
             if GENERATOR.encode() not in file.read(1024):
-                raise FileExistsError(f"{path}: exists and is not a report of lockstep; move it, or give another --html PATH")
+                raise FileExistsError(
+                    f"{path}: exists and is not a report of lockstep; move it, or give another --html PATH")
 
 
 def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options: Sequence[str] = (),
@@ -44,7 +45,8 @@ def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options
         options: the options that changed what was measured, as they were given.
         threads: 0 for one for each processor.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True)
     environment.filters["number"] = number
     template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     distribution, outside = plots.distribution(diagnoses, threads=threads)
@@ -52,7 +54,7 @@ def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options
         generator=Markup(GENERATOR),
         version=lockstep.__version__,
         options=options,
-        logs=list(zip(diagnoses, verdicts)),
+        logs=list(zip(diagnoses, verdicts, strict=True)),
         colours=plots.COLOURS,
         comparison=compare(*diagnoses) if len(diagnoses) == 2 else None,
         main_rows=table(diagnoses),

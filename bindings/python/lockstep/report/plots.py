@@ -29,7 +29,8 @@ from .diagnosis import Diagnosis, profile
 from .rows import cell, number
 
 COLOURS = ("#d9662b", "#2f86c9", "#1f9a78", "#a060c0", "#b08a1e", "#7d8794")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 2)), (0, (3, 1, 1, 1)))
+DASHES: tuple[Any, ...] = (
+    "-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 2)), (0, (3, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 # Stand-ins that nothing else is drawn in; in the SVG they become the page's variables.
@@ -70,13 +71,14 @@ STYLE: dict[Any, Any] = {
 WIDTH = 9.6
 MOST_POINTS = 100_000
 FEWEST_IN_BUCKET = 10
+BINS = 161  # odd: one of them has its middle at 0
 
 
 def scatter(diagnoses: Sequence[Diagnosis]) -> str:
     """Token probabilities, trainer against rollout: one panel a log, the same axes."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _panels(len(diagnoses), square=True)
-        for index, (diagnosis, ax) in enumerate(zip(diagnoses, axes)):
+        for index, (diagnosis, ax) in enumerate(zip(diagnoses, axes, strict=True)):
             log = diagnosis.log
             rows = np.flatnonzero(log.mask)
             rows = rows[::-(-len(rows) // MOST_POINTS) or 1]
@@ -86,8 +88,8 @@ def scatter(diagnoses: Sequence[Diagnosis]) -> str:
             ax.scatter(rollout, trainer, s=5, color=_colour(index), alpha=0.45, linewidths=0, rasterized=True,
                        zorder=2)
             statistics = diagnosis.statistics
-            ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", title=_title(diagnosis.label, len(diagnoses)),
-                   xlabel="rollout probability μ")
+            ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xlabel="rollout probability μ",
+                   title=_title(diagnosis.label, len(diagnoses)))
             ax.text(0.03, 0.97, f"mean |π − μ|  {number(statistics.mean_abs_prob_diff.value)}\n"
                                 f"1 − Pearson  {number(statistics.one_minus_pearson)}",
                     transform=ax.transAxes, va="top", linespacing=1.5)
@@ -103,15 +105,15 @@ def sequences(diagnoses: Sequence[Diagnosis]) -> str:
     with matplotlib.rc_context(STYLE):
         figure, axes = _panels(len(diagnoses), height=3.1)
         counted = [_counted_sequences(diagnosis) for diagnosis in diagnoses]
-        longest = max((float(values["tokens"].max()) for values in counted if len(values)), default=1.0)
-        highest = max((float(np.abs(values["log_ratio"]).max()) for values in counted if len(values)), default=0.0)
-        highest = highest * 1.35 or 1.0
-        for index, (diagnosis, values, ax) in enumerate(zip(diagnoses, counted, axes)):
+        longest = max(1.0, *(values["tokens"].max(initial=0) for values in counted))
+        highest = 1.35 * max(np.abs(values["log_ratio"]).max(initial=0.0) for values in counted) or 1.0
+        for index, (diagnosis, values, ax) in enumerate(zip(diagnoses, counted, axes, strict=True)):
             statistics = diagnosis.statistics
             ax.axhline(0, color=QUIET, linewidth=0.8)
             rows = slice(None, None, -(-len(values) // MOST_POINTS) or 1)
-            ax.scatter(values["tokens"][rows], values["log_ratio"][rows], s=14, color=_colour(index), alpha=0.6,
-                       linewidths=0, marker=MARKERS[index % len(MARKERS)], rasterized=len(values) > 500)
+            ax.scatter(values["tokens"][rows], values["log_ratio"][rows], s=14, color=_colour(index),
+                       alpha=0.6, linewidths=0, marker=MARKERS[index % len(MARKERS)],
+                       rasterized=len(values) > 500)
             slope = statistics.slope_per_1000
             mean = statistics.sequence_log_ratio
             note = f"KL a sequence (k1)  {cell(mean._replace(value=-mean.value), 'number')} nats"
@@ -122,8 +124,8 @@ def sequences(diagnoses: Sequence[Diagnosis]) -> str:
                         linewidth=1.4)
                 note = f"slope  {cell(slope, 'number')} per 1,000 tokens\n{note}"
             ax.text(0.03, 0.97, note, transform=ax.transAxes, va="top", linespacing=1.5)
-            ax.set(xlim=(0, longest * 1.04), ylim=(-highest, highest), title=_title(diagnosis.label, len(diagnoses)),
-                   xlabel="length, tokens")
+            ax.set(xlim=(0, longest * 1.04), ylim=(-highest, highest), xlabel="length, tokens",
+                   title=_title(diagnosis.label, len(diagnoses)))
             ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         _outer_label(axes, "S = ln π − ln μ, sequence")
         return _svg(figure, "sequences")
@@ -131,11 +133,11 @@ def sequences(diagnoses: Sequence[Diagnosis]) -> str:
 
 def distribution(diagnoses: Sequence[Diagnosis], *, threads: int = 0) -> tuple[str, int]:
     """The distribution of the log ratio, all logs on one axis; and how many tokens lie outside it."""
-    reach = max((2 * max(abs(q) for q in (d.statistics.log_ratio_quantiles[0], d.statistics.log_ratio_quantiles[-1]))
-                 for d in diagnoses if d.statistics.tokens), default=0.0)
-    furthest = max((d.statistics.max_abs_log_ratio for d in diagnoses if d.statistics.tokens), default=0.0)
-    reach = min(reach, furthest) or furthest or 1.0
-    edges = np.linspace(-reach, reach, 162)
+    measured = [diagnosis.statistics for diagnosis in diagnoses if diagnosis.statistics.tokens]
+    furthest = max((each.max_abs_log_ratio for each in measured), default=0.0)
+    tail = max((abs(each.log_ratio_quantiles[end]) for each in measured for end in (0, -1)), default=0.0)
+    reach = min(2 * tail, furthest) or furthest or 1.0  # one wild token must not squeeze the rest
+    edges = np.linspace(-reach, reach, BINS + 1)
     floor = 0.5 / max(1, *(d.statistics.tokens for d in diagnoses))  # below one token
     outside = 0
     with matplotlib.rc_context(STYLE):
@@ -147,11 +149,11 @@ def distribution(diagnoses: Sequence[Diagnosis], *, threads: int = 0) -> tuple[s
             outside += tokens - int(buckets["tokens"].sum())
             share = np.maximum(buckets["tokens"] / max(tokens, 1), floor)
             ax.stairs(share, edges, color=_colour(index), alpha=0.14, fill=True, baseline=floor)
-            ax.stairs(share, edges, color=_colour(index), linewidth=1.4, linestyle=DASHES[index % len(DASHES)],
-                      baseline=None)
+            ax.stairs(share, edges, color=_colour(index), linewidth=1.4, baseline=None,
+                      linestyle=DASHES[index % len(DASHES)])
         _log_axis(ax, 1.05 * floor, 1.5)
         ax.set(xlim=(-reach, reach), xlabel="log ratio d = ln π − ln μ, nats",
-               ylabel=f"share of tokens, bins of {2 * reach / 161:.2g}")
+               ylabel=f"share of tokens, bins of {2 * reach / BINS:.2g}")
         _legend(figure, diagnoses)
         return _svg(figure, "distribution"), outside
 
@@ -161,7 +163,7 @@ PROBABILITY_EDGES = (0, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0
 
 def where(diagnoses: Sequence[Diagnosis], *, threads: int = 0) -> str:
     """Mean |d| by position and by probability, with the tokens in each bucket."""
-    longest = max((d.statistics.max_sequence_length for d in diagnoses), default=1)
+    longest = max(1, *(d.statistics.max_sequence_length for d in diagnoses))
     step = next(size for power in range(19) for size in (10**power, 2 * 10**power, 5 * 10**power)
                 if size * 24 >= longest)
     positions = np.arange(0, longest + step, step, dtype=float)
@@ -223,7 +225,9 @@ def sequence_weight(diagnoses: Sequence[Diagnosis]) -> str:
         return _svg(figure, "weight")
 
 
-def _bucket_lines(ax: Axes, counts: Axes, middles: NDArray, edges: NDArray, buckets: NDArray, index: int) -> None:
+def _bucket_lines(ax: Axes, counts: Axes, middles: NDArray, edges: NDArray, buckets: NDArray,
+                  index: int) -> None:
+    """Mean |d| of each bucket with enough tokens, and under it the number of tokens."""
     shown = (buckets["tokens"] >= FEWEST_IN_BUCKET) & (buckets["mean_abs_log_ratio"] > 0)
     ax.plot(middles[shown], buckets["mean_abs_log_ratio"][shown], color=_colour(index),
             linestyle=DASHES[index % len(DASHES)], marker=MARKERS[index % len(MARKERS)], markersize=4.5)
@@ -272,7 +276,7 @@ def _legend(figure: Figure, diagnoses: Sequence[Diagnosis], markers: bool = Fals
     columns = max(1, min(len(diagnoses), 90 // (8 + max(len(_short(each.label)) for each in diagnoses))))
     legend = figure.legend(handles, [" " * len(_short(each.label)) for each in diagnoses],
                            loc="outside upper left", ncols=columns, handlelength=2.8)
-    for text, diagnosis in zip(legend.get_texts(), diagnoses):
+    for text, diagnosis in zip(legend.get_texts(), diagnoses, strict=True):
         text.set_text(_short(diagnosis.label))
 
 

@@ -30,7 +30,7 @@ def render(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, every
     """Table and verdict, for `rich.console.Console.print`."""
     parts: list[RenderableType] = [_table(diagnoses, every), Text()]
     said: set[str] = set()
-    for diagnosis, verdict in zip(diagnoses, verdicts):
+    for diagnosis, verdict in zip(diagnoses, verdicts, strict=True):
         parts.append(Text.assemble((printable(diagnosis.label), "bold"), "  ",
                                    (verdict.headline, LEVEL_STYLES[verdict.level])))
         for finding in verdict.findings:
