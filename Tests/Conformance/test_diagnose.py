@@ -15,7 +15,7 @@ import lockstep
 from lockstep.commands import commands, default_labels
 from lockstep.logs import read_prime_rl
 from lockstep.report.diagnosis import SequenceWeight, diagnose, worst_sequences, worst_tokens
-from lockstep.report.rows import ROWS, Cell, cell, number, quotient
+from lockstep.report.rows import ROWS, Cell, cell, number, percent, quotient
 from lockstep.report.verdict import compare, judge
 
 
@@ -217,6 +217,13 @@ def test_shares_are_percent_and_counts_have_separators():
     assert str(cell(lockstep.Estimate(0.0677, 0.0028), "share")) == "6.8 ± 0.3 %"
     assert str(cell(lockstep.Estimate(1.0, 0.0), "share")) == "100 %"
     assert str(cell(1234567, "count")) == "1,234,567"
+    assert [percent(share) for share in (1.0, 0.022, 0.001, 9e-4, 0.0)] == [
+        "100 %",
+        "2.2 %",
+        "0.10 %",
+        "< 0.1 %",
+        "0 %",
+    ]
 
 
 def test_a_quotient_carries_both_errors():
@@ -321,6 +328,9 @@ def test_heavy_tails_are_no_rounding(tmp_path):
         record["trainer_logprobs"][7] += 1.0
     verdict = judge(measured(write(path, *records)))
     assert any("a few tokens carry it" in finding.text for finding in verdict.findings)
+    assert verdict.level == "raised"
+    assert any("what is special about the worst tokens" in advice for advice in verdict.advice)
+    assert not any("FP16" in advice for advice in verdict.advice), "another format would not help"
 
 
 def test_logs_that_cannot_be_told_apart(tmp_path):

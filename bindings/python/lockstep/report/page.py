@@ -15,7 +15,7 @@ import lockstep
 
 from . import plots
 from .diagnosis import Diagnosis, worst_sequences, worst_tokens
-from .rows import number, table
+from .rows import number, percent, table
 from .verdict import LENGTHS, SOURCES, Verdict, compare
 
 # By this line, near the top of every report, a file is known to be one of ours and may be replaced.
@@ -47,7 +47,7 @@ def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)
-    environment.filters["number"] = number
+    environment.filters.update(number=number, percent=percent)
     template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     distribution, outside = plots.distribution(diagnoses, threads=threads)
     return template.render(

@@ -92,7 +92,8 @@ def scatter(diagnoses: Sequence[Diagnosis]) -> str:
                    title=_title(diagnosis.label, len(diagnoses)))
             ax.text(0.03, 0.97, f"mean |π − μ|  {number(statistics.mean_abs_prob_diff.value)}\n"
                                 f"1 − Pearson  {number(statistics.one_minus_pearson)}",
-                    transform=ax.transAxes, va="top", linespacing=1.5)
+                    transform=ax.transAxes, va="top", linespacing=1.5,
+                    size=_note_size(len(diagnoses)))
             ticks = FixedLocator([0, 0.2, 0.4, 0.6, 0.8, 1.0])
             ax.xaxis.set_major_locator(ticks)
             ax.yaxis.set_major_locator(ticks)
@@ -123,7 +124,8 @@ def sequences(diagnoses: Sequence[Diagnosis]) -> str:
                 ax.plot(x, statistics.sequence_log_ratio.value + slope.value / 1000 * (x - middle), color=INK,
                         linewidth=1.4)
                 note = f"slope  {cell(slope, 'number')} per 1,000 tokens\n{note}"
-            ax.text(0.03, 0.97, note, transform=ax.transAxes, va="top", linespacing=1.5)
+            ax.text(0.03, 0.97, note, transform=ax.transAxes, va="top", linespacing=1.5,
+                    size=_note_size(len(diagnoses)))
             ax.set(xlim=(0, longest * 1.04), ylim=(-highest, highest), xlabel="length, tokens",
                    title=_title(diagnosis.label, len(diagnoses)))
             ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -185,8 +187,8 @@ def where(diagnoses: Sequence[Diagnosis], *, threads: int = 0) -> str:
                           profile(diagnosis.log, "probability", PROBABILITY_EDGES, threads=threads), index)
         left.set(title="by position in the sequence", ylabel="mean |d|, nats", xlim=(0, positions[-1]))
         right.set(title="by the rollout's probability", xlim=(logits[0], logits[-1]))
-        left_counts.set(xlabel="sampled tokens before it", ylabel="tokens", ylim=(0, None))
-        right_counts.set(xlabel="rollout probability μ of the token, % (logit scale)", ylim=(0, None))
+        left_counts.set(xlabel="sampled tokens before it", ylabel="tokens")
+        right_counts.set(xlabel="rollout probability μ of the token, % (logit scale)")
         ticks = (1e-4, 1e-3, 1e-2, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
         right_counts.xaxis.set_major_locator(FixedLocator([math.log(p / (1 - p)) for p in ticks]))
         names = {round(math.log(p / (1 - p)), 3): f"{100 * p:g}" for p in ticks}
@@ -194,9 +196,9 @@ def where(diagnoses: Sequence[Diagnosis], *, threads: int = 0) -> str:
         for ax in (left, right):
             _whole_decades(ax)
             ax.tick_params("x", labelbottom=False)
+        most = max(1, *(diagnosis.statistics.tokens for diagnosis in diagnoses))
         for ax in (left_counts, right_counts):
-            ax.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-            ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+            _log_axis(ax, 0.8, 1.5 * most, ticks=4)
         _legend(figure, diagnoses, markers=True)
         return _svg(figure, "where")
 
@@ -231,12 +233,17 @@ def _bucket_lines(ax: Axes, counts: Axes, middles: NDArray, edges: NDArray, buck
     shown = (buckets["tokens"] >= FEWEST_IN_BUCKET) & (buckets["mean_abs_log_ratio"] > 0)
     ax.plot(middles[shown], buckets["mean_abs_log_ratio"][shown], color=_colour(index),
             linestyle=DASHES[index % len(DASHES)], marker=MARKERS[index % len(MARKERS)], markersize=4.5)
-    counts.stairs(buckets["tokens"], edges, color=_colour(index), linewidth=1.4,
+    counts.stairs(np.maximum(buckets["tokens"], 0.1), edges, color=_colour(index), linewidth=1.4,
                   linestyle=DASHES[index % len(DASHES)], baseline=None)
 
 
 def _columns(count: int) -> int:
     return {1: 1, 2: 2, 4: 2}.get(count, 3)
+
+
+def _note_size(count: int) -> float:
+    """The size of text inside one of `count` panels."""
+    return 9.0 if _columns(count) < 3 else 8.0
 
 
 def _panels(count: int, *, square: bool = False, height: float = 0.0) -> tuple[Figure, list[Axes]]:
@@ -299,11 +306,11 @@ def _whole_decades(ax: Axes) -> None:
     _log_axis(ax, 10.0 ** math.floor(low), 10.0 ** (math.floor(high) + 1))
 
 
-def _log_axis(ax: Axes, low: float, high: float) -> None:
+def _log_axis(ax: Axes, low: float, high: float, ticks: int = 8) -> None:
     """A log axis with ticks as 10⁻³, in plain text."""
     ax.set_yscale("log")
     ax.set_ylim(low, high)
-    ax.yaxis.set_major_locator(LogLocator(numticks=8))
+    ax.yaxis.set_major_locator(LogLocator(numticks=ticks))
     ax.yaxis.set_major_formatter(FuncFormatter(
         lambda y, _: f"10{str(round(math.log10(y))).translate(_SUPERSCRIPT)}" if y > 0 else ""))
     ax.yaxis.set_minor_formatter(NullFormatter())

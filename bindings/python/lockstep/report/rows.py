@@ -197,6 +197,13 @@ def number(value: float, digits: int = 3) -> str:
     return "−" + text if value < 0 else text
 
 
+def percent(share: float) -> str:
+    """A share as text, to two digits; what is below 0.1 % is not told apart."""
+    if 0 < share < 1e-3:
+        return "< 0.1 %"
+    return f"{number(100 * share, 2)} %"
+
+
 def _is_plain(exponent: int) -> bool:
     """Whether 10^exponent is written out, not as a power."""
     return -2 <= exponent <= 6

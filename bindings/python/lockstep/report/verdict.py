@@ -15,7 +15,7 @@ from typing import Literal
 import lockstep
 
 from .diagnosis import Diagnosis, profile
-from .rows import number
+from .rows import number, percent
 
 Level = Literal["unknown", "exact", "small", "raised", "severe"]
 
@@ -75,6 +75,7 @@ ICEPOP = (0.5, 5.0)
 # engines move mean |d| by about a factor of two, one bit (Fast-LLM PR 525: 0.5B and 7B, three engines).
 NOISE_ABS = 4.7
 NOISE_KL = 23.2
+MOST_EXCESS = 4.0  # k3 over the law's, above which a few tokens carry it: one bit is a factor of 4
 FORMATS = ((3.0, "FP8 E4M3"), (7.0, "BF16"), (10.0, "FP16"))
 
 LENGTHS = (256, 1_024, 4_096, 16_384, 65_536)
@@ -117,6 +118,7 @@ def judge(diagnosis: Diagnosis, *, threads: int = 0) -> Verdict:
     crossed, close = _thresholds(statistics, enough)
     biased = _biased(statistics, enough)
     bits = math.log2(NOISE_ABS / statistics.mean_abs_log_ratio.value)
+    excess = statistics.k3.value / (NOISE_KL * 4 ** -bits)
     tails = _tails(diagnosis, threads)
     sequences = _sequences(diagnosis, enough)
     level: Level = "small"
@@ -125,9 +127,9 @@ def judge(diagnosis: Diagnosis, *, threads: int = 0) -> Verdict:
             level = finding.level
     if not enough:
         level = "unknown"
-    findings = (*crossed, *close, *biased, *stored, *_noise(statistics, bits, enough), *tails, *sequences)
+    findings = (*crossed, *close, *biased, *stored, *_noise(bits, excess, enough), *tails, *sequences)
     return Verdict(level, _headline(diagnosis, level, crossed, biased, stored, close), findings,
-                   _advice(diagnosis, level, bits, biased), bits)
+                   _advice(diagnosis, level, bits, excess, biased), bits)
 
 
 def compare(first: Diagnosis, second: Diagnosis) -> str:
@@ -220,8 +222,8 @@ def _stored(diagnosis: Diagnosis) -> tuple[Finding, ...]:
     return tuple(findings)
 
 
-def _noise(statistics: lockstep.Mismatch, bits: float, enough: bool) -> list[Finding]:
-    """What the noise looks like, by the 2⁻ᵐ law."""
+def _noise(bits: float, excess: float, enough: bool) -> list[Finding]:
+    """What the noise looks like, by the 2⁻ᵐ law; `excess` is k3 over what the law gives for these bits."""
     if not enough:
         return []
     law = "mean |d| ~ 2⁻ᵐ, calibrated on examples/data; good to about one bit"
@@ -242,12 +244,10 @@ def _noise(statistics: lockstep.Mismatch, bits: float, enough: bool) -> list[Fin
                 " the two engines rounds coarsely")
     text = f"The noise looks like {number(bits, 2)} mantissa bits: {seen}"
     findings = [Finding("small", text, law)]
-    expected = NOISE_KL * 4 ** -bits
-    if statistics.k3.value > 4 * expected:
+    if excess > MOST_EXCESS:
         findings.append(Finding(
-            "small", f"k3 is {number(statistics.k3.value / expected, 2)} times what rounding noise of this"
-            " mean |d| gives: a few tokens carry it. Rounding is not the whole story; look at the worst"
-            " tokens", law))
+            "small", f"k3 is {number(excess, 2)} times what rounding noise of this mean |d| gives: a few tokens"
+            " carry it. Rounding is not the whole story; look at the worst tokens", law))
     return findings
 
 
@@ -259,13 +259,13 @@ def _tails(diagnosis: Diagnosis, threads: int) -> list[Finding]:
     outside = int(buckets["tokens"][0] + buckets["tokens"][2])
     findings = []
     if outside:
-        share = number(100 * outside / diagnosis.statistics.tokens, 2)
+        share = percent(outside / diagnosis.statistics.tokens)
         findings.append(Finding(
-            "small", f"{_many(outside, 'token has', 'tokens have')} r outside [{low:g}, {high:g}] ({share} %)"
+            "small", f"{_many(outside, 'token has', 'tokens have')} r outside [{low:g}, {high:g}] ({share})"
             ", where IcePop drops them", "IcePop"))
     masked = diagnosis.statistics.share_sequences_masked.value
     if masked > 0:
-        findings.append(Finding("small", f"{number(100 * masked, 2)} % of sequences have mean exp|d| above 2"
+        findings.append(Finding("small", f"{percent(masked)} of sequences have mean exp|d| above 2"
                                          " and would be masked", "MLPerf Training"))
     return findings
 
@@ -276,12 +276,12 @@ def _sequences(diagnosis: Diagnosis, enough: bool) -> list[Finding]:
     if not enough or not weight.variance_per_token > 0:
         return []
     statistics = diagnosis.statistics
-    now, kept = round(statistics.mean_sequence_length), number(100 * statistics.sequence_ess, 2)
+    now, kept = round(statistics.mean_sequence_length), percent(statistics.sequence_ess)
     ahead = next((each for each in LENGTHS if each > 1.5 * statistics.max_sequence_length), LENGTHS[-1])
     return [Finding(
-        "small", f"Weights of whole sequences, exp(S), keep {kept} % of their effective samples at {now:,} tokens"
-        f" (mean length); with this noise half are left at about {_tokens(weight.half_life)} tokens and"
-        f" {number(100 * weight.ess(ahead), 2)} % at {ahead:,}", "extrapolated: tokens taken as independent")]
+        "small", f"Weights of whole sequences, exp(S), keep {kept} of their effective samples at {now:,}"
+        f" tokens (mean length); with this noise half are left at about {_tokens(weight.half_life)} tokens and"
+        f" {percent(weight.ess(ahead))} at {ahead:,}", "extrapolated: tokens taken as independent")]
 
 
 def _limit(limit: float) -> str:
@@ -319,7 +319,8 @@ def _headline(diagnosis: Diagnosis, level: Level, crossed: Sequence[Finding], bi
     return "The mismatch is small, but the stored log-probs have a defect."
 
 
-def _advice(diagnosis: Diagnosis, level: Level, bits: float, biased: Sequence[Finding]) -> tuple[str, ...]:
+def _advice(diagnosis: Diagnosis, level: Level, bits: float, excess: float,
+            biased: Sequence[Finding]) -> tuple[str, ...]:
     length = _tokens(diagnosis.sequence_weight.half_life)
     advice = []
     if level == "unknown":
@@ -335,7 +336,10 @@ def _advice(diagnosis: Diagnosis, level: Level, bits: float, biased: Sequence[Fi
         advice.append("Until it is found, drop tokens with r outside [0.5, 5] (IcePop) and watch the share"
                       " that is dropped.")
     elif level == "raised":
-        if bits < 8.5:
+        if excess > MOST_EXCESS:
+            advice.append("Find out what is special about the worst tokens before changing formats; until then"
+                          " drop tokens with r outside [0.5, 5] (IcePop).")
+        elif bits < 8.5:
             advice.append("Run both engines in FP16 with loss scaling: it takes mean |d| down about 8 times"
                           " and KL about 60 times where BF16 rounding is the cause (Qi et al. 2025). If you"
                           " stay in BF16, keep the head and the log-softmax in float32 in both engines.")
