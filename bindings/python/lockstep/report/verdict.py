@@ -246,8 +246,8 @@ def _noise(bits: float, excess: float, enough: bool) -> list[Finding]:
     findings = [Finding("small", text, law)]
     if excess > MOST_EXCESS:
         findings.append(Finding(
-            "small", f"k3 is {number(excess, 2)} times what rounding noise of this mean |d| gives: a few tokens"
-            " carry it. Rounding is not the whole story; look at the worst tokens", law))
+            "small", f"k3 is {number(excess, 2)} times what rounding noise of this mean |d| gives: a few"
+            " tokens carry it. Rounding is not the whole story; look at the worst tokens", law))
     return findings
 
 
@@ -279,8 +279,8 @@ def _sequences(diagnosis: Diagnosis, enough: bool) -> list[Finding]:
     now, kept = round(statistics.mean_sequence_length), percent(statistics.sequence_ess)
     ahead = next((each for each in LENGTHS if each > 1.5 * statistics.max_sequence_length), LENGTHS[-1])
     return [Finding(
-        "small", f"Weights of whole sequences, exp(S), keep {kept} of their effective samples at {now:,}"
-        f" tokens (mean length); with this noise half are left at about {_tokens(weight.half_life)} tokens and"
+        "small", f"Weights of whole sequences, exp(S), keep {kept} of their effective samples at"
+        f" {now:,} tokens (mean length); with this noise half are left at about {_tokens(weight.half_life)} tokens and"
         f" {percent(weight.ess(ahead))} at {ahead:,}", "extrapolated: tokens taken as independent")]
 
 
@@ -337,8 +337,8 @@ def _advice(diagnosis: Diagnosis, level: Level, bits: float, excess: float,
                       " that is dropped.")
     elif level == "raised":
         if excess > MOST_EXCESS:
-            advice.append("Find out what is special about the worst tokens before changing formats; until then"
-                          " drop tokens with r outside [0.5, 5] (IcePop).")
+            advice.append("Find out what is special about the worst tokens before changing formats; until"
+                          " then drop tokens with r outside [0.5, 5] (IcePop).")
         elif bits < 8.5:
             advice.append("Run both engines in FP16 with loss scaling: it takes mean |d| down about 8 times"
                           " and KL about 60 times where BF16 rounding is the cause (Qi et al. 2025). If you"
