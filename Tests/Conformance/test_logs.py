@@ -12,9 +12,18 @@ from lockstep.logs import LogError, find_files, files, read_prime_rl
 
 
 def test_packs_the_columns(tmp_path):
-    path = write(tmp_path / "log.jsonl", sequence(), "\n", sequence(
-        env_name="code", token_ids=[1, 2], loss_mask=[True, True], trainer_logprobs=[-1, None],
-        inference_logprobs=[-1e-3, -3.5]))
+    path = write(
+        tmp_path / "log.jsonl",
+        sequence(),
+        "\n",
+        sequence(
+            env_name="code",
+            token_ids=[1, 2],
+            loss_mask=[True, True],
+            trainer_logprobs=[-1, None],
+            inference_logprobs=[-1e-3, -3.5],
+        ),
+    )
     log = read_prime_rl([path], label="run", token_ids=True, exclude_non_finite=True)
     assert log.label == "run" and log.sequences == 2
     assert log.offsets.tolist() == [0, 4, 6] and log.offsets.dtype == np.int64
@@ -41,7 +50,10 @@ def test_gzip_is_recognised_by_content_and_gives_the_same(tmp_path):
 
 
 def test_several_files_are_one_log_and_progress_sees_every_byte(tmp_path):
-    paths = [write(tmp_path / "rank_0.jsonl", sequence()), write(tmp_path / "rank_1.jsonl.gz", sequence(), sequence())]
+    paths = [
+        write(tmp_path / "rank_0.jsonl", sequence()),
+        write(tmp_path / "rank_1.jsonl.gz", sequence(), sequence()),
+    ]
     seen = []
     log = read_prime_rl(paths, label="", advance=seen.append)
     assert log.sequences == 3 and log.file_of.tolist() == [0, 1, 1] and log.lines.tolist() == [1, 1, 2]
@@ -77,24 +89,43 @@ BAD_LINES = {
     "deeply nested": ("[" * 100_000 + "\n", None, "is not JSON"),
     "an array": ("[1, 2]\n", None, "holds an array where one JSON object"),
     "a number": ("3\n", None, "holds a number where"),
-    "no schema": (sequence(schema_version=...), "schema_version", "missing: this is no prime-rl token export"),
+    "no schema": (
+        sequence(schema_version=...),
+        "schema_version",
+        "missing: this is no prime-rl token export",
+    ),
     "new schema": (sequence(schema_version=2), "schema_version", "is 2, but this reader knows version 1"),
     "schema true": (sequence(schema_version=True), "schema_version", "is true, but"),
     "no mask": (sequence(loss_mask=...), "loss_mask", r"missing.*fields found: 'entropy', 'env_name'"),
     "null mask": (sequence(loss_mask=None), "loss_mask", "is null, so it was not recorded"),
-    "mask of numbers": (sequence(loss_mask=[0, 1, 1, 1]), "loss_mask", "token 0 is a number where true or false"),
+    "mask of numbers": (
+        sequence(loss_mask=[0, 1, 1, 1]),
+        "loss_mask",
+        "token 0 is a number where true or false",
+    ),
     "mask of text": (sequence(loss_mask=[True, True, "x", True]), "loss_mask", "token 2 is a string"),
     "mask no array": (sequence(loss_mask="1111"), "loss_mask", "is a string where an array"),
     "no trainer": (sequence(trainer_logprobs=...), "trainer_logprobs", "the field is missing"),
     "null trainer": (sequence(trainer_logprobs=None), "trainer_logprobs", "there is nothing to compare"),
     "null rollout": (sequence(inference_logprobs=None), "inference_logprobs", "there is nothing to compare"),
     "short": (sequence(trainer_logprobs=[-1.0]), "trainer_logprobs", "has 1 values but loss_mask has 4"),
-    "text": (sequence(inference_logprobs=[0, "-1", 0, 0]), "inference_logprobs", "token 1 is a string where a number"),
+    "text": (
+        sequence(inference_logprobs=[0, "-1", 0, 0]),
+        "inference_logprobs",
+        "token 1 is a string where a number",
+    ),
     "nested": (sequence(inference_logprobs=[0, [1], 0, 0]), "inference_logprobs", "token 1 is an array"),
     "boolean": (sequence(inference_logprobs=[0, True, 0, 0]), "inference_logprobs", "token 1 is a boolean"),
-    "null that counts": (sequence(trainer_logprobs=[0, -1, None, -1]), "trainer_logprobs",
-                         r"token 2 counts but is null \(non-finite when it was written\)"),
-    "too large": (sequence(trainer_logprobs=[0, -1e300, -1, -1]), "trainer_logprobs", "token 1 .* beyond float32"),
+    "null that counts": (
+        sequence(trainer_logprobs=[0, -1, None, -1]),
+        "trainer_logprobs",
+        r"token 2 counts but is null \(non-finite when it was written\)",
+    ),
+    "too large": (
+        sequence(trainer_logprobs=[0, -1e300, -1, -1]),
+        "trainer_logprobs",
+        "token 1 .* beyond float32",
+    ),
     "token ids short": (sequence(token_ids=[1]), "token_ids", "has 1 values but loss_mask has 4"),
     "token ids wide": (sequence(token_ids=[1, 2, 3, 2**40]), "token_ids", "beyond 32 bits"),
     "token ids text": (sequence(token_ids=["a"] * 4), "token_ids", "is not an array of integers"),
@@ -103,7 +134,11 @@ BAD_LINES = {
 
 def bad_log(path, line):
     good = json.dumps(sequence()).encode() + b"\n"
-    bad = line.encode("utf-8", "surrogateescape") if isinstance(line, str) else json.dumps(line).encode() + b"\n"
+    bad = (
+        line.encode("utf-8", "surrogateescape")
+        if isinstance(line, str)
+        else json.dumps(line).encode() + b"\n"
+    )
     path.write_bytes(good + bad + good)
     return path
 
@@ -143,8 +178,10 @@ def test_a_masked_null_is_nobody_s_business(tmp_path):
 
 def test_a_cut_off_gzip_stream_keeps_the_lines_before(tmp_path):
     path = tmp_path / "log.jsonl.gz"
-    lines = "".join(json.dumps(sequence(step=step, note=hashlib.sha256(bytes(step)).hexdigest())) + "\n"
-                    for step in range(500))
+    lines = "".join(
+        json.dumps(sequence(step=step, note=hashlib.sha256(bytes(step)).hexdigest())) + "\n"
+        for step in range(500)
+    )
     whole = gzip.compress(lines.encode())
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(LogError, match="gzip stream is damaged or cut off"):
@@ -174,4 +211,6 @@ def test_the_shipped_logs_keep_every_bit(path):
     with gzip.open(path, "rt") as lines:
         for record in map(json.loads, lines):
             for name in ("trainer_logprobs", "inference_logprobs"):
-                assert [str(np.float32(value)) for value in record[name]] == [str(value) for value in record[name]]
+                assert [str(np.float32(value)) for value in record[name]] == [
+                    str(value) for value in record[name]
+                ]

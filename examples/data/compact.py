@@ -61,7 +61,7 @@ def main() -> int:
     for source in arguments.sources:
         lines = source.read_text(encoding="utf-8").splitlines()
         compacted = [compact(line) for line in lines]
-        for number, (line, short) in enumerate(zip(lines, compacted), start=1):
+        for number, (line, short) in enumerate(zip(lines, compacted, strict=True), start=1):
             if not same_bits(line, short):
                 print(f"{source}, line {number}: the compact line reads back different", file=sys.stderr)
                 return 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,22 +47,24 @@ def commands() -> None:
 
 
 @commands.command(short_help="Measure the mismatch in rollout logs; table, verdict, report.")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.argument("files", metavar="FILE...", nargs=-1, required=True,
+                type=click.Path(path_type=Path, exists=True))
 @click.option("--label", "labels", multiple=True, metavar="TEXT",
               help="Name of a log, once for each FILE in their order. Default: from the file's name.")
 @click.option("--html", "report", type=click.Path(path_type=Path, dir_okay=False), metavar="PATH",
-              help=f"Where the report goes. Default: {DEFAULT_REPORT} here (with --json: none). A file that is not"
-                   " a report of ours is never replaced.")
+              help=f"Where the report goes. Default: {DEFAULT_REPORT} here (with --json: none). A file that"
+                   " is not a report of ours is never replaced.")
 @click.option("--no-html", is_flag=True, help="Write no report.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document with every statistic, not the table.")
+@click.option("--json", "as_json", is_flag=True,
+              help="Print one JSON document with every statistic, not the table.")
 @click.option("--all", "every", is_flag=True, help="Show every statistic in the table.")
 @click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be read, and count them.")
 @click.option("--exclude-non-finite", is_flag=True,
               help="Leave out tokens whose log-prob is NaN or infinite (null in the log), and count them.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N",
               help="Threads that compute; 0: one for each processor. The result does not depend on it.")
-def diagnose(files: tuple[Path, ...], labels: tuple[str, ...], report: Path | None, no_html: bool, as_json: bool,
-             every: bool, skip_bad: bool, exclude_non_finite: bool, threads: int) -> None:
+def diagnose(files: tuple[Path, ...], labels: tuple[str, ...], report: Path | None, no_html: bool,
+             as_json: bool, every: bool, skip_bad: bool, exclude_non_finite: bool, threads: int) -> None:
     """Measure the training-inference mismatch in rollout logs: is it harmful, why, and what to do.
 
     FILE is a prime-rl token export (JSON lines, plain or gzip), or a folder with the files of all ranks of
@@ -79,7 +81,8 @@ def diagnose(files: tuple[Path, ...], labels: tuple[str, ...], report: Path | No
     prime-rl writes such files with enable_token_export in the trainer's configuration.
     """
     if labels and len(labels) != len(files):
-        raise click.UsageError(f"--label was given {len(labels)} times for {len(files)} files: name each, in order")
+        raise click.UsageError(f"--label was given {len(labels)} times for {len(files)} files: name each, in"
+                               " their order")
     if no_html and report is not None:
         raise click.UsageError("--html and --no-html contradict each other")
     if report is None and not no_html and not as_json:
@@ -94,8 +97,8 @@ def diagnose(files: tuple[Path, ...], labels: tuple[str, ...], report: Path | No
         diagnoses = [measure(log, exclude_non_finite=exclude_non_finite, threads=threads) for log in logs]
         verdicts = [judge(diagnosis, threads=threads) for diagnosis in diagnoses]
     if report is not None:  # before the table, which `| head` may cut short
-        options = [name for name, given in (("--skip-bad", skip_bad), ("--exclude-non-finite", exclude_non_finite))
-                   if given]
+        given = {"--skip-bad": skip_bad, "--exclude-non-finite": exclude_non_finite}
+        options = [name for name, is_given in given.items() if is_given]
         with _told():
             page.write(report, page.page(diagnoses, verdicts, options=options, threads=threads))
     if as_json:
@@ -106,7 +109,7 @@ def diagnose(files: tuple[Path, ...], labels: tuple[str, ...], report: Path | No
         click.echo(f"\nReport: {printable(str(report))}", err=as_json)
 
 
-def default_labels(paths: tuple[Path, ...]) -> list[str]:
+def default_labels(paths: Sequence[Path]) -> list[str]:
     """What tells the paths apart: file names without suffix, with folders before them only where it takes
     them, and without the words, up to a dot, with which all begin: run.bf16.jsonl, run.fp16.jsonl are bf16
     and fp16."""
@@ -124,25 +127,26 @@ def default_labels(paths: tuple[Path, ...]) -> list[str]:
     return [".".join(each) for each in words]
 
 
-def _read(paths: tuple[Path, ...], labels: tuple[str, ...] | list[str], skip_bad: bool, exclude_non_finite: bool,
+def _read(paths: Sequence[Path], labels: Sequence[str], skip_bad: bool, exclude_non_finite: bool,
           token_ids: bool) -> list[Log]:
     """The logs, read one after the other, with what was left out told on stderr."""
     groups = [find_files(path) for path in paths]
     logs = []
-    with _progress(sum(file.stat().st_size for group in groups for file in group if file.exists())) as advance:
-        for path, group, label in zip(paths, groups, labels):
+    with _progress(sum(file.stat().st_size for group in groups for file in group)) as advance:
+        for path, group, label in zip(paths, groups, labels, strict=True):
             log = read_prime_rl(group, label=label, skip_bad=skip_bad, exclude_non_finite=exclude_non_finite,
                                 token_ids=token_ids, advance=advance)
             if log.sequences == 0:
-                left_out = f"; {log.skipped_lines:,} lines could not be read" if log.skipped_lines else ""
                 first = next((file.first_skipped for file in log.files if file.first_skipped), "")
-                raise LogError(f"holds no sequence{left_out}" + (f", the first: {first}" if first else ""), str(path))
+                reason = f"; no line could be read, the first: {first}" if first else ""
+                raise LogError("holds no sequence" + reason, str(path))
             logs.append(log)
     for log in logs:
         if log.skipped_lines:
             first = next(file.first_skipped for file in log.files if file.first_skipped)
-            click.echo(f"{printable(log.label)}: left out {log.skipped_lines:,} of {log.skipped_lines + log.sequences:,}"
-                       f" lines; the first: {printable(first)}", err=True)
+            lines = log.skipped_lines + log.sequences
+            click.echo(f"{printable(log.label)}: left out {log.skipped_lines:,} of {lines:,} lines; the"
+                       f" first: {printable(first)}", err=True)
     return logs
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,11 @@ from numpy.typing import NDArray
 from .files import LineReader
 from .log import Log, LogError, LogFile
 
+_loads: Callable[[bytes], Any]
 try:
     from orjson import loads as _loads
-except ModuleNotFoundError:  # orjson comes with lockstep[report]; reading works without, more slowly
-    from json import loads as _loads
+except ModuleNotFoundError:  # it comes with lockstep[report]; without it reading is about 5 times slower
+    _loads = json.loads
 
 SCHEMA_VERSION = 1
 FLOATS = {float, int, type(None)}
@@ -42,7 +44,7 @@ class _Packed:
         self._bytes, self._dtype = bytearray(), dtype
 
     def extend(self, values: NDArray) -> None:
-        self._bytes += memoryview(np.ascontiguousarray(values, self._dtype)).cast("B")
+        self._bytes += np.ascontiguousarray(values, self._dtype).view(np.uint8).data
 
     def array(self) -> NDArray:
         return np.frombuffer(self._bytes, self._dtype)
@@ -139,7 +141,8 @@ def _field(record: dict, name: str):
     """A required field."""
     if name not in record:
         found = ", ".join(sorted(map(repr, record))[:12]) or "none"
-        raise _BadLine(f"the field is missing: this is no prime-rl token export (fields found: {found})", name)
+        raise _BadLine(f"the field is missing: this is no prime-rl token export (fields found: {found})",
+                       name)
     return record[name]
 
 
@@ -158,8 +161,8 @@ def _sequence(record: dict, exclude_non_finite: bool) -> tuple[NDArray, NDArray,
     """(trainer, rollout, mask) of one sequence, checked."""
     version = _field(record, "schema_version")
     if version != SCHEMA_VERSION or isinstance(version, bool):
-        raise _BadLine(f"is {json.dumps(version)[:40]}, but this reader knows version {SCHEMA_VERSION}: look for"
-                       " a newer Lockstep, or export with the older schema", "schema_version")
+        raise _BadLine(f"is {json.dumps(version)[:40]}, but this reader knows version {SCHEMA_VERSION}: look"
+                       " for a newer Lockstep, or export with the older schema", "schema_version")
     counted = _column(record, "loss_mask")
     if not set(map(type, counted)) <= {bool}:
         index = next(i for i, value in enumerate(counted) if type(value) is not bool)
@@ -170,11 +173,12 @@ def _sequence(record: dict, exclude_non_finite: bool) -> tuple[NDArray, NDArray,
     for name in ("trainer_logprobs", "inference_logprobs"):
         values = _column(record, name)
         if len(values) != len(mask):
-            raise _BadLine(f"has {len(values)} values but loss_mask has {len(mask)}: all arrays of a line have"
-                           " one value a token", name)
+            raise _BadLine(f"has {len(values)} values but loss_mask has {len(mask)}: all arrays of a line"
+                           " have one value a token", name)
         if not set(map(type, values)) <= FLOATS:
             index = next(i for i, value in enumerate(values) if type(value) not in FLOATS)
-            raise _BadLine(f"token {index} is {_kind(values[index])} where a number or null is expected", name)
+            raise _BadLine(f"token {index} is {_kind(values[index])} where a number or null is expected",
+                           name)
         with np.errstate(over="ignore"):  # beyond float32: infinite, and judged so below
             try:
                 column = np.array(values, np.float32)
@@ -185,8 +189,8 @@ def _sequence(record: dict, exclude_non_finite: bool) -> tuple[NDArray, NDArray,
             if len(bad):
                 index = int(bad[0])
                 what = "null (non-finite when it was written)" if values[index] is None else "beyond float32"
-                raise _BadLine(f"token {index} counts but is {what}: find out why a sampled token has no finite"
-                               " log-prob, or exclude such tokens", name)
+                raise _BadLine(f"token {index} counts but is {what}: find out why a sampled token has no"
+                               " finite log-prob, or exclude such tokens", name)
         columns.append(column)
     return columns[0], columns[1], mask
 

@@ -19,6 +19,9 @@ CHUNK = 1 << 20
 # What vLLM writes for a log-prob it did not compute (ChatCompletionLogProb's default).
 VLLM_FLOOR = -9999.0
 
+# A float32 log-softmax can end a few units in the last place above 0, a bf16 one at 0.03125 and more.
+ABOVE_ZERO = 1e-4
+
 
 @dataclass(frozen=True)
 class Checks:
@@ -28,7 +31,7 @@ class Checks:
     """"bf16" or "fp16" where at least 99 % of the values lie on that format's grid, else None."""
     rollout_stored_as: str | None
     trainer_above_zero: int
-    """Log-probs above 0, which no distribution has: the log-softmax was rounded to 16 bits."""
+    """Log-probs above 0 by more than float32 rounds: no distribution has them, a 16-bit log-softmax does."""
     rollout_above_zero: int
     at_vllm_floor: int
     """Rollout log-probs of exactly -9999, vLLM's mark for "not computed"."""
@@ -167,7 +170,7 @@ def _checks(log: Log) -> Checks:
         for side, column in (("trainer", trainer), ("rollout", rollout)):
             values = column[counted & (column != 0)]  # 0 lies on every grid and says nothing
             seen[side] += len(values)
-            above[side] += int(np.count_nonzero(values > 0))
+            above[side] += int(np.count_nonzero(values > ABOVE_ZERO))
             for name, test in grids.items():
                 on_grid[side, name] += int(np.count_nonzero(test(values)))
         floor += int(np.count_nonzero(counted & (rollout == np.float32(VLLM_FLOOR))))

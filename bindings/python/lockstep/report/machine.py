@@ -24,7 +24,7 @@ def document(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict]) -> dic
     return _finite({
         "schema": SCHEMA,
         "lockstep_version": lockstep.__version__,
-        "logs": [_log(diagnosis, verdict) for diagnosis, verdict in zip(diagnoses, verdicts)],
+        "logs": [_log(diagnosis, verdict) for diagnosis, verdict in zip(diagnoses, verdicts, strict=True)],
         "comparison": _comparison(*diagnoses) if len(diagnoses) == 2 else None,
     })
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-import numpy
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
@@ -16,7 +15,7 @@ import lockstep
 
 from . import plots
 from .diagnosis import Diagnosis, worst_sequences, worst_tokens
-from .rows import number, table
+from .rows import number, percent, table
 from .verdict import LENGTHS, SOURCES, Verdict, compare
 
 # By this line, near the top of every report, a file is known to be one of ours and may be replaced.
@@ -33,7 +32,8 @@ def check_path(path: Path) -> None:
     if path.exists():
         with open(path, "rb") as file:
             if GENERATOR.encode() not in file.read(1024):
-                raise FileExistsError(f"{path}: exists and is not a report of lockstep; move it, or give another --html PATH")
+                raise FileExistsError(
+                    f"{path}: exists and is not a report of lockstep; move it, or give another --html PATH")
 
 
 def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options: Sequence[str] = (),
@@ -45,16 +45,16 @@ def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options
         options: the options that changed what was measured, as they were given.
         threads: 0 for one for each processor.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = number
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True)
+    environment.filters.update(number=number, percent=percent)
     template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     distribution, outside = plots.distribution(diagnoses, threads=threads)
     return template.render(
         generator=Markup(GENERATOR),
         version=lockstep.__version__,
-        numpy_version=numpy.__version__,
         options=options,
-        logs=list(zip(diagnoses, verdicts)),
+        logs=list(zip(diagnoses, verdicts, strict=True)),
         colours=plots.COLOURS,
         comparison=compare(*diagnoses) if len(diagnoses) == 2 else None,
         main_rows=table(diagnoses),

@@ -12,12 +12,15 @@ import io
 import math
 import re
 import textwrap
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
@@ -26,14 +29,15 @@ from .diagnosis import Diagnosis, profile
 from .rows import cell, number
 
 COLOURS = ("#d9662b", "#2f86c9", "#1f9a78", "#a060c0", "#b08a1e", "#7d8794")
-DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 2)), (0, (3, 1, 1, 1)))
+DASHES: tuple[Any, ...] = (
+    "-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 2)), (0, (3, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 # Stand-ins that nothing else is drawn in; in the SVG they become the page's variables.
 INK, GRID, QUIET = "#010203", "#040506", "#070809"
 VARIABLES = {INK: "var(--ink)", GRID: "var(--grid)", QUIET: "var(--quiet)"}
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",  # measures the layout; the page's own font is set in its stead
     "font.size": 9.5,
@@ -67,13 +71,14 @@ STYLE = {
 WIDTH = 9.6
 MOST_POINTS = 100_000
 FEWEST_IN_BUCKET = 10
+BINS = 161  # odd: one of them has its middle at 0
 
 
 def scatter(diagnoses: Sequence[Diagnosis]) -> str:
     """Token probabilities, trainer against rollout: one panel a log, the same axes."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _panels(len(diagnoses), square=True)
-        for index, (diagnosis, ax) in enumerate(zip(diagnoses, axes)):
+        for index, (diagnosis, ax) in enumerate(zip(diagnoses, axes, strict=True)):
             log = diagnosis.log
             rows = np.flatnonzero(log.mask)
             rows = rows[::-(-len(rows) // MOST_POINTS) or 1]
@@ -83,11 +88,12 @@ def scatter(diagnoses: Sequence[Diagnosis]) -> str:
             ax.scatter(rollout, trainer, s=5, color=_colour(index), alpha=0.45, linewidths=0, rasterized=True,
                        zorder=2)
             statistics = diagnosis.statistics
-            ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", title=_title(diagnosis.label, len(diagnoses)),
-                   xlabel="rollout probability μ")
+            ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xlabel="rollout probability μ",
+                   title=_title(diagnosis.label, len(diagnoses)))
             ax.text(0.03, 0.97, f"mean |π − μ|  {number(statistics.mean_abs_prob_diff.value)}\n"
                                 f"1 − Pearson  {number(statistics.one_minus_pearson)}",
-                    transform=ax.transAxes, va="top", linespacing=1.5)
+                    transform=ax.transAxes, va="top", linespacing=1.5,
+                    size=_note_size(len(diagnoses)))
             ticks = FixedLocator([0, 0.2, 0.4, 0.6, 0.8, 1.0])
             ax.xaxis.set_major_locator(ticks)
             ax.yaxis.set_major_locator(ticks)
@@ -100,15 +106,15 @@ def sequences(diagnoses: Sequence[Diagnosis]) -> str:
     with matplotlib.rc_context(STYLE):
         figure, axes = _panels(len(diagnoses), height=3.1)
         counted = [_counted_sequences(diagnosis) for diagnosis in diagnoses]
-        longest = max((float(values["tokens"].max()) for values in counted if len(values)), default=1.0)
-        highest = max((float(np.abs(values["log_ratio"]).max()) for values in counted if len(values)), default=0.0)
-        highest = highest * 1.35 or 1.0
-        for index, (diagnosis, values, ax) in enumerate(zip(diagnoses, counted, axes)):
+        longest = max(1.0, *(values["tokens"].max(initial=0) for values in counted))
+        highest = 1.35 * max(np.abs(values["log_ratio"]).max(initial=0.0) for values in counted) or 1.0
+        for index, (diagnosis, values, ax) in enumerate(zip(diagnoses, counted, axes, strict=True)):
             statistics = diagnosis.statistics
             ax.axhline(0, color=QUIET, linewidth=0.8)
             rows = slice(None, None, -(-len(values) // MOST_POINTS) or 1)
-            ax.scatter(values["tokens"][rows], values["log_ratio"][rows], s=14, color=_colour(index), alpha=0.6,
-                       linewidths=0, marker=MARKERS[index % len(MARKERS)], rasterized=len(values) > 500)
+            ax.scatter(values["tokens"][rows], values["log_ratio"][rows], s=14, color=_colour(index),
+                       alpha=0.6, linewidths=0, marker=MARKERS[index % len(MARKERS)],
+                       rasterized=len(values) > 500)
             slope = statistics.slope_per_1000
             mean = statistics.sequence_log_ratio
             note = f"KL a sequence (k1)  {cell(mean._replace(value=-mean.value), 'number')} nats"
@@ -118,9 +124,10 @@ def sequences(diagnoses: Sequence[Diagnosis]) -> str:
                 ax.plot(x, statistics.sequence_log_ratio.value + slope.value / 1000 * (x - middle), color=INK,
                         linewidth=1.4)
                 note = f"slope  {cell(slope, 'number')} per 1,000 tokens\n{note}"
-            ax.text(0.03, 0.97, note, transform=ax.transAxes, va="top", linespacing=1.5)
-            ax.set(xlim=(0, longest * 1.04), ylim=(-highest, highest), title=_title(diagnosis.label, len(diagnoses)),
-                   xlabel="length, tokens")
+            ax.text(0.03, 0.97, note, transform=ax.transAxes, va="top", linespacing=1.5,
+                    size=_note_size(len(diagnoses)))
+            ax.set(xlim=(0, longest * 1.04), ylim=(-highest, highest), xlabel="length, tokens",
+                   title=_title(diagnosis.label, len(diagnoses)))
             ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         _outer_label(axes, "S = ln π − ln μ, sequence")
         return _svg(figure, "sequences")
@@ -128,12 +135,12 @@ def sequences(diagnoses: Sequence[Diagnosis]) -> str:
 
 def distribution(diagnoses: Sequence[Diagnosis], *, threads: int = 0) -> tuple[str, int]:
     """The distribution of the log ratio, all logs on one axis; and how many tokens lie outside it."""
-    reach = max((2 * max(abs(q) for q in (d.statistics.log_ratio_quantiles[0], d.statistics.log_ratio_quantiles[-1]))
-                 for d in diagnoses if d.statistics.tokens), default=0.0)
-    furthest = max((d.statistics.max_abs_log_ratio for d in diagnoses if d.statistics.tokens), default=0.0)
-    reach = min(reach, furthest) or furthest or 1.0
-    edges = np.linspace(-reach, reach, 162)
-    floor = 0.5 / max((d.statistics.tokens for d in diagnoses), default=1)  # below one token
+    measured = [diagnosis.statistics for diagnosis in diagnoses if diagnosis.statistics.tokens]
+    furthest = max((each.max_abs_log_ratio for each in measured), default=0.0)
+    tail = max((abs(each.log_ratio_quantiles[end]) for each in measured for end in (0, -1)), default=0.0)
+    reach = min(2 * tail, furthest) or furthest or 1.0  # one wild token must not squeeze the rest
+    edges = np.linspace(-reach, reach, BINS + 1)
+    floor = 0.5 / max(1, *(d.statistics.tokens for d in diagnoses))  # below one token
     outside = 0
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
@@ -144,12 +151,11 @@ def distribution(diagnoses: Sequence[Diagnosis], *, threads: int = 0) -> tuple[s
             outside += tokens - int(buckets["tokens"].sum())
             share = np.maximum(buckets["tokens"] / max(tokens, 1), floor)
             ax.stairs(share, edges, color=_colour(index), alpha=0.14, fill=True, baseline=floor)
-            ax.stairs(share, edges, color=_colour(index), linewidth=1.4, linestyle=DASHES[index % len(DASHES)],
-                      baseline=None)
-        ax.set_yscale("log")
-        _plain_log(ax)
-        ax.set(xlim=(-reach, reach), ylim=(1.05 * floor, 1.5), xlabel="log ratio d = ln π − ln μ, nats",
-               ylabel=f"share of tokens, bins of {2 * reach / 161:.2g}")
+            ax.stairs(share, edges, color=_colour(index), linewidth=1.4, baseline=None,
+                      linestyle=DASHES[index % len(DASHES)])
+        _log_axis(ax, 1.05 * floor, 1.5)
+        ax.set(xlim=(-reach, reach), xlabel="log ratio d = ln π − ln μ, nats",
+               ylabel=f"share of tokens, bins of {2 * reach / BINS:.2g}")
         _legend(figure, diagnoses)
         return _svg(figure, "distribution"), outside
 
@@ -159,7 +165,7 @@ PROBABILITY_EDGES = (0, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0
 
 def where(diagnoses: Sequence[Diagnosis], *, threads: int = 0) -> str:
     """Mean |d| by position and by probability, with the tokens in each bucket."""
-    longest = max((d.statistics.max_sequence_length for d in diagnoses), default=1)
+    longest = max(1, *(d.statistics.max_sequence_length for d in diagnoses))
     step = next(size for power in range(19) for size in (10**power, 2 * 10**power, 5 * 10**power)
                 if size * 24 >= longest)
     positions = np.arange(0, longest + step, step, dtype=float)
@@ -181,21 +187,18 @@ def where(diagnoses: Sequence[Diagnosis], *, threads: int = 0) -> str:
                           profile(diagnosis.log, "probability", PROBABILITY_EDGES, threads=threads), index)
         left.set(title="by position in the sequence", ylabel="mean |d|, nats", xlim=(0, positions[-1]))
         right.set(title="by the rollout's probability", xlim=(logits[0], logits[-1]))
-        left_counts.set(xlabel="sampled tokens before it", ylabel="tokens", ylim=(0, None))
-        right_counts.set(xlabel="rollout probability μ of the token, % (logit scale)", ylim=(0, None))
+        left_counts.set(xlabel="sampled tokens before it", ylabel="tokens")
+        right_counts.set(xlabel="rollout probability μ of the token, % (logit scale)")
         ticks = (1e-4, 1e-3, 1e-2, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
         right_counts.xaxis.set_major_locator(FixedLocator([math.log(p / (1 - p)) for p in ticks]))
         names = {round(math.log(p / (1 - p)), 3): f"{100 * p:g}" for p in ticks}
         right_counts.xaxis.set_major_formatter(FuncFormatter(lambda x, _: names.get(round(x, 3), "")))
         for ax in (left, right):
-            ax.set_yscale("log")
-            _plain_log(ax)
+            _whole_decades(ax)
             ax.tick_params("x", labelbottom=False)
-        low, high = (math.log10(limit) for limit in left.get_ylim())
-        left.set_ylim(10 ** math.floor(low), 10 ** math.ceil(high))  # whole decades, so that two are named
+        most = max(1, *(diagnosis.statistics.tokens for diagnosis in diagnoses))
         for ax in (left_counts, right_counts):
-            ax.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-            ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+            _log_axis(ax, 0.8, 1.5 * most, ticks=4)
         _legend(figure, diagnoses, markers=True)
         return _svg(figure, "where")
 
@@ -224,16 +227,23 @@ def sequence_weight(diagnoses: Sequence[Diagnosis]) -> str:
         return _svg(figure, "weight")
 
 
-def _bucket_lines(ax: Axes, counts: Axes, middles: NDArray, edges: NDArray, buckets: NDArray, index: int) -> None:
+def _bucket_lines(ax: Axes, counts: Axes, middles: NDArray, edges: NDArray, buckets: NDArray,
+                  index: int) -> None:
+    """Mean |d| of each bucket with enough tokens, and under it the number of tokens."""
     shown = (buckets["tokens"] >= FEWEST_IN_BUCKET) & (buckets["mean_abs_log_ratio"] > 0)
     ax.plot(middles[shown], buckets["mean_abs_log_ratio"][shown], color=_colour(index),
             linestyle=DASHES[index % len(DASHES)], marker=MARKERS[index % len(MARKERS)], markersize=4.5)
-    counts.stairs(buckets["tokens"], edges, color=_colour(index), linewidth=1.4,
+    counts.stairs(np.maximum(buckets["tokens"], 0.1), edges, color=_colour(index), linewidth=1.4,
                   linestyle=DASHES[index % len(DASHES)], baseline=None)
 
 
 def _columns(count: int) -> int:
     return {1: 1, 2: 2, 4: 2}.get(count, 3)
+
+
+def _note_size(count: int) -> float:
+    """The size of text inside one of `count` panels."""
+    return 9.0 if _columns(count) < 3 else 8.0
 
 
 def _panels(count: int, *, square: bool = False, height: float = 0.0) -> tuple[Figure, list[Axes]]:
@@ -242,8 +252,7 @@ def _panels(count: int, *, square: bool = False, height: float = 0.0) -> tuple[F
     rows = -(-count // columns)
     width = WIDTH if columns > 1 else WIDTH * (0.55 if square else 0.8)
     tall = (width / columns + 0.1) if square else height
-    figure = Figure(figsize=(width, rows * tall), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    figure = Figure(figsize=(width, rows * tall), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for spare in axes[count:]:
         spare.set_visible(False)
@@ -274,7 +283,7 @@ def _legend(figure: Figure, diagnoses: Sequence[Diagnosis], markers: bool = Fals
     columns = max(1, min(len(diagnoses), 90 // (8 + max(len(_short(each.label)) for each in diagnoses))))
     legend = figure.legend(handles, [" " * len(_short(each.label)) for each in diagnoses],
                            loc="outside upper left", ncols=columns, handlelength=2.8)
-    for text, diagnosis in zip(legend.get_texts(), diagnoses):
+    for text, diagnosis in zip(legend.get_texts(), diagnoses, strict=True):
         text.set_text(_short(diagnosis.label))
 
 
@@ -290,9 +299,18 @@ def _title(label: str, count: int) -> str:
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def _plain_log(ax: Axes) -> None:
-    """Ticks of a log axis as 10⁻³, in plain text."""
-    ax.yaxis.set_major_locator(LogLocator(numticks=8))
+def _whole_decades(ax: Axes) -> None:
+    """A log axis over the decades that the lines lie in, so that at least two of them are named."""
+    heights = np.concatenate([line.get_ydata() for line in ax.lines])
+    low, high = (math.log10(heights.min()), math.log10(heights.max())) if len(heights) else (-4, 0)
+    _log_axis(ax, 10.0 ** math.floor(low), 10.0 ** (math.floor(high) + 1))
+
+
+def _log_axis(ax: Axes, low: float, high: float, ticks: int = 8) -> None:
+    """A log axis with ticks as 10⁻³, in plain text."""
+    ax.set_yscale("log")
+    ax.set_ylim(low, high)
+    ax.yaxis.set_major_locator(LogLocator(numticks=ticks))
     ax.yaxis.set_major_formatter(FuncFormatter(
         lambda y, _: f"10{str(round(math.log10(y))).translate(_SUPERSCRIPT)}" if y > 0 else ""))
     ax.yaxis.set_minor_formatter(NullFormatter())
@@ -301,7 +319,8 @@ def _plain_log(ax: Axes) -> None:
 def _svg(figure: Figure, name: str) -> str:
     """The figure as an <svg> element for inlining: no prolog, the page's fonts and colours."""
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": f"lockstep-{name}"}):
+    with matplotlib.rc_context({"svg.hashsalt": f"lockstep-{name}"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has it; here it is only measured
         figure.savefig(out, format="svg", dpi=220, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg"):]
@@ -309,9 +328,9 @@ def _svg(figure: Figure, name: str) -> str:
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(|href=")#([^")]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda found: found.group() if found.group(1) in used else "", text)
-    text = re.sub(r"(font: [^;\"]*?px) 'DejaVu Sans'[^;\"]*", r"\1 var(--font)", text)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, variable)
-    head = re.match(r"<svg[^>]*>", text).group()
-    plain = re.sub(r' (width|height)="[^"]*"', "", head)
-    return text.replace(head, plain.replace("<svg", '<svg class="picture" aria-hidden="true"', 1), 1)
+    head, body = text.split(">", 1)
+    head = re.sub(r' (width|height)="[^"]*"', "", head)
+    return head.replace("<svg", '<svg class="picture" aria-hidden="true"', 1) + ">" + body

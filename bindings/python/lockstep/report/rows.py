@@ -52,14 +52,16 @@ ROWS = (
     Row("rms_log_ratio", LOG_RATIO, "RMS d", "square root of the mean of d², nats", ratio=True),
     Row("max_abs_log_ratio", LOG_RATIO, "largest |d|", "maximum of |d|, nats", main=True, ratio=True),
     Row("max_abs_sequence", LOG_RATIO, "… in sequence", "index of its sequence, from 0", "count"),
-    Row("max_abs_position", LOG_RATIO, "… at position", "its index in that sequence, prompt included", "count"),
+    Row("max_abs_position", LOG_RATIO, "… at position", "its index in that sequence, prompt included",
+        "count"),
     Row("mean_log_ratio", LOG_RATIO, "mean d", "mean of d, nats; minus k1"),
     Row("log_ratio_quantiles", LOG_RATIO, "quantiles of d",
         "0.1, 1, 5, 25, 50, 75, 95, 99 and 99.9 % of d, nats"),
 
-    Row("k3", KL, "k3", "mean of exp(d) − 1 − d, at least 0 (Schulman 2020; prime-rl mismatch_kl, verl k3_kl); "
-        "rounding noise goes with 2⁻²ᵐ", main=True, ratio=True),
-    Row("k1", KL, "k1", "mean of −d: unbiased, noisy, may be negative (verl kl, Oat and Tinker v1)", main=True),
+    Row("k3", KL, "k3", "mean of exp(d) − 1 − d, at least 0 (Schulman 2020; prime-rl mismatch_kl, verl"
+        " k3_kl); rounding noise goes with 2⁻²ᵐ", main=True, ratio=True),
+    Row("k1", KL, "k1", "mean of −d: unbiased, noisy, may be negative (verl kl, Oat and Tinker v1)",
+        main=True),
     Row("k2", KL, "k2", "mean of d²/2 (Oat and Tinker v2)", ratio=True),
 
     Row("mean_abs_prob_diff", PROBABILITY, "mean |π − μ|",
@@ -84,7 +86,8 @@ ROWS = (
         "tokens with r outside MLPerf's bounds for its importance weights", "share"),
     Row("share_outside_1pct", RATIO, "outside ±1 %", "tokens with r outside [0.99, 1.01]", "share"),
     Row("share_outside_5pct", RATIO, "outside ±5 %", "tokens with r outside [0.95, 1.05]", "share"),
-    Row("share_outside_10pct", RATIO, "outside ±10 %", "tokens with r outside [0.9, 1.1]", "share", main=True),
+    Row("share_outside_10pct", RATIO, "outside ±10 %", "tokens with r outside [0.9, 1.1]", "share",
+        main=True),
     Row("mean_ratio", RATIO, "mean r",
         "1 in expectation, as μ drew the tokens; other values mean that it did not (truncation, temperature)",
         main=True),
@@ -98,8 +101,8 @@ ROWS = (
         ratio=True),
     Row("slope_per_1000", SEQUENCES, "slope of S",
         "least-squares slope of S on length, nats per 1,000 tokens, as in the paper's figure", main=True),
-    Row("sequence_ess", SEQUENCES, "ESS, sequences", "share of effective samples with weights exp(S)", "plain",
-        main=True),
+    Row("sequence_ess", SEQUENCES, "ESS, sequences", "share of effective samples with weights exp(S)",
+        "plain", main=True),
     Row("sequence_mean_log_ratio", SEQUENCES, "mean of mean d", "each sequence weighs the same, nats"),
     Row("sequence_mean_exp_abs", SEQUENCES, "mean of mean exp|d|", "each sequence weighs the same"),
     Row("share_sequences_masked", SEQUENCES, "masked by MLPerf",
@@ -192,6 +195,13 @@ def number(value: float, digits: int = 3) -> str:
     else:
         text = f"{mantissa}e{exponent}"
     return "−" + text if value < 0 else text
+
+
+def percent(share: float) -> str:
+    """A share as text, to two digits; what is below 0.1 % is not told apart."""
+    if 0 < share < 1e-3:
+        return "< 0.1 %"
+    return f"{number(100 * share, 2)} %"
 
 
 def _is_plain(exponent: int) -> bool:

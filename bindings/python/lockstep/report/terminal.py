@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -28,9 +28,9 @@ def printable(text: str) -> str:
 
 def render(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, every: bool = False) -> Group:
     """Table and verdict, for `rich.console.Console.print`."""
-    parts = [_table(diagnoses, every), Text()]
+    parts: list[RenderableType] = [_table(diagnoses, every), Text()]
     said: set[str] = set()
-    for diagnosis, verdict in zip(diagnoses, verdicts):
+    for diagnosis, verdict in zip(diagnoses, verdicts, strict=True):
         parts.append(Text.assemble((printable(diagnosis.label), "bold"), "  ",
                                    (verdict.headline, LEVEL_STYLES[verdict.level])))
         for finding in verdict.findings:
@@ -76,7 +76,7 @@ def _table(diagnoses: Sequence[Diagnosis], every: bool) -> Table:
     return out
 
 
-def _item(mark: str, text: Text) -> Table:
+def _item(mark: str, text: Text) -> Padding:
     """A bulleted paragraph with a hanging indent."""
     grid = Table.grid(padding=(0, 1))
     grid.add_column(width=1)

@@ -15,7 +15,7 @@ from typing import Literal
 import lockstep
 
 from .diagnosis import Diagnosis, profile
-from .rows import number
+from .rows import number, percent
 
 Level = Literal["unknown", "exact", "small", "raised", "severe"]
 
@@ -75,6 +75,7 @@ ICEPOP = (0.5, 5.0)
 # engines move mean |d| by about a factor of two, one bit (Fast-LLM PR 525: 0.5B and 7B, three engines).
 NOISE_ABS = 4.7
 NOISE_KL = 23.2
+MOST_EXCESS = 4.0  # k3 over the law's, above which a few tokens carry it: one bit is a factor of 4
 FORMATS = ((3.0, "FP8 E4M3"), (7.0, "BF16"), (10.0, "FP16"))
 
 LENGTHS = (256, 1_024, 4_096, 16_384, 65_536)
@@ -117,6 +118,7 @@ def judge(diagnosis: Diagnosis, *, threads: int = 0) -> Verdict:
     crossed, close = _thresholds(statistics, enough)
     biased = _biased(statistics, enough)
     bits = math.log2(NOISE_ABS / statistics.mean_abs_log_ratio.value)
+    excess = statistics.k3.value / (NOISE_KL * 4 ** -bits)
     tails = _tails(diagnosis, threads)
     sequences = _sequences(diagnosis, enough)
     level: Level = "small"
@@ -125,9 +127,9 @@ def judge(diagnosis: Diagnosis, *, threads: int = 0) -> Verdict:
             level = finding.level
     if not enough:
         level = "unknown"
-    findings = (*crossed, *close, *biased, *stored, *_noise(statistics, bits, enough), *tails, *sequences)
+    findings = (*crossed, *close, *biased, *stored, *_noise(bits, excess, enough), *tails, *sequences)
     return Verdict(level, _headline(diagnosis, level, crossed, biased, stored, close), findings,
-                   _advice(diagnosis, level, bits, biased), bits)
+                   _advice(diagnosis, level, bits, excess, biased), bits)
 
 
 def compare(first: Diagnosis, second: Diagnosis) -> str:
@@ -162,7 +164,8 @@ def compare(first: Diagnosis, second: Diagnosis) -> str:
     text += (f"Both fit one law, |d| ~ 2⁻ᵐ and KL ~ 2⁻²ᵐ, with {number((bits + bits_by_kl) / 2, 2)} mantissa"
              " bits between them")
     if abs(bits - 3) < 0.5 and abs(bits_by_kl - 3) < 0.5:
-        return text + "; 3 bits, factors of 8 and 64, lie between BF16 and FP16, and that is what it looks like."
+        return text + ("; 3 bits, factors of 8 and 64, lie between BF16 and FP16, and that is what it looks"
+                       " like.")
     return text + "."
 
 
@@ -178,19 +181,19 @@ def _thresholds(statistics: lockstep.Mismatch, enough: bool) -> tuple[list[Findi
         limit = threshold.low if value < (threshold.low + threshold.high) / 2 else threshold.high
         outside = max(threshold.low - value, value - threshold.high)
         side = "below" if limit == threshold.low else "above"
-        text = f"{threshold.name} is {number(value)}, {side} {limit:g}"
+        text = f"{threshold.name} is {number(value)}, {side} {_limit(limit)}"
         if outside > margin:
             crossed[threshold.key] = Finding(threshold.level, text, threshold.source)
         elif outside > -margin and enough:
-            close.append(Finding("small", f"{threshold.name} is {number(value)}, within two standard errors of"
-                                          f" {limit:g}: too close to call", threshold.source))
+            close.append(Finding("small", f"{threshold.name} is {number(value)}, within two standard errors"
+                                          f" of {_limit(limit)}: too close to call", threshold.source))
     return list(crossed.values()), close
 
 
 def _biased(statistics: lockstep.Mismatch, enough: bool) -> list[Finding]:
     """Whether the mean ratio is off 1, which rounding cannot do."""
     off = statistics.mean_ratio.value - 1
-    if not enough or abs(off) < 0.005 or abs(off) < 2 * STANDARD_ERRORS * statistics.mean_ratio.standard_error:
+    if not enough or abs(off) < max(0.005, 2 * STANDARD_ERRORS * statistics.mean_ratio.standard_error):
         return []
     return [Finding(
         "raised", f"Mean r is {number(statistics.mean_ratio.value, 4)}, not 1. Rounding does not do that: the"
@@ -205,22 +208,22 @@ def _stored(diagnosis: Diagnosis) -> tuple[Finding, ...]:
     for side, form in (("trainer", checks.trainer_stored_as), ("rollout", checks.rollout_stored_as)):
         if form is not None:
             findings.append(Finding(
-                "raised", f"The {side} log-probs lie on the {form.upper()} grid: they were computed or stored in"
-                f" 16 bits. Part of the mismatch is that rounding; keep log-probs in float32"))
+                "raised", f"The {side} log-probs lie on the {form.upper()} grid: they were computed or stored"
+                f" in 16 bits. Part of the mismatch is that rounding; keep log-probs in float32"))
     above = checks.trainer_above_zero + checks.rollout_above_zero
     if above:
         findings.append(Finding(
-            "raised", f"{above:,} log-probs are above 0, which no probability is: the log-softmax ran in 16"
-            " bits; run it in float32", "MaxText PR 5231"))
+            "raised", f"{_many(above, 'log-prob is', 'log-probs are')} above 0, as no log of a probability"
+            " is: the log-softmax ran in 16 bits; run it in float32", "MaxText PR 5231"))
     if checks.at_vllm_floor:
         findings.append(Finding(
-            "severe", f"{checks.at_vllm_floor:,} rollout log-probs are -9999, vLLM's mark for one that it did not"
-            " compute: mask these tokens out", "vLLM"))
+            "severe", f"{_many(checks.at_vllm_floor, 'rollout log-prob is', 'rollout log-probs are')} -9999,"
+            " vLLM's mark for one that it did not compute: mask these tokens out", "vLLM"))
     return tuple(findings)
 
 
-def _noise(statistics: lockstep.Mismatch, bits: float, enough: bool) -> list[Finding]:
-    """What the noise looks like, by the 2⁻ᵐ law."""
+def _noise(bits: float, excess: float, enough: bool) -> list[Finding]:
+    """What the noise looks like, by the 2⁻ᵐ law; `excess` is k3 over what the law gives for these bits."""
     if not enough:
         return []
     law = "mean |d| ~ 2⁻ᵐ, calibrated on examples/data; good to about one bit"
@@ -229,21 +232,22 @@ def _noise(statistics: lockstep.Mismatch, bits: float, enough: bool) -> list[Fin
     if abs(nearest[0] - bits) <= 1:
         seen = f"{nearest[1]} has {nearest[0]:.0f}"
     elif bits < coarsest[0]:
-        seen = f"no format in use is as coarse ({coarsest[1]} has {coarsest[0]:.0f}), so this is not rounding alone"
+        seen = (f"no format in use is as coarse ({coarsest[1]} has {coarsest[0]:.0f}), so this is not"
+                " rounding alone")
     elif bits > finest[0]:
-        seen = f"finer than {finest[1]}'s {finest[0]:.0f}, as where neither engine rounds all it keeps to 16 bits"
+        seen = (f"finer than {finest[1]}'s {finest[0]:.0f}, as where neither engine rounds all it keeps to 16"
+                " bits")
     else:
         below = max(form for form in FORMATS if form[0] < bits)
         above = min(form for form in FORMATS if form[0] > bits)
-        seen = (f"between {below[1]}'s {below[0]:.0f} and {above[1]}'s {above[0]:.0f}, as where only one of the two"
-                " engines rounds coarsely")
+        seen = (f"between {below[1]}'s {below[0]:.0f} and {above[1]}'s {above[0]:.0f}, as where only one of"
+                " the two engines rounds coarsely")
     text = f"The noise looks like {number(bits, 2)} mantissa bits: {seen}"
     findings = [Finding("small", text, law)]
-    expected = NOISE_KL * 4 ** -bits
-    if statistics.k3.value > 4 * expected:
+    if excess > MOST_EXCESS:
         findings.append(Finding(
-            "small", f"k3 is {number(statistics.k3.value / expected, 2)} times what rounding noise of this mean"
-            " |d| gives: a few tokens carry it. Rounding is not the whole story; look at the worst tokens", law))
+            "small", f"k3 is {number(excess, 2)} times what rounding noise of this mean |d| gives: a few"
+            " tokens carry it. Rounding is not the whole story; look at the worst tokens", law))
     return findings
 
 
@@ -255,13 +259,14 @@ def _tails(diagnosis: Diagnosis, threads: int) -> list[Finding]:
     outside = int(buckets["tokens"][0] + buckets["tokens"][2])
     findings = []
     if outside:
-        share = 100 * outside / diagnosis.statistics.tokens
-        findings.append(Finding("small", f"{outside:,} tokens ({number(share, 2)} %) have r outside"
-                                         f" [{low:g}, {high:g}], where IcePop drops them", "IcePop"))
+        share = percent(outside / diagnosis.statistics.tokens)
+        findings.append(Finding(
+            "small", f"{_many(outside, 'token has', 'tokens have')} r outside [{low:g}, {high:g}] ({share})"
+            ", where IcePop drops them", "IcePop"))
     masked = diagnosis.statistics.share_sequences_masked.value
     if masked > 0:
-        findings.append(Finding("small", f"{number(100 * masked, 2)} % of sequences have mean exp|d| above 2 and"
-                                         " would be masked", "MLPerf Training"))
+        findings.append(Finding("small", f"{percent(masked)} of sequences have mean exp|d| above 2"
+                                         " and would be masked", "MLPerf Training"))
     return findings
 
 
@@ -270,13 +275,22 @@ def _sequences(diagnosis: Diagnosis, enough: bool) -> list[Finding]:
     weight = diagnosis.sequence_weight
     if not enough or not weight.variance_per_token > 0:
         return []
-    length = round(diagnosis.statistics.mean_sequence_length)
-    ahead = next((value for value in LENGTHS if value > 1.5 * diagnosis.statistics.max_sequence_length), LENGTHS[-1])
+    statistics = diagnosis.statistics
+    now, kept = round(statistics.mean_sequence_length), percent(statistics.sequence_ess)
+    ahead = next((each for each in LENGTHS if each > 1.5 * statistics.max_sequence_length), LENGTHS[-1])
     return [Finding(
-        "small", f"Weights of whole sequences, exp(S), keep {number(100 * diagnosis.statistics.sequence_ess, 2)} %"
-        f" of their effective samples at {length:,} tokens (mean length); with this noise half are left at"
-        f" about {_tokens(weight.half_life)} tokens and {number(100 * weight.ess(ahead), 2)} % at {ahead:,}",
-        "extrapolated: tokens taken as independent")]
+        "small", f"Weights of whole sequences, exp(S), keep {kept} of their effective samples at"
+        f" {now:,} tokens (mean length); with this noise half are left at about {_tokens(weight.half_life)} tokens and"
+        f" {percent(weight.ess(ahead))} at {ahead:,}", "extrapolated: tokens taken as independent")]
+
+
+def _limit(limit: float) -> str:
+    """A limit in the notation of the value beside it."""
+    return f"{limit:g}" if abs(limit) >= 0.01 else number(limit, 1)
+
+
+def _many(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def _tokens(length: float) -> str:
@@ -291,8 +305,8 @@ def _headline(diagnosis: Diagnosis, level: Level, crossed: Sequence[Finding], bi
               stored: Sequence[Finding], close: Sequence[Finding]) -> str:
     statistics = diagnosis.statistics
     if level == "unknown":
-        return (f"Not enough to say: {statistics.tokens:,} tokens in {statistics.sequences:,} sequences; a verdict"
-                f" takes {FEWEST_TOKENS} tokens and {FEWEST_SEQUENCES} sequences.")
+        return (f"Not enough to say: {statistics.tokens:,} tokens in {statistics.sequences:,} sequences; a"
+                f" verdict takes {FEWEST_TOKENS} tokens and {FEWEST_SEQUENCES} sequences.")
     if level == "severe":
         return "Severe mismatch: beyond the limits at which published systems stop or call it a defect."
     if level == "small":
@@ -301,35 +315,39 @@ def _headline(diagnosis: Diagnosis, level: Level, crossed: Sequence[Finding], bi
     if crossed:
         return "Raised mismatch: above limits at which published systems say to look into it."
     if biased:
-        return "Raised mismatch: the trainer's ratio to the rollout is off 1, which rounding does not explain."
-    return "Small mismatch, but the stored log-probs have a defect."
+        return "Raised mismatch: the mean ratio of trainer to rollout is off 1, which rounding does not do."
+    return "The mismatch is small, but the stored log-probs have a defect."
 
 
-def _advice(diagnosis: Diagnosis, level: Level, bits: float, biased: Sequence[Finding]) -> tuple[str, ...]:
+def _advice(diagnosis: Diagnosis, level: Level, bits: float, excess: float,
+            biased: Sequence[Finding]) -> tuple[str, ...]:
     length = _tokens(diagnosis.sequence_weight.half_life)
     advice = []
     if level == "unknown":
         return ("Log more sequences. What is listed here is what these few show, without an error bar.",)
     if biased:
-        advice.append("Make both engines score the same distribution: the temperature and the kept set (top-p,"
-                      " top-k) of the sampler in the trainer too, or sample without truncation.")
+        advice.append("Make both engines score the same distribution: the temperature and the kept set"
+                      " (top-p, top-k) of the sampler in the trainer too, or sample without truncation.")
     if level == "severe":
         if bits < 5.5:
-            advice.append("Look for a defect before correcting: stale weights in the rollout engine, another chat"
-                          " template or tokenisation, masks off by one, an adapter that one side lacks. The"
-                          " worst tokens in the report show where to begin.")
-        advice.append("Until it is found, drop tokens with r outside [0.5, 5] (IcePop) and watch the share that"
-                      " is dropped.")
+            advice.append("Look for a defect before correcting: stale weights in the rollout engine, another"
+                          " chat template or tokenisation, masks off by one, an adapter that one side lacks."
+                          " The worst tokens in the report show where to begin.")
+        advice.append("Until it is found, drop tokens with r outside [0.5, 5] (IcePop) and watch the share"
+                      " that is dropped.")
     elif level == "raised":
-        if bits < 8.5:
-            advice.append("Run both engines in FP16 with loss scaling: it takes mean |d| down about 8 times and KL"
-                          " about 60 times where BF16 rounding is the cause (Qi et al. 2025). If you stay in BF16,"
-                          " keep the head and the log-softmax in float32 in both engines.")
-        advice.append(f"Correct per token (truncated importance weights, C = 2); weights of whole sequences lose"
-                      f" half of their samples at about {length} tokens here.")
+        if excess > MOST_EXCESS:
+            advice.append("Find out what is special about the worst tokens before changing formats; until"
+                          " then drop tokens with r outside [0.5, 5] (IcePop).")
+        elif bits < 8.5:
+            advice.append("Run both engines in FP16 with loss scaling: it takes mean |d| down about 8 times"
+                          " and KL about 60 times where BF16 rounding is the cause (Qi et al. 2025). If you"
+                          " stay in BF16, keep the head and the log-softmax in float32 in both engines.")
+        advice.append(f"Correct per token (truncated importance weights, C = 2); weights of whole sequences"
+                      f" lose half of their samples at about {length} tokens here.")
     else:
-        advice.append("No correction is needed for rounding. Token weights truncated at 2 cost nothing here and"
-                      " guard against what comes later.")
-    advice.append("Log k3 at every step and act when it doubles: in the paper's BF16 runs the KL rose some hundred"
-                  " steps before the reward fell (Qi et al. 2025; read off a figure, one seed).")
+        advice.append("No correction is needed for rounding. Token weights truncated at 2 cost nothing here"
+                      " and guard against what comes later.")
+    advice.append("Log k3 at every step and act when it doubles: in the paper's BF16 runs the KL rose some"
+                  " hundred steps before the reward fell (Qi et al. 2025; read off a figure, one seed).")
     return tuple(advice)
