@@ -265,8 +265,8 @@ def mismatch_profile(
     """
     log = _Log(trainer_log_probs, rollout_log_probs, mask, offsets)
     bounds = np.ascontiguousarray(edges, np.float64)
-    if bounds.ndim != 1 or len(bounds) < 1:
-        raise InvalidArgumentError(f"edges: shape {list(bounds.shape)}; give [buckets + 1]")
+    if bounds.ndim != 1 or len(bounds) < 2:
+        raise InvalidArgumentError(f"edges: shape {list(bounds.shape)}; give [buckets + 1], at least two")
     buckets = np.empty(len(bounds) - 1, _BUCKET)
     check(library.lockstep_mismatch_profile(
         buckets.ctypes.data, len(buckets), bounds.ctypes.data, choice(c.AXES, axis, "axis"),
