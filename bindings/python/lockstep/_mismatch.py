@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import sizeof
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from numbers import Number
 from typing import Any, NamedTuple, Sequence, TypeAlias
@@ -192,7 +192,7 @@ def mismatch(
     raw = c.Mismatch(sizeof(c.Mismatch))
     options = _options(non_finite, threads, instruction_set)
     check(library.lockstep_mismatch_measure(raw, *log.tensors(), options))
-    return Mismatch(*(_plain(getattr(raw, name)) for name, _ in c.Mismatch._fields_[2:]))
+    return Mismatch(**{each.name: _plain(getattr(raw, each.name)) for each in fields(Mismatch)})
 
 
 def mismatch_sequences(

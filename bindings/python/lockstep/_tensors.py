@@ -174,15 +174,15 @@ def _torch_view(torch: Any, x: Any, name: str) -> View:
             if dtype is not None:
                 _torch_codes[dtype] = code
                 _torch_dtypes[code] = dtype
-    code = _torch_codes.get(x.dtype)
-    if code is None:
+    found = _torch_codes.get(x.dtype)
+    if found is None:
         raise _unknown_dtype(name, x.dtype)
     if not x.is_cpu:
         raise InvalidArgumentError(f"{name}: the tensor is on {x.device}; copy it to the CPU first")
     if x.layout is not torch.strided:
         raise InvalidArgumentError(f"{name}: layout {x.layout} is not dense; use .to_dense() first")
     strides = None if x.is_contiguous() else x.stride()
-    return View(name, x.data_ptr(), code, tuple(x.shape), strides, x, is_torch=True)
+    return View(name, x.data_ptr(), found, tuple(x.shape), strides, x, is_torch=True)
 
 
 class _VersionedHead(ctypes.Structure):
@@ -245,7 +245,7 @@ def format_code(dtype: object, name: str) -> int:
             code = _numpy_code(np.dtype(dtype))  # type: ignore[call-overload]
         except TypeError:
             code = None
-    if code not in FORMATS.values() or dtype is None:
+    if code is None or code not in FORMATS.values() or dtype is None:
         raise InvalidArgumentError(f"{name} is {dtype!r}; give one of {', '.join(FORMATS)}")
     return code
 
