@@ -1,4 +1,4 @@
-"""Formats and mismatch through the Python functions: layouts, kinds, results. Their numbers are tested elsewhere."""
+"""Formats and mismatch through the Python functions: layouts, kinds, results; numbers against NumPy."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def test_masks_of_any_dtype(dtype):
 @pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.int64, list])
 def test_offsets_of_any_integer(dtype):
     offsets = OFFSETS.tolist() if dtype is list else OFFSETS.astype(dtype)
-    same(lockstep.mismatch(packed(TRAINER), packed(ROLLOUT), None, offsets), lockstep.mismatch(TRAINER, ROLLOUT))
+    found = lockstep.mismatch(packed(TRAINER), packed(ROLLOUT), None, offsets)
+    same(found, lockstep.mismatch(TRAINER, ROLLOUT))
 
 
 def test_one_sequence():
@@ -78,7 +79,8 @@ def test_torch_logs(torch):
     x = [each.clone().requires_grad_() for each in x]
     mask = [torch.from_numpy(each) for each in MASK]
     same(lockstep.mismatch(x, y, mask), expected)
-    same(lockstep.mismatch(torch.cat(x), torch.cat(y), torch.cat(mask).long(), torch.from_numpy(OFFSETS).int()), expected)
+    offsets = torch.from_numpy(OFFSETS).int()
+    same(lockstep.mismatch(torch.cat(x), torch.cat(y), torch.cat(mask).long(), offsets), expected)
     half = [[each.detach().bfloat16() for each in log] for log in (x, y)]
     wide = [[each.float().numpy() for each in log] for log in half]
     same(lockstep.mismatch(*half, mask), lockstep.mismatch(*wide, MASK))
@@ -102,7 +104,8 @@ def test_results_are_plain_numbers():
     document = json.loads(json.dumps(result.to_dict()))
     assert document["tokens"] == result.tokens and type(result.tokens) is int
     assert document["k3"] == {"value": result.k3.value, "standard_error": result.k3.standard_error}
-    assert document["log_ratio_quantiles"] == list(result.log_ratio_quantiles) and len(result.log_ratio_quantiles) == 9
+    assert document["log_ratio_quantiles"] == list(result.log_ratio_quantiles)
+    assert len(result.log_ratio_quantiles) == len(lockstep.LOG_RATIO_QUANTILES) == 9
     value, error = result.mean_ratio
     assert value == result.mean_ratio.value and error > 0
     with pytest.raises(AttributeError):
@@ -178,7 +181,8 @@ def test_exact_mismatch():
     assert math.isclose(result.mean.jensen_shannon, result.rows["jensen_shannon"].mean(), rel_tol=1e-12)
     mask = np.arange(12).reshape(3, 4) % 2
     some = lockstep.exact_mismatch(pi, mu, mask, temperature=0.7)
-    assert math.isclose(some.mean.total_variation, result.rows["total_variation"][mask == 1].mean(), rel_tol=1e-12)
+    counted = result.rows["total_variation"][mask == 1]
+    assert math.isclose(some.mean.total_variation, counted.mean(), rel_tol=1e-12)
     assert (some.rows["total_variation"] == result.rows["total_variation"] * mask).all()
 
 
@@ -195,7 +199,8 @@ def test_convert_gives_the_callers_kind(name, torch, ml_dtypes):
     }[name]
     x = RNG.normal(0, 1, (3, 4)).astype(np.float32)
     mine = lockstep.convert(torch.from_numpy(x), name)
-    assert mine.dtype == torch_dtype and torch.equal(mine.double(), torch.from_numpy(x).to(torch_dtype).double())
+    exact = torch.from_numpy(x).to(torch_dtype).double()
+    assert mine.dtype == torch_dtype and torch.equal(mine.double(), exact)
     array = lockstep.convert(x, name)
     assert array.shape == (3, 4) and np.array_equal(array.astype(np.float64), mine.double().numpy())
     # The same by dtype objects of either library.
@@ -223,7 +228,9 @@ def test_stochastic_rounding_is_a_function_of_seed_and_index():
     x = np.full(4000, 1 + 2**-12, np.float32)  # a quarter of the way to the next fp16
     whole = lockstep.convert(x, "fp16", "stochastic", seed=3)
     assert 0.2 < np.mean(whole > 1) < 0.3
-    pieces = [lockstep.convert(x[i : i + 1000], "fp16", "stochastic", seed=3, first_index=i) for i in range(0, 4000, 1000)]
+    pieces = [
+        lockstep.convert(x[start : start + 1000], "fp16", "stochastic", seed=3, first_index=start)
+        for start in range(0, 4000, 1000)]
     assert np.array_equal(np.concatenate(pieces), whole)
     assert not np.array_equal(lockstep.convert(x, "fp16", "stochastic", seed=4), whole)
 

@@ -312,7 +312,8 @@ def exact_mismatch(
     shape = trainer.shape[:-1]
     if rollout.shape != trainer.shape:
         raise InvalidArgumentError(
-            f"rollout_logits: shape {list(rollout.shape)} is not that of trainer_logits, {list(trainer.shape)}")
+            f"rollout_logits: shape {list(rollout.shape)} is not that of trainer_logits, "
+            f"{list(trainer.shape)}")
     counted = None if mask is None else token_vector(_mask(mask), "mask", shape, "trainer_logits")
     options = _log_probs_options(temperature, soft_cap, -100, logits_dtype, threads, instruction_set)
     rows = np.empty(shape, _DIVERGENCE)
@@ -368,7 +369,8 @@ def _packed(log: Log, name: str, lengths: list[int]) -> Array:
         found = view(each, f"{name}[{index}]")
         if found.shape != (length,):
             raise InvalidArgumentError(
-                f"{name}[{index}]: shape {list(found.shape)}; the sequence has {length} tokens, give [{length}]")
+                f"{name}[{index}]: shape {list(found.shape)}; the sequence has {length} tokens, "
+                f"give [{length}]")
         views.append(found)
     if views and all(each.is_torch for each in views):
         import torch  # already imported: these are its tensors

@@ -154,6 +154,8 @@ def _numpy_view(x: np.ndarray, name: str, written: bool) -> View:
     code = _numpy_code(x.dtype)
     if code is None:
         raise _unknown_dtype(name, x.dtype)
+    if type(x) is not np.ndarray and isinstance(x, np.ma.MaskedArray):
+        raise InvalidArgumentError(f"{name}: a masked array; give its .data, and what counts as a mask")
     flags = x.flags
     if written and not flags.writeable:
         raise InvalidArgumentError(f"{name}: the array is read-only")
