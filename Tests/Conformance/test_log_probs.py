@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 import lockstep
 from conftest import VECTORS, read_safetensors
+from lockstep import _library as c
 
 # Against float64 formulas on the exact inputs, with results asked for in fp64. Logits reach 6e4 and the
 # vocabulary 49,152; the largest errors seen are 1.3e-7 (log-prob, log-sum-exp), 7e-7 (entropy).
@@ -109,7 +111,8 @@ def test_golden_linear_gradients(name, tensors, ml_dtypes):
     into = np.zeros(x.shape, np.float32)
     gradients = lockstep.linear_log_probs_backward(x, w, y, bias, d_hidden=into, **options)
     assert gradients.d_hidden is into
-    for mine, key in ((into, "grad_hidden"), (gradients.d_weight, "grad_weight"), (gradients.d_bias, "grad_bias")):
+    found = zip((into, gradients.d_weight, gradients.d_bias), ("grad_hidden", "grad_weight", "grad_bias"))
+    for mine, key in found:
         if f"{name}.{key}" in tensors:
             exact = tensors[f"{name}.{key}"]
             close(mine, exact, LINEAR_GRADIENT_TOLERANCE * max(1, np.abs(exact).max()))
@@ -242,6 +245,26 @@ def test_a_head_is_closed_while_it_is_used():
     head.close()
 
 
+def test_a_head_is_freed_once(monkeypatch):
+    """With the object, by close, or at the end of a with block."""
+    freed = []
+    destroy = c.library.lockstep_head_destroy
+    monkeypatch.setattr(
+        c.library, "lockstep_head_destroy", lambda pointer: (freed.append(pointer.value), destroy(pointer)))
+    head = lockstep.Head(np.ones((3, 2), np.float32))
+    del head
+    gc.collect()
+    assert len(freed) == 1
+    head = lockstep.Head(np.ones((3, 2), np.float32))
+    head.close()
+    head.close()
+    assert len(freed) == 2
+    with lockstep.Head(np.ones((3, 2), np.float32)):
+        assert len(freed) == 2
+    gc.collect()
+    assert len(freed) == 3 and all(freed)
+
+
 # Meaning
 
 def test_ignored_rows_are_never_read():
@@ -265,7 +288,8 @@ def test_kept_sets():
     assert lockstep.log_probs(logits, [2], top_k=2)[0] == -np.inf
     # Ties with the smallest kept one are kept.
     assert np.isclose(lockstep.log_probs(logits, [3], top_k=3)[0], np.log(0.125), atol=1e-6)
-    assert np.isclose(lockstep.log_probs(logits, [1], top_p=0.7, dtype="fp64")[0], np.log(0.25 / 0.75), atol=1e-7)
+    nucleus = lockstep.log_probs(logits, [1], top_p=0.7, dtype="fp64")
+    assert np.isclose(nucleus[0], np.log(0.25 / 0.75), atol=1e-7)
 
 
 def test_soft_cap_and_rounding():
@@ -309,7 +333,8 @@ def test_autograd_of_log_probs(torch, dtype, tolerance):
     targets = torch.randint(0, 60, (2, 5))
     log_probs, entropy = lt.log_probs(mine, targets, temperature=0.8, entropy=True)
     exact = reference(torch, its, targets, 0.8)
-    assert torch.allclose(log_probs.double(), exact[0], atol=1e-5) and torch.allclose(entropy.double(), exact[1], atol=1e-5)
+    for found, wanted in zip((log_probs, entropy), exact):
+        assert torch.allclose(found.double(), wanted, atol=1e-5)
     weights = torch.randn(2, 5)
     ((log_probs * weights).sum() + 0.3 * entropy.sum()).backward()
     ((exact[0] * weights).sum() + 0.3 * exact[1].sum()).backward()

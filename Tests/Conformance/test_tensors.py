@@ -74,21 +74,17 @@ def test_ml_dtypes_in_place(name, ml_dtypes):
     assert read(view(x, "x").tensor()) == (x.ctypes.data, EXTENSION_DTYPES[name], (4, 6), None, (1, 0))
 
 
-@pytest.mark.parametrize("name", NUMPY_DTYPES | EXTENSION_DTYPES)
-@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name, grad", [(name, False) for name in NUMPY_DTYPES | EXTENSION_DTYPES] + [
+    (name, True) for name in ("float32", "float64", "float16", "bfloat16")])
 def test_torch_in_place(name, grad, torch):
-    x = torch.zeros(4, 6, dtype=getattr(torch, name))
-    if grad:
-        if not x.is_floating_point() or "8_" in name:
-            pytest.skip("this dtype has no gradients")
-        x.requires_grad_()
+    x = torch.zeros(4, 6, dtype=getattr(torch, name), requires_grad=grad)
     code = (NUMPY_DTYPES | EXTENSION_DTYPES)[name]
     assert read(view(x, "x").tensor()) == (x.data_ptr(), code, (4, 6), None, (1, 0))
     cut = x[1:, 2:4]
     assert read(view(cut, "x").tensor()) == (cut.data_ptr(), code, (3, 2), (6, 1), (1, 0))
 
 
-@pytest.mark.parametrize("name", ["float32", "float64", "float16", "int32", "int64", "uint8", "uint64", "bool"])
+@pytest.mark.parametrize("name", NUMPY_DTYPES)
 @pytest.mark.parametrize("versioned", [False, True])
 def test_dlpack_in_place(name, versioned):
     x = np.zeros((4, 6), name)[1:, ::2]
@@ -144,6 +140,7 @@ def test_array_interface_and_buffers_in_place():
     ([object()], "x: dtype object is not known"),
     (None, "x: dtype object is not known"),
     ([[1, 2], [3]], "x: not an array"),
+    (np.ma.masked_array([1.0, 2.0], [True, False]), "x: a masked array; give its .data"),
     (np.zeros(4, np.dtype([("a", np.float32), ("b", np.uint8)]))["a"], "no multiple of its 4-byte elements"),
 ])
 def test_not_an_array_we_know(x, message):

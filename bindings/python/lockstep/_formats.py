@@ -68,8 +68,11 @@ def convert(
         InvalidArgumentError: an unknown format or word, or an `out` that does not fit.
 
     Example:
-        >>> convert(np.array([1.0, 1.001, 70000.0]), "fp16", counts=True)
-        Converted(values=array([1.   , 1.001,   inf], dtype=float16), counts=ConvertCounts(overflow=1, underflow=0, nan=0))
+        >>> values, counts = convert(np.array([1.0, 1.001, 70000.0]), "fp16", counts=True)
+        >>> values
+        array([1.   , 1.001,   inf], dtype=float16)
+        >>> counts
+        ConvertCounts(overflow=1, underflow=0, nan=0)
     """
     code = format_code(dtype, "dtype")
     options = c.ConvertOptions(

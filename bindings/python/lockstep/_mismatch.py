@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import sizeof
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from numbers import Number
 from typing import Any, NamedTuple, Sequence, TypeAlias
@@ -192,7 +192,7 @@ def mismatch(
     raw = c.Mismatch(sizeof(c.Mismatch))
     options = _options(non_finite, threads, instruction_set)
     check(library.lockstep_mismatch_measure(raw, *log.tensors(), options))
-    return Mismatch(*(_plain(getattr(raw, name)) for name, _ in c.Mismatch._fields_[2:]))
+    return Mismatch(**{each.name: _plain(getattr(raw, each.name)) for each in fields(Mismatch)})
 
 
 def mismatch_sequences(
@@ -265,8 +265,8 @@ def mismatch_profile(
     """
     log = _Log(trainer_log_probs, rollout_log_probs, mask, offsets)
     bounds = np.ascontiguousarray(edges, np.float64)
-    if bounds.ndim != 1 or len(bounds) < 1:
-        raise InvalidArgumentError(f"edges: shape {list(bounds.shape)}; give [buckets + 1]")
+    if bounds.ndim != 1 or len(bounds) < 2:
+        raise InvalidArgumentError(f"edges: shape {list(bounds.shape)}; give [buckets + 1], at least two")
     buckets = np.empty(len(bounds) - 1, _BUCKET)
     check(library.lockstep_mismatch_profile(
         buckets.ctypes.data, len(buckets), bounds.ctypes.data, choice(c.AXES, axis, "axis"),
@@ -312,7 +312,8 @@ def exact_mismatch(
     shape = trainer.shape[:-1]
     if rollout.shape != trainer.shape:
         raise InvalidArgumentError(
-            f"rollout_logits: shape {list(rollout.shape)} is not that of trainer_logits, {list(trainer.shape)}")
+            f"rollout_logits: shape {list(rollout.shape)} is not that of trainer_logits, "
+            f"{list(trainer.shape)}")
     counted = None if mask is None else token_vector(_mask(mask), "mask", shape, "trainer_logits")
     options = _log_probs_options(temperature, soft_cap, -100, logits_dtype, threads, instruction_set)
     rows = np.empty(shape, _DIVERGENCE)
@@ -368,7 +369,8 @@ def _packed(log: Log, name: str, lengths: list[int]) -> Array:
         found = view(each, f"{name}[{index}]")
         if found.shape != (length,):
             raise InvalidArgumentError(
-                f"{name}[{index}]: shape {list(found.shape)}; the sequence has {length} tokens, give [{length}]")
+                f"{name}[{index}]: shape {list(found.shape)}; the sequence has {length} tokens, "
+                f"give [{length}]")
         views.append(found)
     if views and all(each.is_torch for each in views):
         import torch  # already imported: these are its tensors

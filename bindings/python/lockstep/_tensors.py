@@ -154,6 +154,8 @@ def _numpy_view(x: np.ndarray, name: str, written: bool) -> View:
     code = _numpy_code(x.dtype)
     if code is None:
         raise _unknown_dtype(name, x.dtype)
+    if type(x) is not np.ndarray and isinstance(x, np.ma.MaskedArray):
+        raise InvalidArgumentError(f"{name}: a masked array; give its .data, and what counts as a mask")
     flags = x.flags
     if written and not flags.writeable:
         raise InvalidArgumentError(f"{name}: the array is read-only")
@@ -174,15 +176,15 @@ def _torch_view(torch: Any, x: Any, name: str) -> View:
             if dtype is not None:
                 _torch_codes[dtype] = code
                 _torch_dtypes[code] = dtype
-    code = _torch_codes.get(x.dtype)
-    if code is None:
+    found = _torch_codes.get(x.dtype)
+    if found is None:
         raise _unknown_dtype(name, x.dtype)
     if not x.is_cpu:
         raise InvalidArgumentError(f"{name}: the tensor is on {x.device}; copy it to the CPU first")
     if x.layout is not torch.strided:
         raise InvalidArgumentError(f"{name}: layout {x.layout} is not dense; use .to_dense() first")
     strides = None if x.is_contiguous() else x.stride()
-    return View(name, x.data_ptr(), code, tuple(x.shape), strides, x, is_torch=True)
+    return View(name, x.data_ptr(), found, tuple(x.shape), strides, x, is_torch=True)
 
 
 class _VersionedHead(ctypes.Structure):
@@ -245,7 +247,7 @@ def format_code(dtype: object, name: str) -> int:
             code = _numpy_code(np.dtype(dtype))  # type: ignore[call-overload]
         except TypeError:
             code = None
-    if code not in FORMATS.values() or dtype is None:
+    if code is None or code not in FORMATS.values() or dtype is None:
         raise InvalidArgumentError(f"{name} is {dtype!r}; give one of {', '.join(FORMATS)}")
     return code
 
