@@ -125,7 +125,8 @@ private func optionalOffsets(
     let offsets = try CheckedTensor(pointer, "offsets")
     guard Int(offsets.code) == LOCKSTEP_INT64 else { throw invalid("offsets: dtype must be int64") }
     guard tensor.shape.count == 1 else {
-        throw invalid("offsets: given with log-probs \(tensor.shape); give packed log-probs [tokens], or NULL")
+        throw invalid(
+            "offsets: given with log-probs \(tensor.shape); give packed log-probs [tokens], or NULL")
     }
     return try offsets.tokens("[sequences + 1]")
 }

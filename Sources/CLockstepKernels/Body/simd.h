@@ -28,9 +28,15 @@ LSK_INLINE void vd_store(double *p, vd v) { __builtin_memcpy(p, &v, sizeof v); }
 LSK_INLINE vh vh_load(const uint16_t *p) { vh v; __builtin_memcpy(&v, p, sizeof v); return v; }
 LSK_INLINE void vh_store(uint16_t *p, vh v) { __builtin_memcpy(p, &v, sizeof v); }
 
-// a * b + c, rounded once.
-LSK_INLINE vf vf_fma(vf a, vf b, vf c) { return __builtin_elementwise_fma(a, b, c); }
-LSK_INLINE vd vd_fma(vd a, vd b, vd c) { return __builtin_elementwise_fma(a, b, c); }
+// a * b + c, rounded once. Without an instruction for it each lane is a call of libm's, and inlining those
+// makes the library a megabyte larger for a processor that is hardly found any more.
+#if LSK_SET == LSK_BASELINE
+#define LSK_FMA static __attribute__((noinline))
+#else
+#define LSK_FMA LSK_INLINE
+#endif
+LSK_FMA vf vf_fma(vf a, vf b, vf c) { return __builtin_elementwise_fma(a, b, c); }
+LSK_FMA vd vd_fma(vd a, vd b, vd c) { return __builtin_elementwise_fma(a, b, c); }
 
 // Lane by lane: mask ? a : b, where a mask lane is all ones or zero.
 LSK_INLINE vf vf_select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
