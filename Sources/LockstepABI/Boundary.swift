@@ -38,7 +38,8 @@ func read<Options: GrowableOptions>(
             "options: struct_size is \(size); set it to sizeof the options struct (\(known)), as its "
                 + "_INIT macro does")
     }
-    for offset in stride(from: known, to: size, by: 1) where raw.load(fromByteOffset: offset, as: UInt8.self) != 0 {
+    for offset in stride(from: known, to: size, by: 1)
+    where raw.load(fromByteOffset: offset, as: UInt8.self) != 0 {
         throw invalid(
             "options: the byte at offset \(offset) is set, but this library (\(versionString)) knows only "
                 + "\(known) bytes of the struct; load a newer library or leave it zero")

@@ -175,7 +175,8 @@ public func lockstep_linear_log_probs_backward(
         let y = try CheckedTensor(targets, "targets").tokens("[tokens]")
         var buffers = LinearGradients()
         if let d_hidden {
-            buffers.hidden = try CheckedTensor(d_hidden, "d_hidden").mutableMatrix(logitFormats, "[tokens x H]")
+            buffers.hidden = try CheckedTensor(d_hidden, "d_hidden")
+                .mutableMatrix(logitFormats, "[tokens x H]")
         }
         if let d_weight {
             buffers.weight = try CheckedTensor(d_weight, "d_weight").mutableMatrix([.fp32], "[vocab x H]")

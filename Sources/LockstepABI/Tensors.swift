@@ -29,7 +29,8 @@ struct CheckedTensor {
             throw invalid("\(name): ndim is \(tensor.ndim) and shape may be NULL; give 1 to 8 dimensions")
         }
         self.name = name
-        code = Int32(tensor.dtype.code) | Int32(tensor.dtype.bits) << 8
+        code =
+            Int32(tensor.dtype.code) | Int32(tensor.dtype.bits) << 8
             | Int32(truncatingIfNeeded: UInt32(tensor.dtype.lanes) << 16)
         guard let size = CheckedTensor.byteCounts[code] else {
             throw invalid(
@@ -92,15 +93,16 @@ struct CheckedTensor {
 
     /// The floating-point format, if `allowed` has it; else an error that lists what is.
     func format(_ allowed: [Format]) throws(LockstepError) -> Format {
-        let found: Format? = switch Int(code) {
-        case LOCKSTEP_FLOAT32: .fp32
-        case LOCKSTEP_FLOAT64: .fp64
-        case LOCKSTEP_FLOAT16: .fp16
-        case LOCKSTEP_BFLOAT16: .bf16
-        case LOCKSTEP_FLOAT8_E4M3FN: .e4m3fn
-        case LOCKSTEP_FLOAT8_E5M2: .e5m2
-        default: nil
-        }
+        let found: Format? =
+            switch Int(code) {
+            case LOCKSTEP_FLOAT32: .fp32
+            case LOCKSTEP_FLOAT64: .fp64
+            case LOCKSTEP_FLOAT16: .fp16
+            case LOCKSTEP_BFLOAT16: .bf16
+            case LOCKSTEP_FLOAT8_E4M3FN: .e4m3fn
+            case LOCKSTEP_FLOAT8_E5M2: .e5m2
+            default: nil
+            }
         guard let found, allowed.contains(found) else {
             let list = allowed.map(\.description).joined(separator: ", ")
             throw invalid("\(name): dtype must be one of \(list)")

@@ -21,7 +21,9 @@ import Testing
             hidden = Stored(random.normal(tokens * hiddenSize), format)
             self.weight = Stored(random.normal(vocab * hiddenSize, scale: 0.3), weight)
             self.bias = bias ? Stored(random.normal(vocab), weight) : nil
-            targets = (0..<tokens).map { $0 % 9 == 4 ? -100 : Int32.random(in: 0..<Int32(vocab), using: &random) }
+            targets = (0..<tokens).map {
+                $0 % 9 == 4 ? -100 : Int32.random(in: 0..<Int32(vocab), using: &random)
+            }
         }
 
         var biasView: VectorView? {
@@ -35,7 +37,9 @@ import Testing
         func fused(_ options: LogProbOptions, _ execution: Execution, packed: Bool) throws -> [[Double]] {
             var results = [[Double]](repeating: [Double](repeating: -1, count: tokens), count: 3)
             let views = results.indices.map { index in
-                results[index].withUnsafeMutableBytes { MutableVectorView($0.baseAddress, .fp64, count: tokens) }
+                results[index].withUnsafeMutableBytes {
+                    MutableVectorView($0.baseAddress, .fp64, count: tokens)
+                }
             }
             let outputs = LogProbOutputs(logProbs: views[0], entropy: views[1], logSumExp: views[2])
             try hidden.withMatrix(rows: tokens, columns: hiddenSize) { hidden in
@@ -65,9 +69,11 @@ import Testing
                 .init(logitsFormat: .fp16),
             ] {
                 let logits = ReferenceMatrixProduct.logits(
-                    problem.hidden.rows(hiddenSize), problem.weight.rows(hiddenSize), bias: problem.bias?.values)
+                    problem.hidden.rows(hiddenSize), problem.weight.rows(hiddenSize),
+                    bias: problem.bias?.values)
                 let wanted = try LogProbsTests.score(
-                    Stored(Array(logits.joined()), .fp32), rows: tokens, columns: vocab, problem.targets, options)
+                    Stored(Array(logits.joined()), .fp32), rows: tokens, columns: vocab, problem.targets,
+                    options)
                 for set in instructionSets {
                     for (threads, packed) in [(1, false), (3, false), (2, true)] {
                         let found = try problem.fused(
@@ -92,7 +98,8 @@ import Testing
                             targets: problem.targets[row...row].withUnsafeBytes {
                                 TokenView($0.baseAddress, count: 1)
                             },
-                            into: LogProbOutputs(logProbs: MutableVectorView(out.baseAddress, .fp64, count: 1)))
+                            into: LogProbOutputs(
+                                logProbs: MutableVectorView(out.baseAddress, .fp64, count: 1)))
                     }
                 }
             }
@@ -130,8 +137,10 @@ import Testing
         try dHidden.withUnsafeMutableBytes { dHidden in
             try dWeight.withUnsafeMutableBytes { dWeight in
                 try dBias.withUnsafeMutableBytes { dBias in
-                    try problem.hidden.withMatrix(rows: problem.tokens, columns: problem.hiddenSize) { hidden in
-                        try problem.weight.withMatrix(rows: problem.vocab, columns: problem.hiddenSize) { weight in
+                    try problem.hidden.withMatrix(rows: problem.tokens, columns: problem.hiddenSize) {
+                        hidden in
+                        try problem.weight.withMatrix(rows: problem.vocab, columns: problem.hiddenSize) {
+                            weight in
                             try linearLogProbsBackward(
                                 into: LinearGradients(
                                     hidden: MutableMatrixView(
@@ -202,8 +211,10 @@ import Testing
                     problem, tokens: 0..<140, options, Execution(threads: threads, instructionSet: set),
                     dWeight: &dWeight, dBias: &dBias)
                 for (t, h) in [(0, 0), (77, 69), (139, 33)] {
-                    let wanted = 1 + ReferenceMatrixProduct.product(
-                        Array(dLogits[t * 2200..<(t + 1) * 2200]), column(weight, h))
+                    let wanted =
+                        1
+                        + ReferenceMatrixProduct.product(
+                            Array(dLogits[t * 2200..<(t + 1) * 2200]), column(weight, h))
                     #expect(dHidden[t * 70 + h].bitPattern == wanted.bitPattern, "\(set)")
                 }
                 for (v, h) in [(0, 0), (517, 69), (2047, 3), (2048, 40), (2199, 31)] {
@@ -225,7 +236,8 @@ import Testing
             var dHidden: [Float] = []
             for (first, end) in zip(cuts, cuts.dropFirst()) {
                 dHidden += try Self.backward(
-                    problem, tokens: first..<end, .init(), .init(threads: 2), dWeight: &dWeight, dBias: &dBias)
+                    problem, tokens: first..<end, .init(), .init(threads: 2), dWeight: &dWeight, dBias: &dBias
+                )
             }
             return (dHidden, dWeight, dBias)
         }

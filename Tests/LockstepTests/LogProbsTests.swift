@@ -13,7 +13,8 @@ import Testing
         rows.append(plain)  // one large, late: the reference moves
         rows.append((0..<count).map { Float($0) * 0.25 })  // it moves in many tiles
         rows.append((0..<count).map { $0 % 3 == 0 ? $0 % 2 == 0 ? 1.5 : -.infinity : -7 })
-        rows.append((0..<count).map { $0 < count / 2 ? -3.4e38 : Float($0 % 7) })  // masked by a huge negative
+        // Masked by a huge negative.
+        rows.append((0..<count).map { $0 < count / 2 ? -3.4e38 : Float($0 % 7) })
         rows.append([Float](repeating: 3.25, count: count))
         rows.append((0..<count).map { $0 == count - 1 ? 500 : -500 })
         return rows
@@ -29,7 +30,9 @@ import Testing
         var random = Random(UInt64(count))
         for options in Self.rules {
             let rule = try options.rule()
-            for (row, format) in zip(Self.rows(count, &random), [logitFormats, logitFormats, logitFormats].joined()) {
+            for (row, format) in zip(
+                Self.rows(count, &random), [logitFormats, logitFormats, logitFormats].joined())
+            {
                 let stored = Stored(row, format)
                 let expected = ReferenceLogProbs.blocks(
                     stored.values.map { ReferenceLogProbs.prepare($0, rule) }, rule)
@@ -46,7 +49,9 @@ import Testing
                             #expect(found.sum.bitPattern == wanted.sum.bitPattern, "\(set) \(options)")
                             #expect(found.reference == wanted.reference)
                             if entropy == 1 {
-                                #expect(found.weighted.bitPattern == wanted.weighted.bitPattern, "\(set) \(options)")
+                                #expect(
+                                    found.weighted.bitPattern == wanted.weighted.bitPattern,
+                                    "\(set) \(options)")
                             }
                         }
                     }
@@ -93,7 +98,8 @@ import Testing
         try stored.withMatrix(rows: rows, columns: columns) { matrix in
             try targets.withUnsafeBytes {
                 try logProbs(
-                    logits: matrix, targets: TokenView($0.baseAddress, count: targets.count), options: options,
+                    logits: matrix, targets: TokenView($0.baseAddress, count: targets.count),
+                    options: options,
                     into: LogProbOutputs(
                         logProbs: pointers[0], entropy: pointers[1], logSumExp: pointers[2],
                         keptMass: pointers[3]),
@@ -110,7 +116,8 @@ import Testing
         let values = random.normal(rows * columns, scale: 4)
         for format in logitFormats {
             for options in [LogProbOptions(), .init(temperature: 0.6, topK: 50, topP: 0.9)] {
-                let batch = try Self.score(Stored(values, format), rows: rows, columns: columns, targets, options)
+                let batch = try Self.score(
+                    Stored(values, format), rows: rows, columns: columns, targets, options)
                 for set in instructionSets {
                     for threads in [1, 2, 5] {
                         let again = try Self.score(
@@ -132,7 +139,9 @@ import Testing
     @Test func closeToFloat64() throws {
         var random = Random(11)
         let columns = 4099
-        for (options, bound) in [(LogProbOptions(), 4e-7), (.init(temperature: 0.7), 4e-7), (.init(softCap: 20), 6e-6)] {
+        for (options, bound) in [
+            (LogProbOptions(), 4e-7), (.init(temperature: 0.7), 4e-7), (.init(softCap: 20), 6e-6),
+        ] {
             for row in Self.rows(columns, &random) {
                 let target = Int32(columns - 1)
                 let found = try Self.score(Stored(row, .fp32), rows: 1, columns: columns, [target], options)
@@ -218,9 +227,12 @@ import Testing
                     try logProbsBackward(
                         into: MutableMatrixView(out.baseAddress, format, rows: rows, columns: columns),
                         LogProbGradients(
-                            logProbs: upstream.withUnsafeBytes { VectorView($0.baseAddress, .fp64, count: rows) },
+                            logProbs: upstream.withUnsafeBytes {
+                                VectorView($0.baseAddress, .fp64, count: rows)
+                            },
                             logSumExp: stored
-                                ? sums.withUnsafeBytes { VectorView($0.baseAddress, .fp64, count: rows) } : nil),
+                                ? sums.withUnsafeBytes { VectorView($0.baseAddress, .fp64, count: rows) }
+                                : nil),
                         logits: matrix,
                         targets: targets.withUnsafeBytes { TokenView($0.baseAddress, count: rows) },
                         execution: Execution(threads: 2, instructionSet: set))
@@ -233,7 +245,9 @@ import Testing
             for set in instructionSets { #expect(try gradient(false, format, set) == wanted) }
         }
         // Gradients of a softmax sum to zero; the ignored row's are zero.
-        let gradients = try gradient(false, .fp32, .best).withUnsafeBytes { Array($0.bindMemory(to: Float.self)) }
+        let gradients = try gradient(false, .fp32, .best).withUnsafeBytes {
+            Array($0.bindMemory(to: Float.self))
+        }
         for row in 0..<rows {
             let sum = gradients[row * columns..<(row + 1) * columns].reduce(0) { $0 + Double($1) }
             #expect(abs(sum) < 1e-6)

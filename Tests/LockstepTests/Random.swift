@@ -49,8 +49,11 @@ struct Stored {
         stride(from: 0, to: values.count, by: max(columns, 1)).map { Array(values[$0..<$0 + columns]) }
     }
 
-    func withMatrix<Result>(rows: Int, columns: Int, _ body: (MatrixView) throws -> Result) rethrows -> Result {
-        try bytes.withUnsafeBytes { try body(MatrixView($0.baseAddress, format, rows: rows, columns: columns)) }
+    func withMatrix<Result>(rows: Int, columns: Int, _ body: (MatrixView) throws -> Result) rethrows -> Result
+    {
+        try bytes.withUnsafeBytes {
+            try body(MatrixView($0.baseAddress, format, rows: rows, columns: columns))
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 import CLockstepKernels
 
-/// The instruction sets the kernels are built for. The choice never changes a bit of a result.
+/// The instruction sets the kernels are built for; the choice never changes a bit of a result.
 public enum InstructionSet: Int32, CaseIterable, Sendable {
     /// What every processor of the architecture has.
     case baseline = 1

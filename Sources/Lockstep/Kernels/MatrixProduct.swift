@@ -62,7 +62,7 @@ enum HeadColumns {
     }
 }
 
-/// Multiplies packed rows by tiles of 128 head columns. One worker owns it.
+/// Multiplies packed rows by tiles of 128 head columns; one worker owns it.
 final class TileMultiplier: @unchecked Sendable {
     private let kernels: lsk_kernels
     private let columns: HeadColumns

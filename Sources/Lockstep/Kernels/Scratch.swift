@@ -4,8 +4,9 @@
     import Darwin
 #endif
 
-/// Memory of one call, aligned to a cache line and freed with its owner. Asking for too much is an
-/// error, not a trap: that is what an `Array` cannot offer.
+/// Memory of one call, aligned to a cache line and freed with its owner.
+///
+/// Asking for too much is an error, not a trap: that is what an `Array` cannot offer.
 struct Scratch<Element: BitwiseCopyable>: ~Copyable {
     let base: UnsafeMutablePointer<Element>
     let count: Int
@@ -14,7 +15,8 @@ struct Scratch<Element: BitwiseCopyable>: ~Copyable {
         let (bytes, overflow) = count.multipliedReportingOverflow(by: MemoryLayout<Element>.stride)
         var raw: UnsafeMutableRawPointer?
         guard !overflow, bytes >= 0, posix_memalign(&raw, 64, max(bytes, 64)) == 0, let raw else {
-            throw LockstepError(.outOfMemory, "\(count) x \(MemoryLayout<Element>.stride) bytes cannot be had")
+            throw LockstepError(
+                .outOfMemory, "\(count) x \(MemoryLayout<Element>.stride) bytes cannot be had")
         }
         base = raw.bindMemory(to: Element.self, capacity: max(count, 1))
         self.count = count

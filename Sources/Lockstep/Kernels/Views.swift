@@ -5,7 +5,7 @@ private var noMemory: UnsafeMutableRawPointer? { UnsafeMutableRawPointer(bitPatt
 ///
 /// The untyped form every kernel takes; the buffer must outlive the call.
 public struct MatrixView {
-    /// The first element. May be nil when there are no elements.
+    /// The first element; may be nil when there are no elements.
     public let base: UnsafeRawPointer?
     /// The format of the elements.
     public let format: Format
@@ -34,7 +34,7 @@ public struct MatrixView {
 
 /// A borrowed matrix that a kernel writes.
 public struct MutableMatrixView {
-    /// The first element. May be nil when there are no elements.
+    /// The first element; may be nil when there are no elements.
     public let base: UnsafeMutableRawPointer?
     /// The format of the elements.
     public let format: Format
@@ -65,7 +65,7 @@ public struct MutableMatrixView {
 
 /// A borrowed vector of floating-point values in one format, with any stride.
 public struct VectorView {
-    /// The first element. May be nil when there are no elements.
+    /// The first element; may be nil when there are no elements.
     public let base: UnsafeRawPointer?
     /// The format of the elements.
     public let format: Format
@@ -97,7 +97,7 @@ public struct VectorView {
 
 /// A borrowed vector of fp32 or fp64 values that a call writes, with any stride.
 public struct MutableVectorView {
-    /// The first element. May be nil when there are no elements.
+    /// The first element; may be nil when there are no elements.
     public let base: UnsafeMutableRawPointer?
     /// `fp32` or `fp64`.
     public let format: Format
@@ -127,7 +127,7 @@ public struct MutableVectorView {
 
 /// A borrowed vector of token ids, int32 or int64, with any stride.
 public struct TokenView {
-    /// The first element. May be nil when there are no elements.
+    /// The first element; may be nil when there are no elements.
     public let base: UnsafeRawPointer?
     /// Bytes of one id: 4 or 8.
     public let byteCount: Int

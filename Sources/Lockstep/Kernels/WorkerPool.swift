@@ -9,9 +9,10 @@ import CLockstepKernels
 /// The number of processors this process may use (its affinity mask, not the machine's count).
 func availableProcessors() -> Int { Int(lsk_available_processors()) }
 
-/// Calls `body(task, worker)` once for every task in `0 ..< tasks`, on up to `threads` threads, and
-/// returns when all have run. `worker` is in `0 ..< threads`; a worker runs one task at a time, so it
-/// can own scratch memory.
+/// Calls `body(task, worker)` once for every task in `0 ..< tasks`, on up to `threads` threads, and returns
+/// when all have run.
+///
+/// `worker` is in `0 ..< threads`; a worker runs one task at a time, so it can own scratch memory.
 ///
 /// Which worker runs a task is not fixed: a task must be a pure function of its index, and the caller
 /// combines results in the order of tasks. `body` must not throw or call back into this function.
@@ -25,7 +26,7 @@ func parallelFor(tasks: Int, threads: Int, _ body: (_ task: Int, _ worker: Int) 
     }
 }
 
-/// One parallel loop. All fields are guarded by the pool's mutex, but for `body`.
+/// One parallel loop; all fields are guarded by the pool's mutex, but for `body`.
 private final class Job: @unchecked Sendable {
     let tasks: Int
     let workers: Int
@@ -41,8 +42,10 @@ private final class Job: @unchecked Sendable {
     }
 }
 
-/// Threads that wait for jobs. The caller of a job works too, and completion counts tasks, not threads,
-/// so a thread that never wakes (after a fork, or out of resources) delays nothing.
+/// Threads that wait for jobs.
+///
+/// The caller of a job works too, and completion counts tasks, not threads, so a thread that never wakes
+/// (after a fork, or out of resources) delays nothing.
 private final class WorkerPool: @unchecked Sendable {
     static let shared = WorkerPool()
 
@@ -80,7 +83,7 @@ private final class WorkerPool: @unchecked Sendable {
         pthread_mutex_unlock(mutex)
     }
 
-    /// Takes tasks of `job` until none is left. Called and left with the mutex held.
+    /// Takes tasks of `job` until none is left; called and left with the mutex held.
     private func work(on job: Job, as worker: Int) {
         while job.next < job.tasks {
             let task = job.next

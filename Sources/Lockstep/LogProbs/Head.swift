@@ -1,7 +1,9 @@
 import CLockstepKernels
 
 /// A head copied once into the layout the kernels read: panels of 32 vocabulary entries, [H][32], in the
-/// weight's own format. For repeated use: decoding, or many batches. Safe to use from many threads.
+/// weight's own format.
+///
+/// For repeated use: decoding, or many batches. Safe to use from many threads.
 public final class Head: @unchecked Sendable {
     /// Vocabulary entries: rows of the weight.
     public let vocab: Int

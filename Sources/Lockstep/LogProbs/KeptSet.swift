@@ -15,7 +15,9 @@ final class KeptSet: @unchecked Sendable {
         spare = try Scratch(count: vocab)
     }
 
-    /// The smallest logit kept. `logits` are finite or -inf, and not all -inf.
+    /// The smallest logit kept.
+    ///
+    /// `logits` are finite or -inf, and not all -inf.
     func threshold(_ logits: UnsafeBufferPointer<Float>) -> Float {
         var count = logits.count
         for v in 0..<count { keys.base[v] = KeptSet.key(logits[v]) }

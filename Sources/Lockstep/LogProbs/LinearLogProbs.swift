@@ -73,7 +73,9 @@ struct LinearScorer {
     var tokens: Int { hidden.rows }
     var vocab: Int { columns.count }
 
-    /// Rows that are packed and multiplied together: at most 4 MB of them. More rows pack the head less often.
+    /// Rows that are packed and multiplied together: at most 4 MB of them.
+    ///
+    /// More rows pack the head less often.
     func chunks(multipleOf unit: Int) -> [Range<Int>] {
         let most = max(unit, min(512, (1 << 20) / max(hidden.columns, 1)) / unit * unit)
         return stride(from: 0, to: tokens, by: most).map { $0..<min(tokens, $0 + most) }
@@ -135,7 +137,7 @@ struct LinearScorer {
     }
 }
 
-/// Forms the logits of a vocabulary block tile by tile and adds up their exponentials. One worker owns it.
+/// Forms the logits of a vocabulary block tile by tile and adds up their exponentials; one worker owns it.
 private final class BlockAdder: @unchecked Sendable {
     private let scorer: LinearScorer
     private let kernels: lsk_kernels

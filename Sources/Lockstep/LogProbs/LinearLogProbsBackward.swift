@@ -25,7 +25,8 @@ public struct LinearGradients {
         ]
         for (name, view, rows, formats) in wanted {
             guard let view else { continue }
-            guard formats.contains(view.format), view.rows == rows, view.columns == scorer.hidden.columns else {
+            guard formats.contains(view.format), view.rows == rows, view.columns == scorer.hidden.columns
+            else {
                 let list = formats.map(\.description).joined(separator: ", ")
                 throw LockstepError(
                     .invalidArgument,
@@ -120,7 +121,8 @@ private final class LinearBackward: @unchecked Sendable {
         kernels = scorer.kernels.pointee
         chunks = scorer.chunks(multipleOf: LinearBackward.chain)
         let tokens = chunks[0].count
-        dHiddenStride = (scorer.hidden.columns + LinearBackward.panel - 1) / LinearBackward.panel * LinearBackward.panel
+        dHiddenStride =
+            (scorer.hidden.columns + LinearBackward.panel - 1) / LinearBackward.panel * LinearBackward.panel
         dLogits = try Scratch(count: tokens * LinearBackward.block)
         dLogitsRows = try PackedRows(scorer.kernels, rows: tokens, depth: LinearBackward.block)
         dLogitsColumns = try PackedRows(scorer.kernels, rows: LinearBackward.block, depth: tokens)
@@ -187,7 +189,8 @@ private final class LinearBackward: @unchecked Sendable {
                     panel, weight.row(block.lowerBound + k) + column * weight.format.byteCount,
                     weight.format.rawValue, weight.rowStride, width, depth)
                 kernels.multiply(
-                    dHidden.base + column, dHiddenStride, dLogitsRows.at(k: k), dLogitsRows.stripStride, panel,
+                    dHidden.base + column, dHiddenStride, dLogitsRows.at(k: k), dLogitsRows.stripStride,
+                    panel,
                     Format.fp32.rawValue, chunk.count, depth, block.lowerBound + k > 0 ? 1 : 0)
             }
         }

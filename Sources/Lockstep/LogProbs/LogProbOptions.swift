@@ -4,7 +4,9 @@ import CLockstepKernels
 ///
 /// `y = softCap(round(x)) / temperature`, then the log-softmax of y, over the kept set if there is one.
 public struct LogProbOptions: Sendable {
-    /// Divides the logits. In [1e-6, 1e6]; 1 by default. 0 is an error: it is a limit, not a policy.
+    /// Divides the logits.
+    ///
+    /// In [1e-6, 1e6]; 1 by default. 0 is an error: it is a limit, not a policy.
     public var temperature: Double
     /// `cap * tanh(x / cap)` before the temperature; 0 means none.
     public var softCap: Double
@@ -19,8 +21,8 @@ public struct LogProbOptions: Sendable {
 
     /// Creates options; the defaults are those of an untruncated policy at temperature 1.
     public init(
-        temperature: Double = 1, softCap: Double = 0, ignoreIndex: Int = -100, topK: Int = 0, topP: Double = 1,
-        logitsFormat: Format = .fp32
+        temperature: Double = 1, softCap: Double = 0, ignoreIndex: Int = -100, topK: Int = 0,
+        topP: Double = 1, logitsFormat: Format = .fp32
     ) {
         self.temperature = temperature
         self.softCap = softCap

@@ -6,7 +6,7 @@ public struct LogProbOutputs {
     public var logProbs: MutableVectorView?
     /// Entropy of the softmax, in nats: [tokens].
     public var entropy: MutableVectorView?
-    /// ln sum of exponentials: [tokens]. As fp64 it can be given to the backward.
+    /// ln sum of exponentials: [tokens]; as fp64 it can be given to the backward.
     public var logSumExp: MutableVectorView?
     /// The probability of the kept set before the cut: [tokens].
     public var keptMass: MutableVectorView?
@@ -24,7 +24,8 @@ public struct LogProbOutputs {
 
     func check(tokens: Int) throws(LockstepError) {
         let named: [(StaticString, MutableVectorView?)] = [
-            ("log_probs", logProbs), ("entropy", entropy), ("log_sum_exp", logSumExp), ("kept_mass", keptMass),
+            ("log_probs", logProbs), ("entropy", entropy), ("log_sum_exp", logSumExp),
+            ("kept_mass", keptMass),
         ]
         for (name, view) in named {
             guard let view else { continue }
@@ -110,7 +111,9 @@ func checkScores(_ scores: UnsafePointer<RowScore>, tokens: Int) throws(Lockstep
 }
 
 /// One of something for each worker.
-func workers<Worker>(_ count: Int, _ make: () throws(LockstepError) -> Worker) throws(LockstepError) -> [Worker] {
+func workers<Worker>(
+    _ count: Int, _ make: () throws(LockstepError) -> Worker
+) throws(LockstepError) -> [Worker] {
     var all: [Worker] = []
     for _ in 0..<count { all.append(try make()) }
     return all

@@ -6,8 +6,10 @@ public struct LogProbGradients {
     public var logProbs: VectorView?
     /// dL / d entropy: [tokens]; nil means zero.
     public var entropy: VectorView?
-    /// ln sum of exponentials as the forward call with the same options left it, in fp64: [tokens]; nil computes
-    /// it again. The gradient has the same bits either way.
+    /// ln sum of exponentials as the forward call with the same options left it, in fp64: [tokens]; nil
+    /// computes it again.
+    ///
+    /// The gradient has the same bits either way.
     public var logSumExp: VectorView?
 
     /// Creates a set of upstream gradients.
@@ -111,7 +113,8 @@ public func logProbsBackward(
         guard dLogits.rows == logits.rows, dLogits.columns == logits.columns else {
             throw LockstepError(
                 .invalidArgument,
-                "d_logits: is \(dLogits.rows) x \(dLogits.columns) but logits is \(logits.rows) x \(logits.columns)")
+                "d_logits: is \(dLogits.rows) x \(dLogits.columns) but logits is \(logits.rows) x \(logits.columns)"
+            )
         }
         try checkInPlace(dLogits, logits)
         try checkTargets(
@@ -119,7 +122,8 @@ public func logProbsBackward(
         try gradients.check(tokens: logits.rows)
         let rule = try options.rule()
         guard !options.truncates else {
-            throw LockstepError(.unsupported, "top_k and top_p have no backward; use the untruncated log-prob")
+            throw LockstepError(
+                .unsupported, "top_k and top_p have no backward; use the untruncated log-prob")
         }
         let kernels = try execution.kernels()
         let threads = try execution.threadCount()
@@ -151,16 +155,20 @@ public func logProbsBackward(
 /// An output may be the input itself, never a part of it.
 private func checkInPlace(_ output: MutableMatrixView, _ input: MatrixView) throws(LockstepError) {
     guard let out = output.base, let x = input.base, output.rows > 0, output.columns > 0 else { return }
-    if UnsafeRawPointer(out) == x, output.format == input.format, output.rowStride == input.rowStride { return }
+    if UnsafeRawPointer(out) == x, output.format == input.format, output.rowStride == input.rowStride {
+        return
+    }
     func end(_ base: UnsafeRawPointer, _ stride: Int, _ format: Format) -> UnsafeRawPointer {
         base + ((output.rows - 1) * stride + output.columns) * format.byteCount
     }
-    guard output.rowStride < 0 || input.rowStride < 0
-        || UnsafeRawPointer(out) >= end(x, input.rowStride, input.format)
-        || x >= end(UnsafeRawPointer(out), output.rowStride, output.format)
+    guard
+        output.rowStride < 0 || input.rowStride < 0
+            || UnsafeRawPointer(out) >= end(x, input.rowStride, input.format)
+            || x >= end(UnsafeRawPointer(out), output.rowStride, output.format)
     else {
         throw LockstepError(
             .invalidArgument,
-            "d_logits overlaps logits without being the same matrix; give other memory, or the logits themselves")
+            "d_logits overlaps logits without being the same matrix; give other memory, or the logits themselves"
+        )
     }
 }

@@ -4,9 +4,9 @@ import CLockstepKernels
 ///
 /// Blocks are added in order, in float64, after scaling by exact powers of two.
 struct RowSum: BitwiseCopyable {
-    /// sum_v e^(y_v) 2^-reference
+    /// sum_v e^(y_v) 2^-reference.
     private(set) var sum = 0.0
-    /// sum_v e^(y_v) 2^-reference (y_v - reference ln 2)
+    /// sum_v e^(y_v) 2^-reference (y_v - reference ln 2).
     private(set) var weighted = 0.0
     private(set) var reference = RowSum.none
     /// `LSK_LSE_NONE`: no logit above -inf yet.
@@ -48,10 +48,12 @@ struct RowSum: BitwiseCopyable {
         Double(shift) / temperature + (Double(reference) * octave + logarithm(sum))
     }
 
-    /// Entropy of the softmax. A negative rounding residue (below 1e-6) is 0.
+    /// Entropy of the softmax.
+    ///
+    /// A negative rounding residue (below 1e-6) is 0.
     var entropy: Double { max(0, logarithm(sum) - weighted / sum) }
 
-    /// ln softmax of a logit of this row, in [-inf, 0]. The logit is rounded and capped, not yet shifted.
+    /// ln softmax of a logit of this row, in [-inf, 0]; the logit is rounded and capped, not yet shifted.
     ///
     /// It is the logit's own term, as the kernels formed it, over the sum. A sum of non-negative numbers is
     /// never rounded below one of them, so the quotient is at most 1 and its logarithm at most 0.

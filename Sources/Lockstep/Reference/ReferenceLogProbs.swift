@@ -1,7 +1,8 @@
 import CLockstepKernels
 
-/// The plain form of the log-softmax: scalar loops a reader can check by eye. The kernels equal it bit for
-/// bit, on every instruction set (docs/Numerics.md).
+/// The plain form of the log-softmax: scalar loops a reader can check by eye.
+///
+/// The kernels equal it bit for bit, on every instruction set (docs/Numerics.md).
 public enum ReferenceLogProbs {
     // MARK: One logit
 
@@ -14,7 +15,7 @@ public enum ReferenceLogProbs {
         return (polynomial(r), Int(n))
     }
 
-    /// y = n L + r with |r| <= ln 2 / 2. The division leaves its error in `low`, and r takes it up.
+    /// y = n L + r with |r| <= ln 2 / 2; the division leaves its error in `low`, and r takes it up.
     private static func reduce(_ x: Float, _ rule: lsk_logit_rule) -> (n: Float, r: Float) {
         let y = x * rule.inverse
         var low = fma(x, rule.inverse, -y)
@@ -53,8 +54,9 @@ public enum ReferenceLogProbs {
         return rule.soft_cap == 0 ? (x, 1) : softCap(x, rule.soft_cap)
     }
 
-    /// cap tanh(x / cap) and its derivative; infinities stay. With v = e^(-2a) - 1 and a = |x| / cap,
-    /// tanh a = -v / (2 + v), which loses nothing near 0.
+    /// cap tanh(x / cap) and its derivative; infinities stay.
+    ///
+    /// With v = e^(-2a) - 1 and a = |x| / cap, tanh a = -v / (2 + v), which loses nothing near 0.
     private static func softCap(_ x: Float, _ cap: Float) -> (value: Float, slope: Float) {
         if x.isInfinite { return (x, 0) }
         let a = x.magnitude / cap
@@ -96,7 +98,8 @@ public enum ReferenceLogProbs {
                     let next = Int32((y * 0x1.715476p+0).rounded(.toNearestOrEven))
                     if let old = reference {
                         let rise = next - old
-                        let power: Float = rise > 126 ? 0 : Float(sign: .plus, exponent: -Int(rise), significand: 1)
+                        let power: Float =
+                            rise > 126 ? 0 : Float(sign: .plus, exponent: -Int(rise), significand: 1)
                         for lane in 0..<64 {
                             weighted[lane] = fma(sum[lane], -Float(rise) * ln2, weighted[lane]) * power
                             sum[lane] *= power
@@ -133,7 +136,7 @@ public enum ReferenceLogProbs {
         return (above.isNaN ? .nan : polynomial(r) * power, fma(above, ln2, r))
     }
 
-    /// The fixed tree: lane i takes lane i + 32, then + 16 ... + 1, in float64.
+    /// The fixed tree: lane i takes lane i + 32, then + 16, down to + 1, in float64.
     private static func tree(_ lanes: [Float]) -> Double {
         var sums = lanes.map(Double.init)
         for half in [32, 16, 8, 4, 2, 1] {
