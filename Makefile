@@ -96,7 +96,8 @@ bench: $(BIN)/lockstep $(VENV)/.torch
 # nothing is fetched again: a changed source only reinstalls the package itself, offline.
 $(VENV)/.made:
 	$(call say,making $(VENV))
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { echo "'$(PYTHON) -m venv' does not work here (Debian: python3-venv)," \
+	    "or say PYTHON=/path/to/python3" >&2; exit 1; }
 	@touch $@
 
 $(VENV)/.packages: pyproject.toml | $(VENV)/.made $(LIBRARY)

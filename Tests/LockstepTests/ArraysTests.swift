@@ -78,6 +78,30 @@ import Testing
         #expect((0..<Self.vocab).allSatisfy { dLogits[2, $0] == 0 })
     }
 
+    /// A list of sequences is the padded matrix of the same tokens; what the mask leaves out is not read.
+    @Test func mismatchOfSequences() throws {
+        let trainer: [[Float]] = [[-1, -2, -0.5], [-0.25], [], [-3, .nan]]
+        let rollout: [[Double]] = [[-1.25, -2, -1], [-0.5], [], [-2.5, -1]]
+        let mask = [[true, true, true], [true], [], [true, false]]
+        let found = try mismatch(trainer: trainer, rollout: rollout, mask: mask)
+        #expect(found.tokens == 5 && found.sequences == 3)
+        #expect(found.maskedTokens == 1 && found.emptySequences == 1)
+        #expect(found.meanLogRatio.value == (0.25 + 0 + 0.5 + 0.25 - 0.5) / 5)
+        #expect(found.maxAbsLogRatio == 0.5 && found.maxAbsSequence == 0 && found.maxAbsPosition == 2)
+        let each = try withLogProbPair(trainer: trainer, rollout: rollout, mask: mask) {
+            (pair) throws(LockstepError) in
+            try pair.sequenceMismatches()
+        }
+        #expect(each.map(\.tokens) == [3, 1, 0, 1])
+        #expect(each.map(\.logRatio) == [0.75, 0.25, 0, -0.5])
+        #expect(throws: LockstepError.self) { try mismatch(trainer: trainer, rollout: rollout) }
+        #expect(throws: LockstepError.self) { try mismatch(trainer: [[Float(-1)]], rollout: rollout) }
+        #expect(throws: LockstepError.self) { try mismatch(trainer: [[Float(-1)]], rollout: [[Float]()]) }
+        #expect(throws: LockstepError.self) {
+            try mismatch(trainer: trainer, rollout: rollout, mask: [[true], [true], [], [true, false]])
+        }
+    }
+
     @Test func wrongShapesAreErrors() throws {
         #expect(throws: LockstepError.self) { try Matrix<Float>(rows: 2, columns: 3, [1, 2, 3, 4, 5]) }
         #expect(throws: LockstepError.self) { try Matrix<Float>(rows: -1, columns: -5, [1, 2, 3, 4, 5]) }

@@ -2,7 +2,7 @@ import CLockstepKernels
 
 /// A borrowed mask: one byte for each token, not 0 where the token counts.
 public struct MaskView {
-    /// The first byte. May be nil when there are no elements.
+    /// The first byte; may be nil when there are no elements.
     public let base: UnsafePointer<UInt8>?
     /// Number of rows.
     public let rows: Int

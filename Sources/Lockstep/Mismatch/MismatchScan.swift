@@ -2,7 +2,9 @@ import CLockstepKernels
 
 /// A run of tokens of one sequence: the unit in which the kernels sum, and so part of what fixes the bits.
 struct MismatchSpan {
-    /// The most tokens of a span. A longer sequence is cut at multiples of it.
+    /// The most tokens of a span.
+    ///
+    /// A longer sequence is cut at multiples of it.
     static let tokens = 4096
 
     let sequence: Int
@@ -124,8 +126,9 @@ struct MismatchSequences: ~Copyable {
         self.moments = moments
     }
 
-    /// The sums of each sequence in `owners`. Those of the shifted probabilities mean nothing here: see
-    /// `moments`.
+    /// The sums of each sequence in `owners`.
+    ///
+    /// Those of the shifted probabilities mean nothing here: see `moments`.
     var sums: UnsafeBufferPointer<lsk_mismatch_sums> { .init(start: parts.base, count: owners.count) }
 }
 

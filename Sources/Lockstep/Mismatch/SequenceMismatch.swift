@@ -1,6 +1,6 @@
 import CLockstepKernels
 
-/// The mismatch of one sequence. Everything is 0 for a sequence without counted tokens.
+/// The mismatch of one sequence; everything is 0 for a sequence without counted tokens.
 public struct SequenceMismatch: Equatable, Sendable {
     /// Counted tokens.
     public var tokens = 0

@@ -1,7 +1,8 @@
 import CLockstepKernels
 
-/// The plain form of the mismatch sums: one token at a time, in loops a reader can check by eye. The
-/// kernels equal it bit for bit, on every instruction set.
+/// The plain form of the mismatch sums: one token at a time, in loops a reader can check by eye.
+///
+/// The kernels equal it bit for bit, on every instruction set.
 enum ReferenceMismatch {
     /// One counted token.
     struct Token {

@@ -1,0 +1,72 @@
+/// Lends two logs, one array for each sequence, to `body` as a packed pair that it must not keep.
+///
+/// - Parameters:
+///   - trainer: ln pi of each sequence's tokens, nats.
+///   - rollout: ln mu of the same tokens.
+///   - mask: which tokens count; all without it.
+///   - body: what to do with the pair.
+/// - Throws: `.invalidArgument` naming the sequence whose lengths differ, and what `body` throws.
+/// - Returns: what `body` returns.
+public func withLogProbPair<Trainer: StorageFormat, Rollout: StorageFormat, Result>(
+    trainer: [[Trainer]], rollout: [[Rollout]], mask: [[Bool]]? = nil,
+    _ body: (LogProbPair) throws(LockstepError) -> Result
+) throws(LockstepError) -> Result {
+    try checkLengths(rollout, "rollout_log_probs", trainer)
+    if let mask { try checkLengths(mask, "mask", trainer) }
+    var offsets: [Int64] = [0]
+    for sequence in trainer { offsets.append(offsets.last! + Int64(sequence.count)) }
+    let (trainer, rollout) = (Array(trainer.joined()), Array(rollout.joined()))
+    let counted: [UInt8]? = mask.map { $0.joined().map { $0 ? 1 : 0 } }
+    return try trainer.withVectorView { (trainer) throws(LockstepError) in
+        try rollout.withVectorView { (rollout) throws(LockstepError) in
+            try offsets.withUnsafeBufferPointer { (offsets) throws(LockstepError) in
+                try (counted ?? []).withUnsafeBufferPointer { (bytes) throws(LockstepError) in
+                    try body(
+                        LogProbPair(
+                            trainer: row(trainer), rollout: row(rollout),
+                            mask: mask == nil
+                                ? nil : MaskView(bytes.baseAddress, rows: 1, columns: bytes.count),
+                            offsets: TokenView(offsets.baseAddress, byteCount: 8, count: offsets.count)))
+                }
+            }
+        }
+    }
+}
+
+/// Measures the mismatch of two logs, one array for each sequence: all statistics in one call.
+///
+/// - Parameters:
+///   - trainer: ln pi of each sequence's tokens, nats.
+///   - rollout: ln mu of the same tokens.
+///   - mask: which tokens count; all without it.
+///   - policy: what to do with a NaN or an infinite log-prob at a token that counts.
+///   - execution: threads and instruction set; the result does not depend on them.
+/// - Throws: `.invalidArgument` for logs of different lengths; `.nonFinite` naming sequence and position.
+/// - Returns: the statistics.
+public func mismatch<Trainer: StorageFormat, Rollout: StorageFormat>(
+    trainer: [[Trainer]], rollout: [[Rollout]], mask: [[Bool]]? = nil,
+    nonFinite policy: NonFinitePolicy = .strict, execution: Execution = .init()
+) throws(LockstepError) -> Mismatch {
+    try withLogProbPair(trainer: trainer, rollout: rollout, mask: mask) { (pair) throws(LockstepError) in
+        try pair.mismatch(nonFinite: policy, execution: execution)
+    }
+}
+
+private func checkLengths(
+    _ log: [[some Any]], _ name: StaticString, _ trainer: [[some Any]]
+) throws(LockstepError) {
+    guard log.count == trainer.count else {
+        throw LockstepError(
+            .invalidArgument, "\(name): has \(log.count) sequences but trainer_log_probs has \(trainer.count)"
+        )
+    }
+    for (index, (one, other)) in zip(log, trainer).enumerated() where one.count != other.count {
+        throw LockstepError(
+            .invalidArgument,
+            "\(name)[\(index)]: has \(one.count) tokens but trainer_log_probs[\(index)] has \(other.count)")
+    }
+}
+
+private func row(_ vector: VectorView) -> MatrixView {
+    MatrixView(vector.base, vector.format, rows: 1, columns: vector.count)
+}
