@@ -9,14 +9,14 @@ extension lockstep_mismatch_options: GrowableOptions {
 
 @_cdecl("lockstep_mismatch_measure") @implementation
 public func lockstep_mismatch_measure(
-    _ mismatch: UnsafeMutablePointer<lockstep_mismatch>!, _ trainerLogProbs: UnsafePointer<lockstep_tensor>!,
-    _ rolloutLogProbs: UnsafePointer<lockstep_tensor>!, _ mask: UnsafePointer<lockstep_tensor>!,
+    _ mismatch: UnsafeMutablePointer<lockstep_mismatch>!, _ trainer_log_probs: UnsafePointer<lockstep_tensor>!,
+    _ rollout_log_probs: UnsafePointer<lockstep_tensor>!, _ mask: UnsafePointer<lockstep_tensor>!,
     _ offsets: UnsafePointer<lockstep_tensor>!, _ options: UnsafePointer<lockstep_mismatch_options>!
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
         let size = try growableSize(of: mismatch)
         let (policy, execution) = try mismatchOptions(options)
-        let pair = try logProbPair(trainerLogProbs, rolloutLogProbs, mask, offsets)
+        let pair = try logProbPair(trainer_log_probs, rollout_log_probs, mask, offsets)
         var result = lockstep_mismatch(try pair.mismatch(nonFinite: policy, execution: execution))
         result.struct_size = UInt32(size)
         withUnsafeBytes(of: result) {
@@ -29,17 +29,17 @@ public func lockstep_mismatch_measure(
 @_cdecl("lockstep_mismatch_sequences") @implementation
 public func lockstep_mismatch_sequences(
     _ sequences: UnsafeMutablePointer<lockstep_mismatch_sequence>!, _ count: Int,
-    _ trainerLogProbs: UnsafePointer<lockstep_tensor>!, _ rolloutLogProbs: UnsafePointer<lockstep_tensor>!,
+    _ trainer_log_probs: UnsafePointer<lockstep_tensor>!, _ rollout_log_probs: UnsafePointer<lockstep_tensor>!,
     _ mask: UnsafePointer<lockstep_tensor>!, _ offsets: UnsafePointer<lockstep_tensor>!,
     _ options: UnsafePointer<lockstep_mismatch_options>!
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
         let (policy, execution) = try mismatchOptions(options)
-        let pair = try logProbPair(trainerLogProbs, rolloutLogProbs, mask, offsets)
+        let pair = try logProbPair(trainer_log_probs, rollout_log_probs, mask, offsets)
         guard count == pair.sequences else {
             throw invalid("count is \(UInt(bitPattern: count)) but there are \(pair.sequences) sequences")
         }
-        try checkOutput(sequences, "sequences", count: count)
+        try checkArray(sequences, "sequences", count: count)
         try pair.sequenceMismatches(nonFinite: policy, execution: execution) {
             sequences[$0] = lockstep_mismatch_sequence($1)
         }
@@ -48,27 +48,53 @@ public func lockstep_mismatch_sequences(
 
 @_cdecl("lockstep_mismatch_profile") @implementation
 public func lockstep_mismatch_profile(
-    _ buckets: UnsafeMutablePointer<lockstep_mismatch_bucket>!, _ bucketCount: Int,
+    _ buckets: UnsafeMutablePointer<lockstep_mismatch_bucket>!, _ bucket_count: Int,
     _ edges: UnsafePointer<Double>!, _ axis: lockstep_mismatch_axis,
-    _ trainerLogProbs: UnsafePointer<lockstep_tensor>!, _ rolloutLogProbs: UnsafePointer<lockstep_tensor>!,
+    _ trainer_log_probs: UnsafePointer<lockstep_tensor>!, _ rollout_log_probs: UnsafePointer<lockstep_tensor>!,
     _ mask: UnsafePointer<lockstep_tensor>!, _ offsets: UnsafePointer<lockstep_tensor>!,
     _ options: UnsafePointer<lockstep_mismatch_options>!
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
         let (policy, execution) = try mismatchOptions(options)
-        let pair = try logProbPair(trainerLogProbs, rolloutLogProbs, mask, offsets)
+        let pair = try logProbPair(trainer_log_probs, rollout_log_probs, mask, offsets)
         guard let axis = MismatchAxis(rawValue: axis) else {
             throw invalid("axis is \(axis); see the LOCKSTEP_AXIS constants")
         }
-        guard (1...1 << 24).contains(bucketCount) else {
-            throw invalid("bucket_count is \(UInt(bitPattern: bucketCount)); give 1 to 16,777,216 buckets")
+        guard (1...1 << 24).contains(bucket_count) else {
+            throw invalid("bucket_count is \(UInt(bitPattern: bucket_count)); give 1 to 16,777,216 buckets")
         }
-        try checkOutput(buckets, "buckets", count: bucketCount)
-        try checkOutput(edges, "edges", count: bucketCount + 1)
-        let edges = Array(UnsafeBufferPointer(start: edges, count: bucketCount + 1))
+        try checkArray(buckets, "buckets", count: bucket_count)
+        try checkArray(edges, "edges", count: bucket_count + 1)
+        let edges = Array(UnsafeBufferPointer(start: edges, count: bucket_count + 1))
         let profile = try pair.mismatchProfile(
             over: axis, edges: edges, nonFinite: policy, execution: execution)
         for (index, bucket) in profile.enumerated() { buckets[index] = lockstep_mismatch_bucket(bucket) }
+    }
+}
+
+@_cdecl("lockstep_mismatch_exact") @implementation
+public func lockstep_mismatch_exact(
+    _ mean: UnsafeMutablePointer<lockstep_divergence>!, _ rows: UnsafeMutablePointer<lockstep_divergence>!,
+    _ row_count: Int, _ trainer_logits: UnsafePointer<lockstep_tensor>!,
+    _ rollout_logits: UnsafePointer<lockstep_tensor>!, _ mask: UnsafePointer<lockstep_tensor>!,
+    _ options: UnsafePointer<lockstep_log_probs_options>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let (core, execution) = try read(options, defaults: .defaults).core()
+        let p = try CheckedTensor(trainer_logits, "trainer_logits").matrix(
+            [.fp32, .fp16, .bf16], "[tokens x vocab]")
+        let q = try CheckedTensor(rollout_logits, "rollout_logits").matrix(
+            [.fp32, .fp16, .bf16], "[tokens x vocab]")
+        let counted = try optionalMask(mask, shape: [p.rows], of: "one byte for each row of trainer_logits")
+        guard rows == nil || row_count == p.rows else {
+            throw invalid("row_count is \(UInt(bitPattern: row_count)) but there are \(p.rows) rows of logits")
+        }
+        if mean != nil { try checkArray(mean, "mean", count: 1) }
+        if rows != nil { try checkArray(rows, "rows", count: row_count) }
+        let result = try exactDivergence(
+            trainer: p, rollout: q, mask: counted, options: core, execution: execution
+        ) { rows?[$0] = lockstep_divergence($1) }
+        mean?.pointee = lockstep_divergence(result)
     }
 }
 
@@ -98,19 +124,19 @@ private func logProbPair(
     }
     return try LogProbPair(
         trainer: trainer.packedOrPadded(), rollout: rollout.packedOrPadded(),
-        mask: try optionalMask(mask, like: trainer), offsets: try optionalOffsets(offsets, for: trainer))
+        mask: try optionalMask(mask, shape: trainer.shape, of: "the shape of trainer_log_probs"), offsets: try optionalOffsets(offsets, for: trainer))
 }
 
 private func optionalMask(
-    _ pointer: UnsafePointer<lockstep_tensor>?, like tensor: CheckedTensor
+    _ pointer: UnsafePointer<lockstep_tensor>?, shape: [Int], of what: StaticString
 ) throws(LockstepError) -> MaskView? {
     guard let pointer else { return nil }
     let mask = try CheckedTensor(pointer, "mask")
     guard [LOCKSTEP_UINT8, LOCKSTEP_BOOL].contains(Int(mask.code)) else {
         throw invalid("mask: dtype must be uint8 or bool")
     }
-    guard mask.shape == tensor.shape else {
-        throw invalid("mask: shape is \(mask.shape) but \(tensor.name) is \(tensor.shape)")
+    guard mask.shape == shape else {
+        throw invalid("mask: shape is \(mask.shape); give \(what), \(shape)")
     }
     let (rows, columns, rowStride) = try mask.rowsOfTokens()
     return MaskView(
@@ -153,7 +179,7 @@ extension CheckedTensor {
 }
 
 /// Checks that an array of the caller is there and aligned.
-private func checkOutput<Element>(
+private func checkArray<Element>(
     _ pointer: UnsafePointer<Element>?, _ name: StaticString, count: Int
 ) throws(LockstepError) {
     guard count == 0 || pointer != nil else { throw invalid("\(name) is NULL") }
@@ -164,7 +190,7 @@ private func checkOutput<Element>(
 
 /// The number of bytes to write of a result struct that the caller's version may know less or more of.
 private func growableSize(of pointer: UnsafePointer<lockstep_mismatch>?) throws(LockstepError) -> Int {
-    try checkOutput(pointer, "mismatch", count: 1)
+    try checkArray(pointer, "mismatch", count: 1)
     let known = MemoryLayout<lockstep_mismatch>.size
     let size = Int(pointer!.pointee.struct_size)
     guard size >= known, size <= 1 << 16 else {
@@ -242,5 +268,14 @@ extension lockstep_mismatch_bucket {
         self.init(
             lower: bucket.lower, upper: bucket.upper, tokens: Int64(bucket.tokens),
             mean_log_ratio: bucket.meanLogRatio, mean_abs_log_ratio: bucket.meanAbsLogRatio, k3: bucket.k3)
+    }
+}
+
+extension lockstep_divergence {
+    fileprivate init(_ divergence: Divergence) {
+        self.init(
+            kl_rollout_trainer: divergence.klRolloutTrainer, kl_trainer_rollout: divergence.klTrainerRollout,
+            total_variation: divergence.totalVariation, jensen_shannon: divergence.jensenShannon,
+            same_top1: divergence.sameTop1)
     }
 }

@@ -110,3 +110,16 @@ def profile(edges, axis, trainer, rollout, mask=None, offsets=None, **options):
         tensor(trainer), tensor(rollout), tensor(mask), tensor(offsets),
         options_of(MismatchOptions, **options)))
     return result
+
+
+def exact(trainer, rollout, mask=None, threads=0, instruction_set=0, temperature=1.0, soft_cap=0.0,
+          logits_dtype=0):
+    """The means, and one struct for each row."""
+    mean, rows = Divergence(), (Divergence * len(trainer))()
+    options = options_of(
+        LogProbsOptions, temperature=temperature, soft_cap=soft_cap, ignore_index=-100, top_p=1.0,
+        logits_dtype=logits_dtype, threads=threads, instruction_set=instruction_set)
+    check(library.lockstep_mismatch_exact(
+        ctypes.byref(mean), rows, ctypes.c_size_t(len(rows)), tensor(trainer), tensor(rollout), tensor(mask),
+        options))
+    return mean, rows

@@ -12,7 +12,7 @@ import math
 import numpy as np
 import pytest
 
-from mismatch_library import ROOT, measure, profile, sequences
+from mismatch_library import ROOT, exact, measure, profile, sequences
 
 VECTORS = json.loads((ROOT / "Tests" / "Vectors" / "mismatch.json").read_text())
 
@@ -393,3 +393,110 @@ def test_real_rollouts(name):
         m.tokens, f"{m.mean_abs_log_ratio.value:.5f}", f"{m.max_abs_log_ratio:.3f}",
         f"{m.k1.value:.{2 if name.endswith('.bf16') else 1}e}", f"{m.k3.value:.3e}",
         f"{m.sequence_log_ratio.value:.3f}", f"{population_std:.3f}")
+
+
+FIELDS = ["kl_rollout_trainer", "kl_trainer_rollout", "total_variation", "jensen_shannon", "same_top1"]
+
+
+def divergences(trainer, rollout):
+    """The definitions, in the widest floats there are; rows of logits in, rows of five figures out.
+
+    A KL is summed as p (q / p - 1 - ln(q / p)), which adds a zero (sum q - sum p) and then does not cancel."""
+    def distribution(y):
+        y = y.astype(np.longdouble)
+        y = y - y.max(axis=1, keepdims=True)
+        return y - np.log(np.exp(y).sum(axis=1, keepdims=True))
+
+    def kl(ln_p, q, x):
+        return np.where(np.isneginf(ln_p), q, np.exp(ln_p) * (np.expm1(x) - x)).sum(axis=1)
+
+    p, q = distribution(trainer), distribution(rollout)
+    with np.errstate(invalid="ignore", over="ignore"):
+        forward, backward = p - q, q - p
+        # ln(m / q) and ln(m / p) for the middle m = (p + q) / 2
+        to_middle = [np.log1p(np.expm1(x) / 2) for x in (forward, backward)]
+        middle = (np.exp(p) + np.exp(q)) / 2
+        return np.stack([
+            kl(q, np.exp(p), forward), kl(p, np.exp(q), backward),
+            np.where(np.isneginf(q), np.exp(p), np.exp(q) * abs(np.expm1(forward))).sum(axis=1) / 2,
+            (kl(q, middle, to_middle[0]) + kl(p, middle, to_middle[1])) / 2,
+            trainer.argmax(axis=1) == rollout.argmax(axis=1)], axis=1).astype(np.float64)
+
+
+def figures(rows):
+    return np.array([[getattr(row, name) for name in FIELDS] for row in rows])
+
+
+@pytest.mark.parametrize("noise", [1e-6, 1e-3, 0.05, 1, 20])
+def test_exact_is_its_definition(noise):
+    """Also near equality, where plain sums of p ln(p / q) would leave nothing: a KL of 1e-12 has its digits."""
+    rng = np.random.default_rng(2)
+    rollout = (3 * rng.standard_normal((20, 1003))).astype(np.float32)
+    trainer = (rollout + noise * rng.standard_normal(rollout.shape)).astype(np.float32)
+    mean, rows = exact(trainer, rollout)
+    expected = divergences(trainer, rollout)
+    # The total variation is of first order in the normalisers, which are known to about 1e-15.
+    tolerance = np.array([0, 0, 2e-15, 0, 0])
+    assert (abs(figures(rows) - expected) <= 1e-11 * expected + tolerance).all()
+    np.testing.assert_allclose(figures([mean])[0], expected.mean(axis=0), rtol=1e-8)
+
+
+def test_exact_with_impossible_tokens():
+    """A token one policy never draws makes one KL infinite; one neither draws adds nothing."""
+    rng = np.random.default_rng(3)
+    rollout = rng.standard_normal((4, 50)).astype(np.float32)
+    trainer = rng.standard_normal((4, 50)).astype(np.float32)
+    trainer[0, 7] = rollout[1, 9] = -np.inf
+    trainer[2, 1] = rollout[2, 1] = -np.inf
+    trainer[3, 2:] = rollout[3, :-2] = -np.inf
+    _, rows = exact(trainer, rollout)
+    ours = figures(rows)
+    np.testing.assert_allclose(ours, divergences(trainer, rollout), rtol=1e-12)
+    assert np.isinf(ours[:, 0]).tolist() == [True, False, False, True]
+    assert np.isinf(ours[:, 1]).tolist() == [False, True, False, True]
+    assert ours[3, 2] == 1 and ours[3, 3] == pytest.approx(math.log(2), rel=1e-15)
+
+
+def test_exact_options():
+    rng = np.random.default_rng(4)
+    rollout = (4 * rng.standard_normal((6, 300))).astype(np.float32)
+    trainer = (rollout + 0.1 * rng.standard_normal(rollout.shape)).astype(np.float32)
+    wide = [x.astype(np.float64) for x in (trainer, rollout)]
+    for options, rule in [
+            ({"temperature": 0.7}, lambda x: x / 0.7), ({"soft_cap": 5.0}, lambda x: 5 * np.tanh(x / 5)),
+            ({"soft_cap": 30.0, "temperature": 2.0}, lambda x: 30 * np.tanh(x / 30) / 2),
+            ({"logits_dtype": 2 | 16 << 8 | 1 << 16}, lambda x: x.astype(np.float16))]:
+        _, rows = exact(trainer, rollout, **options)
+        np.testing.assert_allclose(figures(rows), divergences(*map(rule, wide)), rtol=1e-11, err_msg=options)
+    narrow = [x.astype(np.float16) for x in (trainer, rollout)]
+    np.testing.assert_array_equal(
+        figures(exact(*narrow)[1]), figures(exact(trainer, rollout, logits_dtype=2 | 16 << 8 | 1 << 16)[1]))
+    with pytest.raises(ValueError, match=r"rollout_logits: row 2 .*\+inf"):
+        large = rollout.copy()
+        large[2, 5] = 70000
+        exact(trainer, large, logits_dtype=2 | 16 << 8 | 1 << 16)
+
+
+def test_exact_of_equal_logits_is_zero():
+    rng = np.random.default_rng(5)
+    logits = (10 * rng.standard_normal((5, 777))).astype(np.float32)
+    logits[:, 5] = -np.inf
+    assert figures(exact(logits, logits)[1]).tolist() == [[0, 0, 0, 0, 1]] * 5
+    # Nor does a constant added to a row.
+    whole = np.round(logits).astype(np.float32)
+    assert figures(exact(whole, whole + np.float32(64))[1])[:, :4].max() == 0
+
+
+def test_exact_row_depends_on_its_row_alone():
+    rng = np.random.default_rng(6)
+    rollout = rng.standard_normal((33, 517)).astype(np.float32)
+    trainer = rollout + np.float32(0.01) * rng.standard_normal(rollout.shape).astype(np.float32)
+    whole = figures(exact(trainer, rollout)[1])
+    mask = rng.random(33) < 0.7
+    for threads in (1, 2, 5):
+        np.testing.assert_array_equal(figures(exact(trainer, rollout, threads=threads)[1]), whole)
+    mean, masked = exact(trainer, rollout, mask)
+    np.testing.assert_array_equal(figures(masked), whole * mask[:, None])
+    np.testing.assert_allclose(figures([mean])[0], whole[mask].mean(axis=0), rtol=1e-14)
+    np.testing.assert_array_equal(figures(exact(trainer[7:8], rollout[7:8])[1])[0], whole[7])
+    assert math.isnan(exact(trainer, rollout, np.zeros(33, bool))[0].kl_rollout_trainer)

@@ -13,6 +13,8 @@
 
 #include "mismatch.h"
 
+#include "divergence.h"
+
 const lsk_kernels LSK_TABLE = {
     .instruction_set = LSK_SET,
     .convert = convert,
@@ -32,4 +34,6 @@ const lsk_kernels LSK_TABLE = {
     .mismatch_sums = mismatch_sums,
     .mismatch_select = mismatch_select,
     .mismatch_terms = mismatch_terms,
+    .divergence_row = divergence_row,
+    .divergence_sums = divergence_sums,
 };

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "lsk_divergence.h"
 #include "lsk_environment.h"
 #include "lsk_mismatch.h"
 
@@ -125,6 +126,12 @@ typedef struct {
     int64_t (*mismatch_select)(double *values, const uint8_t *wanted, const lsk_mismatch_span *span);
     int64_t (*mismatch_terms)(double *log_ratio, double *k3, double *probability, uint8_t *counted,
                               const lsk_mismatch_span *span);
+
+    // divergence.h.
+    void (*divergence_row)(lsk_divergence_row *row, double *y, const void *logits, int32_t format,
+                           int64_t count, const lsk_divergence_rule *rule);
+    void (*divergence_sums)(lsk_divergence_sums *sums, const double *p, double p_total, const double *q,
+                            double q_total, double log_ratio_of_totals, int64_t count);
 } lsk_kernels;
 
 // The kernels for an instruction set; NULL if this machine, or this build, does not have it.

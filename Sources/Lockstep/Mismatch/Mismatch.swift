@@ -116,15 +116,17 @@ extension LogProbPair {
     public func mismatch(
         nonFinite policy: NonFinitePolicy = .strict, execution: Execution = Execution()
     ) throws(LockstepError) -> Mismatch {
-        let scan = try MismatchScan(self, execution)
-        let histogram = try MismatchHistogram(workers: scan.workers)
-        let sequences = try MismatchSequences(scan, policy, counting: histogram.workerBins)
-        var mismatch = Mismatch(sequences.sums, of: self, owners: sequences.owners)
-        mismatch.oneMinusPearson = sequences.moments.oneMinusPearson
-        mismatch.pearson = 1 - mismatch.oneMinusPearson
-        mismatch.logRatioQuantiles = try MismatchQuantiles.measure(
-            scan, histogram: histogram.total(), tokens: mismatch.tokens)
-        return mismatch
+        try withLockstepFloatMode { () throws(LockstepError) in
+            let scan = try MismatchScan(self, execution)
+            let histogram = try MismatchHistogram(workers: scan.workers)
+            let sequences = try MismatchSequences(scan, policy, counting: histogram.workerBins)
+            var mismatch = Mismatch(sequences.sums, of: self, owners: sequences.owners)
+            mismatch.oneMinusPearson = sequences.moments.oneMinusPearson
+            mismatch.pearson = 1 - mismatch.oneMinusPearson
+            mismatch.logRatioQuantiles = try MismatchQuantiles.measure(
+                scan, histogram: histogram.total(), tokens: mismatch.tokens)
+            return mismatch
+        }
     }
 }
 

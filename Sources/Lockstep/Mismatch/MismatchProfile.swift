@@ -38,6 +38,14 @@ extension LogProbPair {
         over axis: MismatchAxis, edges: [Double], nonFinite policy: NonFinitePolicy = .strict,
         execution: Execution = Execution()
     ) throws(LockstepError) -> [MismatchBucket] {
+        try withLockstepFloatMode { () throws(LockstepError) in
+            try profile(axis, edges, policy, execution)
+        }
+    }
+
+    private func profile(
+        _ axis: MismatchAxis, _ edges: [Double], _ policy: NonFinitePolicy, _ execution: Execution
+    ) throws(LockstepError) -> [MismatchBucket] {
         try check(edges)
         let scan = try MismatchScan(self, execution)
         let buckets = edges.count - 1

@@ -39,14 +39,16 @@ extension LogProbPair {
         nonFinite policy: NonFinitePolicy = .strict, execution: Execution = Execution(),
         write: (_ sequence: Int, _ mismatch: SequenceMismatch) -> Void
     ) throws(LockstepError) {
-        let sequences = try MismatchSequences(MismatchScan(self, execution), policy)
-        var record = 0
-        for sequence in 0..<self.sequences {
-            if record < sequences.owners.count, sequences.owners[record] == sequence {
-                write(sequence, SequenceMismatch(sequences.sums[record]))
-                record += 1
-            } else {
-                write(sequence, SequenceMismatch())
+        try withLockstepFloatMode { () throws(LockstepError) in
+            let sequences = try MismatchSequences(MismatchScan(self, execution), policy)
+            var record = 0
+            for sequence in 0..<self.sequences {
+                if record < sequences.owners.count, sequences.owners[record] == sequence {
+                    write(sequence, SequenceMismatch(sequences.sums[record]))
+                    record += 1
+                } else {
+                    write(sequence, SequenceMismatch())
+                }
             }
         }
     }
