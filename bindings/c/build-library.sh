@@ -29,7 +29,7 @@ mkdir -p "$out" "$scratch"
 set -- --package-path "$root" --scratch-path "$scratch" -c release --product lockstep \
     -Xswiftc -static-stdlib -Xswiftc -use-ld=lld \
     -Xlinker --version-script="$scratch/lockstep.map" -Xlinker -soname=$soname \
-    -Xlinker -z -Xlinker nodelete -Xlinker --no-undefined -Xlinker --undefined-version \
+    -Xlinker -z -Xlinker nodelete -Xlinker --no-undefined \
     -Xlinker --gc-sections -Xlinker -s
 "$swift" build "$@"
 
