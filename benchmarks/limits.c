@@ -23,12 +23,13 @@ static double now(void) {
 // GFLOP/s of independent fused multiply-adds in registers.
 double peak_gflops(void) {
     vector sums[CHAINS], x = (vector){} + 1.0001f, y = (vector){} + 1e-6f;
+#pragma GCC unroll 12
     for (int i = 0; i < CHAINS; i++) sums[i] = (vector){} + (float)i;
     const long rounds = 4000000;
     double start = now();
     for (long round = 0; round < rounds; round++) {
+#pragma GCC unroll 12
         for (int i = 0; i < CHAINS; i++) {
-#pragma STDC FP_CONTRACT ON
             sums[i] = sums[i] * x + y;
             __asm__ volatile("" : "+x"(sums[i]));
         }
@@ -42,6 +43,7 @@ double read_gb_s(const float *values, size_t count) {
     vector sums[128 * 4 / WIDTH] = {{0}};
     double start = now();
     for (size_t i = 0; i < count; i += 128)
+#pragma GCC unroll 32
         for (size_t j = 0; j < 128 * 4 / WIDTH; j++) sums[j] += *(const vector *)(values + i + j * (WIDTH / 4));
     double seconds = now() - start;
     for (size_t j = 0; j < 128 * 4 / WIDTH; j++) __asm__ volatile("" : : "x"(sums[j]));

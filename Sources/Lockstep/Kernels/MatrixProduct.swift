@@ -68,7 +68,7 @@ enum HeadColumns {
 final class TileMultiplier: @unchecked Sendable {
     private let kernels: lsk_kernels
     private let columns: HeadColumns
-    private let panels: Scratch<Float>
+    private let panel: Scratch<Float>
     private let biasTile: Scratch<Float>
     /// The product: [rows x 128] floats.
     let tile: Scratch<Float>
@@ -82,23 +82,18 @@ final class TileMultiplier: @unchecked Sendable {
     ) throws(LockstepError) {
         self.kernels = kernels.pointee
         self.columns = columns
-        panels = try Scratch(count: TileMultiplier.width * TileMultiplier.chain)
+        panel = try Scratch(count: TileMultiplier.panelWidth * TileMultiplier.chain)
         biasTile = try Scratch(count: TileMultiplier.width)
         tile = try Scratch(count: rows * TileMultiplier.width)
     }
 
     /// Fills `tile` with the logits of columns `first ..< first + count` (count <= 128) for all of `rows`.
     func multiply(_ rows: PackedRows, first: Int, count: Int, bias: VectorView?) {
-        for k in stride(from: 0, to: rows.depth, by: TileMultiplier.chain) {
-            let depth = min(TileMultiplier.chain, rows.depth - k)
-            for offset in stride(from: 0, to: count, by: TileMultiplier.panelWidth) {
-                let (panel, format) = panel(
-                    first + offset, width: min(TileMultiplier.panelWidth, count - offset), k: k, depth: depth,
-                    rows: rows.rows)
-                kernels.multiply(
-                    tile.base + offset, TileMultiplier.width, rows.at(k: k), rows.stripStride, panel,
-                    format.rawValue, rows.rows, depth, k > 0 ? 1 : 0)
-            }
+        // So few rows that converting the packed head first would cost more than it saves.
+        if case .packed(let head) = columns, rows.rows <= 3 * kernels.strip_rows {
+            multiplyDirectly(rows, head, first: first, count: count)
+        } else {
+            multiplyPanels(rows, first: first, count: count)
         }
         if rows.depth == 0 { tile.base.update(repeating: 0, count: rows.rows * TileMultiplier.width) }
         if let bias {
@@ -107,25 +102,43 @@ final class TileMultiplier: @unchecked Sendable {
         }
     }
 
-    /// 32 columns of `depth` k as the kernel reads them: in float, or as they are in a packed head when so
-    /// few rows follow that converting them first would cost more than it saves.
-    private func panel(
-        _ column: Int, width: Int, k: Int, depth: Int, rows: Int
-    ) -> (UnsafeRawPointer, Format) {
-        let place = panels.base + column % TileMultiplier.width * TileMultiplier.chain
+    /// Few rows: a panel is read from the packed head once, front to back, as memory likes it.
+    private func multiplyDirectly(_ rows: PackedRows, _ head: Head, first: Int, count: Int) {
+        for offset in stride(from: 0, to: count, by: TileMultiplier.panelWidth) {
+            for k in stride(from: 0, to: rows.depth, by: TileMultiplier.chain) {
+                kernels.multiply(
+                    tile.base + offset, TileMultiplier.width, rows.at(k: k), rows.stripStride,
+                    head.panel((first + offset) / TileMultiplier.panelWidth, k: k), head.format.rawValue,
+                    rows.rows, min(TileMultiplier.chain, rows.depth - k), k > 0 ? 1 : 0)
+            }
+        }
+    }
+
+    /// Many rows: 128 k of 128 columns are packed in float, and all rows pass over them while they are in cache.
+    private func multiplyPanels(_ rows: PackedRows, first: Int, count: Int) {
+        for k in stride(from: 0, to: rows.depth, by: TileMultiplier.chain) {
+            let depth = min(TileMultiplier.chain, rows.depth - k)
+            for offset in stride(from: 0, to: count, by: TileMultiplier.panelWidth) {
+                let width = min(TileMultiplier.panelWidth, count - offset)
+                pack(first + offset, width: width, k: k, depth: depth)
+                kernels.multiply(
+                    tile.base + offset, TileMultiplier.width, rows.at(k: k), rows.stripStride, panel.base,
+                    Format.fp32.rawValue, rows.rows, depth, k > 0 ? 1 : 0)
+            }
+        }
+    }
+
+    /// Packs 32 columns of `depth` k in float.
+    private func pack(_ column: Int, width: Int, k: Int, depth: Int) {
         switch columns {
         case .borrowed(let weight):
             kernels.pack_panel_transposed(
-                place, weight.row(column) + k * weight.format.byteCount, weight.format.rawValue,
+                panel.base, weight.row(column) + k * weight.format.byteCount, weight.format.rawValue,
                 weight.rowStride, width, depth)
-            return (UnsafeRawPointer(place), .fp32)
         case .packed(let head):
-            let source = head.panel(column / TileMultiplier.panelWidth, k: k)
-            if head.format == .fp32 || rows <= 3 * kernels.strip_rows { return (source, head.format) }
             kernels.pack_panel(
-                place, source, head.format.rawValue, TileMultiplier.panelWidth, TileMultiplier.panelWidth,
-                depth)
-            return (UnsafeRawPointer(place), .fp32)
+                panel.base, head.panel(column / TileMultiplier.panelWidth, k: k), head.format.rawValue,
+                TileMultiplier.panelWidth, TileMultiplier.panelWidth, depth)
         }
     }
 }
