@@ -10,7 +10,9 @@ public enum MismatchAxis: Int32, CaseIterable, Sendable {
     case logRatio = 2
 }
 
-/// One bucket of a profile: tokens whose axis value is in [lower, upper); means are NaN in an empty bucket.
+/// One bucket of a profile: tokens whose axis value is in [lower, upper).
+///
+/// Means are NaN in an empty bucket.
 public struct MismatchBucket: Sendable {
     /// The lower edge, included.
     public var lower: Double
