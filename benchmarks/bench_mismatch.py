@@ -1,28 +1,24 @@
 """lockstep_mismatch_measure against NumPy's vectorised code for the same statistics.
 
-    python benchmarks/bench_mismatch.py [--tokens N] [--sequences N] [--rounds N]
+    python benchmarks/bench_mismatch.py [--quick] [--rounds N]
 
-fp32 log-probs with a mask, packed. Both sides run in one process, pinned to one core, turn by turn;
-medians. Both results are compared before anything is timed. Writes benchmarks/results/mismatch.json.
+fp32 log-probs with a mask, packed, one thread. Both sides run in one process, pinned to one core, turn by
+turn; medians. Their results are compared before anything is timed. --quick takes a small log, to see that
+everything runs; its figures mean nothing and are not written.
 """
 
 import argparse
-import datetime
-import json
 import os
 import pathlib
-import platform
-import statistics
-import subprocess
 import sys
-import time
 
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "Tests" / "Conformance"))
-from mismatch_library import measure  # noqa: E402
+import harness
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "Tests" / "Conformance"))
+from mismatch_library import measure
 
 QUANTILES = [0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999]
 
@@ -106,75 +102,56 @@ def check(ours, theirs):
             atol=1e-14, err_msg=name)
 
 
-def seconds(action):
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+# Float64 operations a token, a fused multiply-add being two: two exponentials (34 each), what follows from
+# them (28), sums, bands and the histogram bin (30).
+OPERATIONS = 126
 
 
-def machine():
-    cpu = platform.processor()
-    info = pathlib.Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next((line.split(": ")[1] for line in info.read_text().splitlines()
-                    if line.startswith("model name")), cpu)
-    return {"cpu": cpu, "cores": os.cpu_count(), "numpy": np.__version__, "python": platform.python_version()}
-
-
-def commit():
-    found = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=12"],
-                           capture_output=True, text=True)
-    return found.stdout.strip() or None
+def rollouts(tokens, sequences):
+    """Probabilities as a language model has them, most near 1, and noise that grows with 1 - p, as
+    rounding's does."""
+    rng = np.random.default_rng(0)
+    cuts = np.sort(rng.choice(np.arange(1, tokens), sequences - 1, replace=False))
+    rollout = np.log(rng.beta(3, 0.6, tokens)).astype(np.float32)
+    noise = 0.03 * rng.standard_normal(tokens).astype(np.float32) * (1 - np.exp(rollout))
+    offsets = np.concatenate([[0], cuts, [tokens]]).astype(np.int64)
+    return rollout + noise, rollout, rng.random(tokens) < 0.95, offsets
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=10_000_000)
-    parser.add_argument("--sequences", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=pathlib.Path, default=ROOT / "benchmarks/results/mismatch.json")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-
-    # Probabilities as a language model has them, most near 1; noise that grows with 1 - p, as rounding's.
-    rng = np.random.default_rng(0)
-    n = arguments.tokens
-    cuts = np.sort(rng.choice(np.arange(1, n), arguments.sequences - 1, replace=False))
-    offsets = np.concatenate([[0], cuts, [n]]).astype(np.int64)
-    rollout = np.log(rng.beta(3, 0.6, n)).astype(np.float32)
-    noise = 0.03 * rng.standard_normal(n).astype(np.float32) * (1 - np.exp(rollout))
-    trainer = rollout + noise
-    mask = rng.random(n) < 0.95
-    log = trainer, rollout, mask, offsets
-
+    harness.pin(1)
+    tokens, sequences = (100_000, 200) if arguments.quick else (10_000_000, 20_000)
+    log = rollouts(tokens, sequences)
     check(measure(*log, threads=1), numpy_statistics(*log))
-    read = np.ones(n, dtype=np.float64)
-    times = {"ours": [], "numpy": [], "read": []}
-    for _ in range(arguments.rounds):
-        times["ours"].append(seconds(lambda: measure(*log, threads=1)))
-        times["numpy"].append(seconds(lambda: numpy_statistics(*log)))
-        times["read"].append(seconds(read.sum))
-    median = {name: statistics.median(values) for name, values in times.items()}
-    bandwidth = read.nbytes / median["read"]
-    input_bytes = trainer.nbytes + rollout.nbytes + mask.nbytes
-    floor = 2 * input_bytes / bandwidth
+    median = harness.interleaved(
+        arguments.rounds, ours=lambda: measure(*log, threads=1), numpy=lambda: numpy_statistics(*log))
+
+    limits = harness.Limits()
+    read, flops = limits.gb_s(), limits.gflops() / 2  # float64 has half the lanes of float32
+    floors = {
+        "read_floor_ms": 2e3 * sum(array.nbytes for array in log) / (1e9 * read),
+        "arithmetic_floor_ms": 1e3 * OPERATIONS * tokens / (1e9 * flops)}
     row = {
-        "work": "mismatch, all statistics", "tokens": n, "sequences": arguments.sequences,
-        "format": "fp32", "mask": True, "threads": 1,
-        "ours_ms": 1e3 * median["ours"], "numpy_ms": 1e3 * median["numpy"],
-        "ratio": median["numpy"] / median["ours"], "ns_a_token": 1e9 * median["ours"] / n,
-        "read_gb_s": bandwidth / 1e9, "floor_ms": 1e3 * floor, "share_of_floor": floor / median["ours"],
-        "machine": machine(), "commit": commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-    print(f"mismatch, {n:,} tokens, {arguments.sequences:,} sequences, fp32, mask, 1 thread")
-    print(f"  Lockstep {row['ours_ms']:8.1f} ms   {row['ns_a_token']:.1f} ns a token")
-    print(f"  NumPy    {row['numpy_ms']:8.1f} ms   {row['ratio']:.1f} times as long")
-    print(f"  Floor    {row['floor_ms']:8.1f} ms   two reads of the input at {row['read_gb_s']:.1f} GB/s; "
-          f"{100 * row['share_of_floor']:.0f} % of it reached (the rest is arithmetic: two exponentials a token)")
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(row, indent=1) + "\n")
+        "work": "mismatch, all statistics", "tokens": tokens, "sequences": sequences, "format": "fp32",
+        "mask": True, "threads": 1, "ours_ms": 1e3 * median["ours"], "numpy_ms": 1e3 * median["numpy"],
+        "numpy_ratio": median["numpy"] / median["ours"], "ns_a_token": 1e9 * median["ours"] / tokens,
+        "read_gb_s": read, "float64_gflops": flops, **floors,
+        "share_of_limit": max(floors.values()) / (1e3 * median["ours"]),
+        "extra_mb": harness.extra_memory(lambda: measure(*log, threads=1)),
+        "numpy_extra_mb": harness.extra_memory(lambda: numpy_statistics(*log))}
+    print(f"mismatch, {tokens:,} tokens, {sequences:,} sequences, fp32, mask, 1 thread")
+    print(f"  Lockstep {row['ours_ms']:8.1f} ms   {row['ns_a_token']:.1f} ns a token, {row['extra_mb']:.0f} MB")
+    print(f"  NumPy    {row['numpy_ms']:8.1f} ms   {row['numpy_ratio']:.1f} times as long, "
+          f"{row['numpy_extra_mb']:.0f} MB")
+    print(f"  Floors   {row['arithmetic_floor_ms']:8.1f} ms   {OPERATIONS} float64 operations a token at "
+          f"{flops:.0f} GFLOP/s ({100 * row['share_of_limit']:.0f} % reached); two reads of the input at "
+          f"{read:.1f} GB/s: {row['read_floor_ms']:.1f} ms")
+    if not arguments.quick:
+        harness.write("mismatch", [row], numpy=np.__version__)
 
 
 if __name__ == "__main__":

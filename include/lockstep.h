@@ -390,8 +390,8 @@ lockstep_status lockstep_head_log_probs(const lockstep_tensor *log_probs,
  *     d = ln pi - ln mu   (log ratio)        r = exp(d) = pi / mu   (ratio)
  *
  * Log-probs are fp32, fp64, fp16 or bf16, in one of two layouts, the same for all inputs:
- *   packed  [tokens], with offsets [sequences + 1] int64: sequence i is [offsets[i], offsets[i+1])
- *           (offsets NULL: one sequence)
+ *   packed  [tokens], with offsets [sequences + 1] int64: sequence i is [offsets[i], offsets[i+1]);
+ *           the first is 0, the last the number of tokens (offsets NULL: one sequence)
  *   padded  [sequences x length], offsets NULL
  * A mask (uint8 or bool, shape of the log-probs, optional) says which tokens count. A masked token
  * is never read: a NaN there changes nothing. A sequence without counted tokens enters nothing and
@@ -444,8 +444,8 @@ typedef struct {
     lockstep_estimate mean_abs_log_ratio; /* mean |d| */
     lockstep_estimate rms_log_ratio;      /* sqrt(mean d^2) */
     double max_abs_log_ratio;             /* max |d| ... */
-    int64_t max_abs_sequence;             /* ... its sequence (the first of equals) ... */
-    int64_t max_abs_position;             /* ... and its index in that sequence */
+    int64_t max_abs_sequence;             /* ... its sequence (the first of equals; -1 if none) ... */
+    int64_t max_abs_position;             /* ... and its index in that sequence (-1 if none) */
     lockstep_estimate mean_abs_prob_diff; /* mean |exp(ln pi) - exp(ln mu)| */
     double max_abs_prob_diff;
     double pearson;           /* correlation of the two probabilities */

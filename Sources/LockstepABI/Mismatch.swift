@@ -9,7 +9,8 @@ extension lockstep_mismatch_options: GrowableOptions {
 
 @_cdecl("lockstep_mismatch_measure") @implementation
 public func lockstep_mismatch_measure(
-    _ mismatch: UnsafeMutablePointer<lockstep_mismatch>!, _ trainer_log_probs: UnsafePointer<lockstep_tensor>!,
+    _ mismatch: UnsafeMutablePointer<lockstep_mismatch>!,
+    _ trainer_log_probs: UnsafePointer<lockstep_tensor>!,
     _ rollout_log_probs: UnsafePointer<lockstep_tensor>!, _ mask: UnsafePointer<lockstep_tensor>!,
     _ offsets: UnsafePointer<lockstep_tensor>!, _ options: UnsafePointer<lockstep_mismatch_options>!
 ) -> lockstep_status {
@@ -29,7 +30,8 @@ public func lockstep_mismatch_measure(
 @_cdecl("lockstep_mismatch_sequences") @implementation
 public func lockstep_mismatch_sequences(
     _ sequences: UnsafeMutablePointer<lockstep_mismatch_sequence>!, _ count: Int,
-    _ trainer_log_probs: UnsafePointer<lockstep_tensor>!, _ rollout_log_probs: UnsafePointer<lockstep_tensor>!,
+    _ trainer_log_probs: UnsafePointer<lockstep_tensor>!,
+    _ rollout_log_probs: UnsafePointer<lockstep_tensor>!,
     _ mask: UnsafePointer<lockstep_tensor>!, _ offsets: UnsafePointer<lockstep_tensor>!,
     _ options: UnsafePointer<lockstep_mismatch_options>!
 ) -> lockstep_status {
@@ -50,7 +52,8 @@ public func lockstep_mismatch_sequences(
 public func lockstep_mismatch_profile(
     _ buckets: UnsafeMutablePointer<lockstep_mismatch_bucket>!, _ bucket_count: Int,
     _ edges: UnsafePointer<Double>!, _ axis: lockstep_mismatch_axis,
-    _ trainer_log_probs: UnsafePointer<lockstep_tensor>!, _ rollout_log_probs: UnsafePointer<lockstep_tensor>!,
+    _ trainer_log_probs: UnsafePointer<lockstep_tensor>!,
+    _ rollout_log_probs: UnsafePointer<lockstep_tensor>!,
     _ mask: UnsafePointer<lockstep_tensor>!, _ offsets: UnsafePointer<lockstep_tensor>!,
     _ options: UnsafePointer<lockstep_mismatch_options>!
 ) -> lockstep_status {
@@ -60,12 +63,13 @@ public func lockstep_mismatch_profile(
         guard let axis = MismatchAxis(rawValue: axis) else {
             throw invalid("axis is \(axis); see the LOCKSTEP_AXIS constants")
         }
-        guard (1...1 << 24).contains(bucket_count) else {
-            throw invalid("bucket_count is \(UInt(bitPattern: bucket_count)); give 1 to 16,777,216 buckets")
+        guard (0...1 << 24).contains(bucket_count) else {
+            throw invalid("bucket_count is \(UInt(bitPattern: bucket_count)); give at most 16,777,216")
         }
         try checkArray(buckets, "buckets", count: bucket_count)
-        try checkArray(edges, "edges", count: bucket_count + 1)
-        let edges = Array(UnsafeBufferPointer(start: edges, count: bucket_count + 1))
+        let edge_count = bucket_count == 0 ? 0 : bucket_count + 1
+        try checkArray(edges, "edges", count: edge_count)
+        let edges = Array(UnsafeBufferPointer(start: edges, count: edge_count))
         let profile = try pair.mismatchProfile(
             over: axis, edges: edges, nonFinite: policy, execution: execution)
         for (index, bucket) in profile.enumerated() { buckets[index] = lockstep_mismatch_bucket(bucket) }
@@ -87,7 +91,7 @@ public func lockstep_mismatch_exact(
             [.fp32, .fp16, .bf16], "[tokens x vocab]")
         let counted = try optionalMask(mask, shape: [p.rows], of: "one byte for each row of trainer_logits")
         guard rows == nil || row_count == p.rows else {
-            throw invalid("row_count is \(UInt(bitPattern: row_count)) but there are \(p.rows) rows of logits")
+            throw invalid("row_count is \(UInt(bitPattern: row_count)) but there are \(p.rows) rows")
         }
         if mean != nil { try checkArray(mean, "mean", count: 1) }
         if rows != nil { try checkArray(rows, "rows", count: row_count) }
@@ -124,7 +128,8 @@ private func logProbPair(
     }
     return try LogProbPair(
         trainer: trainer.packedOrPadded(), rollout: rollout.packedOrPadded(),
-        mask: try optionalMask(mask, shape: trainer.shape, of: "the shape of trainer_log_probs"), offsets: try optionalOffsets(offsets, for: trainer))
+        mask: try optionalMask(mask, shape: trainer.shape, of: "the shape of trainer_log_probs"),
+        offsets: try optionalOffsets(offsets, for: trainer))
 }
 
 private func optionalMask(
@@ -151,8 +156,7 @@ private func optionalOffsets(
     let offsets = try CheckedTensor(pointer, "offsets")
     guard Int(offsets.code) == LOCKSTEP_INT64 else { throw invalid("offsets: dtype must be int64") }
     guard tensor.shape.count == 1 else {
-        throw invalid(
-            "offsets: given with log-probs \(tensor.shape); give packed log-probs [tokens], or NULL")
+        throw invalid("offsets: given with log-probs \(tensor.shape); give packed ones [tokens], or NULL")
     }
     return try offsets.tokens("[sequences + 1]")
 }

@@ -8,11 +8,12 @@ their figures is; UNMAPPED says why the others have no counterpart. Both must be
 import gzip
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
-from mismatch_library import ROOT, exact, measure, profile, sequences
+from mismatch_library import ROOT, Divergence, Mismatch, exact, measure, profile, sequences
 
 VECTORS = json.loads((ROOT / "Tests" / "Vectors" / "mismatch.json").read_text())
 
@@ -306,6 +307,16 @@ def test_every_field_is_its_formula(dtype):
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(ours[name], value, rtol=2e-11, atol=1e-16, err_msg=str(name))
+
+
+def test_glossary_has_every_field():
+    """`_5pct` and `_10pct` stand for share_outside_5pct and share_outside_10pct there."""
+    glossary = (ROOT / "docs" / "Glossary.md").read_text()
+    named = set(re.findall(r"`(\w+)`", glossary)) | {"struct_size", "reserved", "share_outside_5pct",
+                                                      "share_outside_10pct"}
+    counts = {"tokens", "masked_tokens", "excluded_tokens", "sequences", "empty_sequences"}
+    assert {name for name, _ in Mismatch._fields_} - named - counts == set()
+    assert {name for name, _ in Divergence._fields_} - named == set()
 
 
 def test_one_minus_pearson_does_not_cancel():

@@ -135,7 +135,8 @@ private func lastError() -> String { String(cString: lockstep_last_error()) }
                 #expect(lockstep_mismatch_measure(.init(odd), trainer, rollout, nil, nil, nil) != LOCKSTEP_OK)
                 #expect(lastError().contains("mismatch: is not aligned"))
                 #expect(
-                    lockstep_mismatch_sequences(.init(odd), 3, trainer, rollout, nil, nil, nil) != LOCKSTEP_OK)
+                    lockstep_mismatch_sequences(.init(odd), 3, trainer, rollout, nil, nil, nil) != LOCKSTEP_OK
+                )
                 #expect(lastError().contains("sequences: is not aligned"))
                 #expect(
                     lockstep_mismatch_exact(.init(odd), nil, 0, trainer, rollout, nil, nil) != LOCKSTEP_OK)

@@ -10,7 +10,8 @@ import Testing
         var rollout = random.normal(vocab, scale: 4)
         var trainer = rollout
         for index in 0..<vocab {
-            trainer[index] += [0, 1e-6, 1e-2, 1, 30].randomElement(using: &random)! * Float.random(in: -1...1, using: &random)
+            let scale: Float = [0, 1e-6, 1e-2, 1, 30].randomElement(using: &random)!
+            trainer[index] += scale * Float.random(in: -1...1, using: &random)
             if vocab > 3, index % 11 == 3 { trainer[index] = -.infinity }
             if vocab > 3, index % 13 == 2 { rollout[index] = -.infinity }
         }

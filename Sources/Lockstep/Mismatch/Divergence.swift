@@ -25,9 +25,9 @@ public struct Divergence: Equatable, Sendable, BitwiseCopyable {
 /// values, so the divergences of nearly equal policies keep their digits. Extra memory: 16 bytes x vocab a
 /// thread, and 48 bytes a row.
 ///
-/// - Parameters:
-///   - mask: [1 x tokens], which rows count; all without it. A masked row is never read.
-///   - write: Called for each row in order, a masked one with a `Divergence()`. Not called on error.
+/// `mask` [1 x tokens] says which rows count, all without it; a masked row is never read. `write` is called
+/// for each row in order, for a masked one with a `Divergence()`; on error it is not called.
+///
 /// - Returns: The means over counted rows; NaN if there are none.
 /// - Throws: `.invalidArgument` for shapes, formats and options; `.nonFinite` for a counted row with a NaN,
 ///   +inf (rounding to fp16 makes one of a logit beyond 65,504), or only -inf.
@@ -49,7 +49,8 @@ public func exactDivergence(
         let (scratchBase, rowsBase) = (scratch.base, rows.base)
         parallelFor(tasks: tasks, threads: workers) { task, worker in
             let p = scratchBase + worker * 2 * room
-            for row in task * rowsPerTask..<min(trainer.rows, (task + 1) * rowsPerTask) where mask.counts(row) {
+            for row in task * rowsPerTask..<min(trainer.rows, (task + 1) * rowsPerTask) where mask.counts(row)
+            {
                 rowsBase[row] = DivergenceRow(
                     kernels, rule, trainer, rollout, row: row, scratch: (p, p + room))
             }
@@ -95,7 +96,9 @@ private func divergenceRule(_ options: LogProbOptions) throws(LockstepError) -> 
         rounding: options.logitsFormat.rawValue)
 }
 
-private func checkShapes(_ trainer: MatrixView, _ rollout: MatrixView, _ mask: MaskView?) throws(LockstepError) {
+private func checkShapes(
+    _ trainer: MatrixView, _ rollout: MatrixView, _ mask: MaskView?
+) throws(LockstepError) {
     try checkFormat(trainer.format, "trainer_logits")
     try checkFormat(rollout.format, "rollout_logits")
     guard trainer.rows == rollout.rows, trainer.columns == rollout.columns else {
@@ -130,8 +133,9 @@ extension Divergence {
         sameTop1 = operation(sameTop1, other.sameTop1)
     }
 
-    /// From the sums over the vocabulary. Rounding could take a sum of probabilities a hair beyond what it
-    /// can be.
+    /// From the sums over the vocabulary.
+    ///
+    /// Rounding could take a sum of probabilities a hair beyond what it can be.
     init(_ sums: lsk_divergence_sums, sameTop1: Bool) {
         klRolloutTrainer = sums.kl_rollout_trainer
         klTrainerRollout = sums.kl_trainer_rollout
@@ -170,7 +174,8 @@ private struct DivergenceRow: BitwiseCopyable {
 
     init(
         _ kernels: UnsafePointer<lsk_kernels>, _ rule: lsk_divergence_rule, _ trainer: MatrixView,
-        _ rollout: MatrixView, row: Int, scratch: (p: UnsafeMutablePointer<Double>, q: UnsafeMutablePointer<Double>)
+        _ rollout: MatrixView, row: Int,
+        scratch: (p: UnsafeMutablePointer<Double>, q: UnsafeMutablePointer<Double>)
     ) {
         var rule = rule
         let vocab = Int64(trainer.columns)
@@ -179,10 +184,15 @@ private struct DivergenceRow: BitwiseCopyable {
             &p, scratch.p, trainer.row(row), trainer.format.rawValue, vocab, &rule)
         kernels.pointee.divergence_row!(
             &q, scratch.q, rollout.row(row), rollout.format.rawValue, vocab, &rule)
-        failure =
-            p.failed != 0 ? .trainerNotFinite
-            : p.total == 0 ? .trainerOnlyNegativeInfinity
-            : q.failed != 0 ? .rolloutNotFinite : q.total == 0 ? .rolloutOnlyNegativeInfinity : nil
+        if p.failed != 0 {
+            failure = .trainerNotFinite
+        } else if p.total == 0 {
+            failure = .trainerOnlyNegativeInfinity
+        } else if q.failed != 0 {
+            failure = .rolloutNotFinite
+        } else if q.total == 0 {
+            failure = .rolloutOnlyNegativeInfinity
+        }
         guard failure == nil else { return }
         var sums = lsk_divergence_sums()
         kernels.pointee.divergence_sums!(

@@ -10,7 +10,9 @@ public enum MismatchAxis: Int32, CaseIterable, Sendable {
     case logRatio = 2
 }
 
-/// One bucket of a profile: tokens whose axis value is in [lower, upper); means are NaN in an empty bucket.
+/// One bucket of a profile: tokens whose axis value is in [lower, upper).
+///
+/// Means are NaN in an empty bucket.
 public struct MismatchBucket: Sendable {
     /// The lower edge, included.
     public var lower: Double
@@ -30,7 +32,7 @@ extension LogProbPair {
     /// Statistics by bucket of position, of probability, or of the log ratio.
     ///
     /// `edges` are strictly increasing, one more than there are buckets; infinities are allowed at the ends.
-    /// Tokens outside all buckets are left out.
+    /// Tokens outside all buckets are left out. Fewer than two edges make no bucket.
     ///
     /// *Order*: the sequences are cut into at most 32 runs (a function of the pair alone), each summed token
     /// by token, and the runs added in order.
@@ -49,6 +51,7 @@ extension LogProbPair {
         try check(edges)
         let scan = try MismatchScan(self, execution)
         let buckets = edges.count - 1
+        if buckets < 1 { return [] }
         let runs = MismatchRuns(scan.spans, buckets: buckets)
         let sums = try Scratch<BucketSums>(count: runs.count * buckets, filledWith: BucketSums())
         let refused = try Scratch<Int>(count: runs.count, filledWith: -1)
@@ -98,9 +101,6 @@ extension LogProbPair {
     }
 
     private func check(_ edges: [Double]) throws(LockstepError) {
-        guard edges.count >= 2 else {
-            throw LockstepError(.invalidArgument, "edges: give at least one bucket, that is two edges")
-        }
         for (index, edge) in edges.enumerated() {
             if edge.isNaN {
                 throw LockstepError(.invalidArgument, "edges: edges[\(index)] is NaN; give a number")

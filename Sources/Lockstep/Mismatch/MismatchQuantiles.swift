@@ -1,6 +1,6 @@
 import CLockstepKernels
 
-/// How many tokens have their log ratio in each of the kernels' bins; each worker counts on its own.
+/// How many tokens have their log ratio in each of the kernels' bins, counted by each worker on its own.
 struct MismatchHistogram: ~Copyable {
     static let bins = Int(LSK_MISMATCH_BINS)
 
@@ -29,10 +29,9 @@ enum MismatchQuantiles {
     /// The quantiles that are reported, in thousandths.
     static let thousandths = [1, 10, 50, 250, 500, 750, 950, 990, 999]
 
-    /// The quantiles of the log ratio over all `tokens` counted tokens: linear between order statistics, x[h]
-    /// with h = q (tokens - 1).
+    /// The quantiles of the log ratio over all `tokens` counted tokens; NaN where no token counts.
     ///
-    /// NaN where no token counts.
+    /// Linear between order statistics: x[h] with h = q (tokens - 1).
     static func measure(
         _ scan: MismatchScan, histogram: [Int], tokens: Int
     ) throws(LockstepError) -> [Double] {

@@ -2,9 +2,7 @@ import CLockstepKernels
 
 /// A run of tokens of one sequence: the unit in which the kernels sum, and so part of what fixes the bits.
 struct MismatchSpan {
-    /// The most tokens of a span.
-    ///
-    /// A longer sequence is cut at multiples of it.
+    /// The most tokens of a span; a longer sequence is cut at multiples of it.
     static let tokens = 4096
 
     let sequence: Int

@@ -1,7 +1,8 @@
 import CLockstepKernels
 
-/// The plain form of the exact divergences: one id of the vocabulary at a time. The kernels equal it bit
-/// for bit, on every instruction set.
+/// The plain form of the exact divergences: one id of the vocabulary at a time.
+///
+/// The kernels equal it bit for bit, on every instruction set.
 enum ReferenceDivergence {
     /// y = softCap(round(x)) / temperature, in float64 after the rounding.
     static func value(_ x: Float, _ rule: lsk_divergence_rule) -> Double {
@@ -27,7 +28,8 @@ enum ReferenceDivergence {
     static func row(_ logits: [Float], _ rule: lsk_divergence_rule) -> (below: [Double], lsk_divergence_row) {
         var row = lsk_divergence_row()
         let values = logits.map { value($0, rule) }
-        let rounded = logits.map { value($0, lsk_divergence_rule(temperature: 1, soft_cap: 0, rounding: rule.rounding)) }
+        let rounding = lsk_divergence_rule(temperature: 1, soft_cap: 0, rounding: rule.rounding)
+        let rounded = logits.map { value($0, rounding) }
         row.failed = rounded.contains { !($0 < .infinity) } ? 1 : 0
         row.maximum = values.max() ?? -.infinity
         if row.failed != 0 || row.maximum == -.infinity { return ([], row) }
