@@ -60,9 +60,10 @@ public func lockstep_mismatch_profile(
         guard let axis = MismatchAxis(rawValue: axis) else {
             throw invalid("axis is \(axis); see the LOCKSTEP_AXIS constants")
         }
-        guard (1...1 << 24).contains(bucket_count) else {
-            throw invalid("bucket_count is \(UInt(bitPattern: bucket_count)); give 1 to 16,777,216 buckets")
+        guard (0...1 << 24).contains(bucket_count) else {
+            throw invalid("bucket_count is \(UInt(bitPattern: bucket_count)); give at most 16,777,216 buckets")
         }
+        if bucket_count == 0 { return }
         try checkArray(buckets, "buckets", count: bucket_count)
         try checkArray(edges, "edges", count: bucket_count + 1)
         let edges = Array(UnsafeBufferPointer(start: edges, count: bucket_count + 1))
