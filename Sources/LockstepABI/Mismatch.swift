@@ -61,7 +61,7 @@ public func lockstep_mismatch_profile(
             throw invalid("axis is \(axis); see the LOCKSTEP_AXIS constants")
         }
         guard (0...1 << 24).contains(bucket_count) else {
-            throw invalid("bucket_count is \(UInt(bitPattern: bucket_count)); give at most 16,777,216 buckets")
+            throw invalid("bucket_count is \(UInt(bitPattern: bucket_count)); give 16,777,216 at most")
         }
         if bucket_count == 0 { return }
         try checkArray(buckets, "buckets", count: bucket_count)
