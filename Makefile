@@ -42,7 +42,7 @@ $(LIBRARY): $(SOURCES)
 .PHONY: swift-present
 swift-present:
 	@command -v $(SWIFT) > /dev/null || { \
-	    echo "'$(SWIFT)' is not on PATH: install Swift 6.2 or later from https://www.swift.org/install," \
+	    echo "'$(SWIFT)' is not on PATH: install Swift 6.3 or later from https://www.swift.org/install," \
 	        "or say SWIFT=/path/to/swift" >&2; exit 1; }
 
 ## test: everything, from nothing; prints a count for each part and the sum

@@ -64,7 +64,7 @@ public func lockstep_mismatch_profile(
             throw invalid("axis is \(axis); see the LOCKSTEP_AXIS constants")
         }
         guard (0...1 << 24).contains(bucket_count) else {
-            throw invalid("bucket_count is \(UInt(bitPattern: bucket_count)); give at most 16,777,216")
+            throw invalid("bucket_count is \(UInt(bitPattern: bucket_count)); give 16,777,216 at most")
         }
         try checkArray(buckets, "buckets", count: bucket_count)
         let edge_count = bucket_count == 0 ? 0 : bucket_count + 1

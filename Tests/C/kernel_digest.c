@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The instruction set, the rows of a strip, and 16 kernels. */
-_Static_assert(sizeof(lsk_kernels) == 18 * sizeof(void *), "a kernel came or went: it needs a digest here");
+/* The instruction set, the rows of a strip, and 18 kernels. */
+_Static_assert(sizeof(lsk_kernels) == 20 * sizeof(void *), "a kernel came or went: it needs a digest here");
 
 /* ---- digests */
 
@@ -355,6 +355,41 @@ static void digest_mismatch(int32_t trainer_format, int32_t rollout_format) {
     digest_end(name);
 }
 
+/* ---- divergence.h */
+
+static void digest_divergence(int32_t trainer_format, int32_t rollout_format) {
+    enum { COUNT = 1003, ROOM = COUNT + 16 };
+    static const int64_t counts[] = {1, 7, 16, 257, COUNT};
+    static const lsk_divergence_rule divergence_rules[] = {
+        {1, 0, LSK_FP32}, {0.7, 0, LSK_BF16}, {1.5, 30, LSK_FP16}, {1, 1.25, LSK_FP32}};
+    static double y[2][ROOM];
+    char name[64];
+    digest_begin();
+    for (size_t r = 0; r < sizeof divergence_rules / sizeof *divergence_rules; r++)
+        for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+            const int32_t formats[2] = {trainer_format, rollout_format};
+            lsk_divergence_row rows[2];
+            for (int side = 0; side < 2; side++) {
+                void *logits = random_values(formats[side], COUNT, 20);
+                kernels->divergence_row(&rows[side], y[side], logits, formats[side], counts[i], &divergence_rules[r]);
+                digest_double(rows[side].maximum);
+                digest_double(rows[side].total);
+                digest_integer(rows[side].top);
+                digest_integer(rows[side].failed);
+                digest_bytes(y[side], (size_t)counts[i] * sizeof(double));
+                free(logits);
+            }
+            lsk_divergence_sums sums;
+            kernels->divergence_sums(&sums, y[0], rows[0].total, y[1], rows[1].total, 0.125, counts[i]);
+            digest_double(sums.kl_rollout_trainer);
+            digest_double(sums.kl_trainer_rollout);
+            digest_double(sums.difference);
+            digest_double(sums.jensen_shannon);
+        }
+    snprintf(name, sizeof name, "divergence_%s_%s", name_of(trainer_format), name_of(rollout_format));
+    digest_end(name);
+}
+
 int main(int count, char **arguments) {
     static const char *const sets[] = {"baseline", "avx2", "avx512", "neon"};
     for (int32_t set = LSK_BASELINE; set <= LSK_NEON; set++)
@@ -380,6 +415,8 @@ int main(int count, char **arguments) {
     digest_lse_tile();
     for (int32_t trainer = LSK_FP32; trainer <= LSK_FP64; trainer++)
         for (int32_t rollout = LSK_FP32; rollout <= LSK_FP64; rollout++) digest_mismatch(trainer, rollout);
+    for (int32_t trainer = LSK_FP32; trainer <= LSK_BF16; trainer++)
+        for (int32_t rollout = LSK_FP32; rollout <= LSK_BF16; rollout++) digest_divergence(trainer, rollout);
     lsk_float_mode_leave(mode);
     return 0;
 }

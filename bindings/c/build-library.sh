@@ -13,7 +13,7 @@ swift=${SWIFT:-swift}
 soname=liblockstep.so.1
 
 if ! command -v "$swift" > /dev/null; then
-    echo "build-library.sh: '$swift' is not on PATH; install Swift 6.2 or later from" \
+    echo "build-library.sh: '$swift' is not on PATH; install Swift 6.3 or later from" \
         "https://www.swift.org/install, or set SWIFT to its swift command" >&2
     exit 1
 fi
