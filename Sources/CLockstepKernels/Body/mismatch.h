@@ -14,9 +14,13 @@ typedef struct {
     double trainer[LSK_MISMATCH_CHUNK];
     double rollout[LSK_MISMATCH_CHUNK];
     uint8_t counted[LSK_MISMATCH_CHUNK];  // 1 or 0
+    int32_t bins[LSK_MISMATCH_CHUNK];     // of d in the histogram
     int64_t padded;
     int64_t non_finite;  // tokens that the mask lets count, but a log-prob is not finite
+    int tame;            // no log-prob is beyond +-LSK_TAME: no exponential needs its ends looked after
 } lsk_chunk;
+
+#define LSK_TAME 350
 
 LSK_INLINE vl load_counted(const lsk_chunk *chunk, int64_t at) {
     vb64 bytes;
@@ -38,17 +42,53 @@ LSK_INLINE void store_doubles(double *out, vf v) {
     vd_store(out + LSK_LANES64, __builtin_convertvector(high, vd));
 }
 
-// The tokens of one register of floats, at `at` in the chunk; returns -1 in the lanes of non-finite ones.
-LSK_INLINE vi load_register(lsk_chunk *chunk, int64_t at, vf a, vf b) {
+// The histogram bin of d, which only has to be monotone in d: so the difference of two floats may be taken
+// in float. The last bin is of tokens that do not count.
+LSK_INLINE vi bin_of_floats(vf d, vi counted) {
+    const vf low = vf_splat(0x1p-24f), high = vf_splat(0x1.fffffep7f);
+    vf magnitude = (vf)((vi)d & INT32_MAX);
+    magnitude = vf_select(magnitude > low, magnitude, low);
+    magnitude = vf_select(magnitude < high, magnitude, high);
+    vi step = (vi)((vu)magnitude >> 16) - (vi)((vu)low >> 16) + 1;
+    vi negative = d < vf_splat(0);
+    vi bin = (((step & (d != vf_splat(0))) ^ negative) - negative) + LSK_MISMATCH_ZERO_BIN;
+    return (counted & bin) | (~counted & LSK_MISMATCH_UNCOUNTED_BIN);
+}
+
+// The same in float64, for inputs of which one is.
+LSK_INLINE vl bin_of_doubles(vd d, vl counted) {
+    const vd low = vd_splat(0x1p-24), high = vd_splat(0x1.fffffffffffffp7);
+    vul magnitude = (vul)vd_min(vd_max(vd_abs(d), low), high);
+    vl step = (vl)((magnitude >> 45) - ((vul)low >> 45)) + 1;
+    vl negative = d < vd_splat(0);
+    vl bin = (((step & (d != vd_splat(0))) ^ negative) - negative) + LSK_MISMATCH_ZERO_BIN;
+    return (counted & bin) | (~counted & LSK_MISMATCH_UNCOUNTED_BIN);
+}
+
+// What loading a register of tokens finds out.
+typedef struct {
+    vi non_finite;  // -1 for each non-finite token
+    vf reach;       // the largest |log-prob|
+} vf_found;
+
+// The tokens of one register of floats, at `at` in the chunk.
+LSK_INLINE void load_register(lsk_chunk *chunk, vf_found *found, int64_t at, vf a, vf b) {
     vb32 bytes;
     __builtin_memcpy(&bytes, chunk->counted + at, sizeof bytes);
     vi masked_in = __builtin_convertvector(bytes, vi) != 0;
     vi counted = masked_in & ((a - a) + (b - b) == vf_splat(0));
-    store_doubles(chunk->trainer + at, (vf)(counted & (vi)a));
-    store_doubles(chunk->rollout + at, (vf)(counted & (vi)b));
+    found->non_finite += masked_in & ~counted;
+    a = (vf)(counted & (vi)a);
+    b = (vf)(counted & (vi)b);
+    store_doubles(chunk->trainer + at, a);
+    store_doubles(chunk->rollout + at, b);
     bytes = __builtin_convertvector(counted & 1, vb32);
     __builtin_memcpy(chunk->counted + at, &bytes, sizeof bytes);
-    return masked_in & ~counted;
+    vi bins = bin_of_floats(a - b, counted);
+    __builtin_memcpy(chunk->bins + at, &bins, sizeof bins);
+    vf larger = (vf)((vi)a & INT32_MAX), other = (vf)((vi)b & INT32_MAX);
+    larger = vf_select(larger > other, larger, other);
+    found->reach = vf_select(larger > found->reach, larger, found->reach);
 }
 
 LSK_INLINE int64_t size_of(int32_t format) { return format == LSK_FP64 ? 8 : format == LSK_FP32 ? 4 : 2; }
@@ -57,18 +97,21 @@ LSK_INLINE int64_t size_of(int32_t format) { return format == LSK_FP64 ? 8 : for
 LSK_INLINE void load_narrow(lsk_chunk *chunk, const char *trainer, int32_t trainer_format,
                             const char *rollout, int32_t rollout_format, int64_t count) {
     const int64_t a_size = size_of(trainer_format), b_size = size_of(rollout_format);
-    vi non_finite = {0};
+    vf_found found = {0};
     int64_t at = 0;
     for (; at + LSK_LANES <= count; at += LSK_LANES)
-        non_finite += load_register(chunk, at, load_floats(trainer + at * a_size, trainer_format),
-                                    load_floats(rollout + at * b_size, rollout_format));
+        load_register(chunk, &found, at, load_floats(trainer + at * a_size, trainer_format),
+                      load_floats(rollout + at * b_size, rollout_format));
     if (at < count) {
         char a[LSK_WIDTH] = {0}, b[LSK_WIDTH] = {0};
         memcpy(a, trainer + at * a_size, (size_t)((count - at) * a_size));
         memcpy(b, rollout + at * b_size, (size_t)((count - at) * b_size));
-        non_finite += load_register(chunk, at, load_floats(a, trainer_format), load_floats(b, rollout_format));
+        load_register(chunk, &found, at, load_floats(a, trainer_format), load_floats(b, rollout_format));
     }
-    for (int i = 0; i < LSK_LANES; i++) chunk->non_finite -= non_finite[i];
+    for (int i = 0; i < LSK_LANES; i++) {
+        chunk->non_finite -= found.non_finite[i];
+        if (found.reach[i] > LSK_TAME) chunk->tame = 0;
+    }
 }
 
 static void widen(double *out, const char *in, int32_t format, int64_t count) {
@@ -101,8 +144,19 @@ static void load_wide(lsk_chunk *chunk, const char *trainer, int32_t trainer_for
         vd_store(chunk->rollout + at, (vd)(counted & (vl)b));
         vb64 bytes = __builtin_convertvector(counted & 1, vb64);
         __builtin_memcpy(chunk->counted + at, &bytes, sizeof bytes);
+        vl bins = bin_of_doubles((vd)(counted & (vl)a) - (vd)(counted & (vl)b), counted);
+        for (int i = 0; i < LSK_LANES64; i++) chunk->bins[at + i] = (int32_t)bins[i];
     }
+    chunk->tame = 0;
     for (int i = 0; i < LSK_LANES64; i++) chunk->non_finite += non_finite[i];
+}
+
+// Asks for the next chunk to be fetched while this one is worked on; fetching beyond the end is
+// harmless, and in a packed log it is the next sequence.
+LSK_INLINE void prefetch_chunk(const void *in, int64_t size) {
+    const uintptr_t next = (uintptr_t)in + (uintptr_t)(LSK_MISMATCH_CHUNK * size);
+    for (int64_t at = 0; at < LSK_MISMATCH_CHUNK * size; at += 64)
+        __builtin_prefetch((const void *)(next + (uintptr_t)at));
 }
 
 // Loads up to LSK_MISMATCH_CHUNK tokens from `start` on; returns 0 if the mask leaves them all out, and
@@ -112,6 +166,7 @@ static int load_chunk(lsk_chunk *chunk, const lsk_mismatch_span *span, int64_t s
     if (count > LSK_MISMATCH_CHUNK) count = LSK_MISMATCH_CHUNK;
     chunk->padded = (count + LSK_MISMATCH_LANES - 1) / LSK_MISMATCH_LANES * LSK_MISMATCH_LANES;
     chunk->non_finite = 0;
+    chunk->tame = 1;
     memset(chunk->counted, 1, (size_t)count);
     if (span->mask) {
         memcpy(chunk->counted, span->mask + start, (size_t)count);
@@ -124,11 +179,15 @@ static int load_chunk(lsk_chunk *chunk, const lsk_mismatch_span *span, int64_t s
     if (loaded < chunk->padded) loaded = chunk->padded;
     for (int64_t i = count; i < loaded; i++) {
         chunk->counted[i] = 0;
+        chunk->bins[i] = LSK_MISMATCH_UNCOUNTED_BIN;
         chunk->trainer[i] = chunk->rollout[i] = 0;
     }
     const int32_t a = span->trainer_format, b = span->rollout_format;
     const char *trainer = (const char *)span->trainer + start * size_of(a);
     const char *rollout = (const char *)span->rollout + start * size_of(b);
+    prefetch_chunk(trainer, size_of(a));
+    prefetch_chunk(rollout, size_of(b));
+    if (span->mask) prefetch_chunk(span->mask + start, 1);
     if (a == LSK_FP32 && b == LSK_FP32)
         load_narrow(chunk, trainer, LSK_FP32, rollout, LSK_FP32, count);
     else if (a != LSK_FP64 && b != LSK_FP64)
@@ -138,9 +197,6 @@ static int load_chunk(lsk_chunk *chunk, const lsk_mismatch_span *span, int64_t s
     return 1;
 }
 
-// d, without negative zeros.
-LSK_INLINE vd log_ratio_of(vd trainer, vd rollout) { return (trainer - rollout) + vd_splat(0); }
-
 // What follows from d alone.
 typedef struct {
     vd k3, ratio, exp_magnitude;
@@ -148,45 +204,39 @@ typedef struct {
     vd gone;    // 1 - exp(-|d|)
 } vd_ratio_terms;
 
-LSK_INLINE vd_ratio_terms ratio_terms_of(vd d) {
+// `tame`: |d| is known to be at most twice LSK_TAME. It leaves out what would change nothing.
+LSK_INLINE vd_ratio_terms ratio_terms_of(vd d, const int tame) {
     const vd limit = vd_splat(LSK_EXP_LIMIT), infinity = vd_splat(__builtin_inf());
-    vd_exp_parts e = vd_split_exp(vd_max(vd_min(d, limit), -limit));
+    vd_exp_parts e = vd_split_exp(tame ? d : vd_max(vd_min(d, limit), -limit));
     vd scale_less = e.scale - 1.0, inverse_less = e.inverse - 1.0;
     vd plus = e.r + e.q_plus, minus = e.q_minus - e.r;  // exp(+-r) - 1
     vd ratio = vd_fma(e.scale, plus, e.scale);
     vd inverse = vd_fma(e.inverse, minus, e.inverse);
     // exp(d) - 1 - d = 2^n q_plus + ((2^n - 1) + (2^n r - d)): exactly q_plus where n is 0.
     vd k3 = vd_fma(e.scale, e.q_plus, scale_less + vd_fma(e.scale, e.r, -d));
-    vl over = d > limit;
+    vd exp_magnitude = vd_max(ratio, inverse);
     vd_ratio_terms terms;
-    terms.ratio = vd_select(over, infinity, ratio);
-    terms.k3 = vd_select(over, infinity, k3);
-    terms.exp_magnitude = vd_select(vd_abs(d) > limit, infinity, vd_max(ratio, inverse));
+    terms.ratio = tame ? ratio : vd_select(d > limit, infinity, ratio);
+    terms.k3 = tame ? k3 : vd_select(d > limit, infinity, k3);
+    terms.exp_magnitude = tame ? exp_magnitude : vd_select(vd_abs(d) > limit, infinity, exp_magnitude);
     terms.shrink = vd_min(ratio, inverse);
     terms.gone = -vd_min(vd_fma(e.scale, plus, scale_less), vd_fma(e.inverse, minus, inverse_less));
     return terms;
 }
 
 // The larger of the two probabilities.
-LSK_INLINE vd larger_of(vd trainer, vd rollout) { return vd_exp(vd_max(trainer, rollout)); }
+LSK_INLINE vd larger_of(vd trainer, vd rollout, const int tame) {
+    vd larger = vd_max(trainer, rollout);
+    if (!tame) return vd_exp(larger);
+    vd_exp_parts e = vd_split_exp(larger);
+    return vd_fma(e.scale, e.r + e.q_plus, e.scale);
+}
 
 // p + q and p - q: the smaller probability is the larger one times exp(-|d|).
 LSK_INLINE vd sum_of(vd larger, vd shrink) { return vd_fma(larger, shrink, larger); }
 LSK_INLINE vd gap_of(vd larger, vd gone, vd d) {
     vd gap = larger * gone;
     return vd_select(d < vd_splat(0), -gap, gap);
-}
-
-// The histogram bin of d; the last one where the token does not count.
-LSK_INLINE vl bin_of(vd d, vl counted) {
-    const vd low = vd_splat(0x1p-24), high = vd_splat(0x1.fffffffffffffp7);
-    vul bits = (vul)vd_max(vd_min(vd_abs(d), high), low);
-    vl step = (vl)((bits >> 45) - ((vul)low >> 45));
-    vl below = LSK_MISMATCH_HALF_BINS - 1 - step, above = LSK_MISMATCH_HALF_BINS + 1 + step;
-    vl negative = d < vd_splat(0), zero = d == vd_splat(0);
-    vl bin = (negative & below) | (~negative & above);
-    bin = (zero & LSK_MISMATCH_ZERO_BIN) | (~zero & bin);
-    return (counted & bin) | (~counted & LSK_MISMATCH_UNCOUNTED_BIN);
 }
 
 // ln of the bounds of the bands [0.999, 1.002], [0.99, 1.01], [0.95, 1.05] and [0.9, 1.1].
@@ -219,162 +269,226 @@ LSK_INLINE int64_t count_lanes(const vl parts[LSK_MISMATCH_PARTS], int field) {
 static int find_shifts(lsk_mismatch_sums *sums, const lsk_chunk *chunk) {
     for (int64_t i = 0; i < chunk->padded; i++) {
         if (!chunk->counted[i]) continue;
-        vd a = vd_splat(chunk->trainer[i]), b = vd_splat(chunk->rollout[i]), d = log_ratio_of(a, b);
-        vd_ratio_terms terms = ratio_terms_of(d);
-        sums->sum_shift = sum_of(larger_of(a, b), terms.shrink)[0];
-        sums->gap_shift = gap_of(larger_of(a, b), terms.gone, d)[0];
+        vd a = vd_splat(chunk->trainer[i]), b = vd_splat(chunk->rollout[i]), d = a - b;
+        vd_ratio_terms terms = ratio_terms_of(d, 0);
+        sums->sum_shift = sum_of(larger_of(a, b, 0), terms.shrink)[0];
+        sums->gap_shift = gap_of(larger_of(a, b, 0), terms.gone, d)[0];
         return 1;
     }
     return 0;
 }
 
-// The accumulators of mismatch_sums, each in all lanes.
-enum {
-    SUM_LOG_RATIO, SUM_SQUARE, SUM_MAGNITUDE, SUM_K3, SUM_RATIO, SUM_RATIO_SQUARE, SUM_EXP_MAGNITUDE,
-    SUM_PROBABILITY_GAP, SUM_ROLLOUT, SUM_SUM, SUM_SUM_SQUARE, SUM_GAP, SUM_GAP_SQUARE, SUM_SUM_GAP,
-    SUM_COUNT
-};
+// What mismatch_sums keeps from chunk to chunk, in lanes. A chunk is gone over several times, each time by a
+// function of its own that takes few enough sums into registers.
+typedef struct {
+    vd rollout[LSK_MISMATCH_PARTS];
+    vl count[LSK_MISMATCH_PARTS];  // LSK_COUNT(0): tokens, LSK_COUNT(1): differing
+} lsk_token_lanes;
+
+typedef struct {
+    vd k3[LSK_MISMATCH_PARTS], exp_magnitude[LSK_MISMATCH_PARTS];
+    vd ratio[LSK_MISMATCH_PARTS], ratio_square[LSK_MISMATCH_PARTS];
+} lsk_ratio_lanes;
+
+typedef struct {
+    vd log_ratio[LSK_MISMATCH_PARTS], square[LSK_MISMATCH_PARTS], magnitude[LSK_MISMATCH_PARTS];
+    vl outside[LSK_MISMATCH_PARTS];  // LSK_COUNT(band)
+    vd largest[LSK_MISMATCH_PARTS];
+    vl largest_at[LSK_MISMATCH_PARTS];
+} lsk_difference_lanes;
+
+typedef struct {
+    vd probability_gap[LSK_MISMATCH_PARTS], largest_gap[LSK_MISMATCH_PARTS];
+    vd sum[LSK_MISMATCH_PARTS], sum_square[LSK_MISMATCH_PARTS];
+    vd gap[LSK_MISMATCH_PARTS], gap_square[LSK_MISMATCH_PARTS];
+    vd sum_gap[LSK_MISMATCH_PARTS];
+} lsk_moment_lanes;
+
+// What is worked out of a chunk between two goes over it.
+typedef struct {
+    double larger[LSK_MISMATCH_CHUNK];                        // the larger probability
+    double sum[LSK_MISMATCH_CHUNK], gap[LSK_MISMATCH_CHUNK];  // p + q, p - q
+} lsk_probabilities;
+
+#define LSK_PASS static __attribute__((noinline)) void
+
+LSK_INLINE void tokens_pass(lsk_token_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk,
+                            const int tame) {
+    lsk_token_lanes t = *lanes;
+    for (int64_t at = 0; at < chunk->padded; at += LSK_MISMATCH_LANES) {
+#pragma clang loop unroll(full)
+        for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
+            int64_t i = at + part * LSK_LANES64;
+            vd a = vd_load(chunk->trainer + i), b = vd_load(chunk->rollout + i);
+            vd_store(out->larger + i, larger_of(a, b, tame));
+            t.rollout[part] += b;
+            t.count[part] += load_counted(chunk, i) & LSK_COUNT(0);
+            t.count[part] += ((vl)a != (vl)b) & LSK_COUNT(1);
+        }
+    }
+    *lanes = t;
+}
+LSK_PASS add_tokens(lsk_token_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk) {
+    tokens_pass(lanes, out, chunk, 0);
+}
+LSK_PASS add_tame_tokens(lsk_token_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk) {
+    tokens_pass(lanes, out, chunk, 1);
+}
+
+// A token that does not count has d = 0, so only what is not 0 there is cut out.
+LSK_INLINE void ratios_pass(lsk_ratio_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk,
+                            const int tame) {
+    lsk_ratio_lanes r = *lanes;
+    for (int64_t at = 0; at < chunk->padded; at += LSK_MISMATCH_LANES) {
+#pragma clang loop unroll(full)
+        for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
+            int64_t i = at + part * LSK_LANES64;
+            vl counted = load_counted(chunk, i);
+            vd d = vd_load(chunk->trainer + i) - vd_load(chunk->rollout + i);
+            vd larger = vd_load(out->larger + i);
+            vd_ratio_terms t = ratio_terms_of(d, tame);
+            vd_store(out->sum + i, sum_of(larger, t.shrink));
+            vd_store(out->gap + i, gap_of(larger, t.gone, d));
+            vd ratio = (vd)(counted & (vl)t.ratio);
+            r.k3[part] += t.k3;
+            r.exp_magnitude[part] += (vd)(counted & (vl)t.exp_magnitude);
+            r.ratio[part] += ratio;
+            r.ratio_square[part] = vd_fma(ratio, ratio, r.ratio_square[part]);
+        }
+    }
+    *lanes = r;
+}
+LSK_PASS add_ratios(lsk_ratio_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk) {
+    ratios_pass(lanes, out, chunk, 0);
+}
+LSK_PASS add_tame_ratios(lsk_ratio_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk) {
+    ratios_pass(lanes, out, chunk, 1);
+}
+
+// `start` is the chunk's place in the span.
+LSK_PASS add_differences(lsk_difference_lanes *lanes, const lsk_chunk *chunk, int64_t start) {
+    static const int64_t first[LSK_MISMATCH_LANES] = {0, 1, 2, 3, 4, 5, 6, 7};
+    lsk_difference_lanes f = *lanes;
+    for (int64_t at = 0; at < chunk->padded; at += LSK_MISMATCH_LANES) {
+#pragma clang loop unroll(full)
+        for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
+            int64_t i = at + part * LSK_LANES64;
+            vd d = vd_load(chunk->trainer + i) - vd_load(chunk->rollout + i), magnitude = vd_abs(d);
+            f.log_ratio[part] += d;
+            f.square[part] = vd_fma(d, d, f.square[part]);
+            f.magnitude[part] += magnitude;
+            for (int band = 0; band < LSK_MISMATCH_BANDS; band++) {
+                vl beyond = (d < vd_splat(band_low[band])) | (d > vd_splat(band_high[band]));
+                f.outside[part] += beyond & LSK_COUNT(band);
+            }
+            vl position;
+            __builtin_memcpy(&position, first + part * LSK_LANES64, sizeof position);
+            position += start + at;
+            vl more = load_counted(chunk, i) & (magnitude > f.largest[part]);
+            f.largest[part] = vd_select(more, magnitude, f.largest[part]);
+            f.largest_at[part] = (more & position) | (~more & f.largest_at[part]);
+        }
+    }
+    *lanes = f;
+}
+
+LSK_PASS add_moments(lsk_moment_lanes *lanes, const lsk_probabilities *in, const lsk_chunk *chunk,
+                     const lsk_mismatch_sums *shifts) {
+    const vd sum_shift = vd_splat(shifts->sum_shift), gap_shift = vd_splat(shifts->gap_shift);
+    lsk_moment_lanes m = *lanes;
+    for (int64_t at = 0; at < chunk->padded; at += LSK_MISMATCH_LANES) {
+#pragma clang loop unroll(full)
+        for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
+            int64_t i = at + part * LSK_LANES64;
+            vl counted = load_counted(chunk, i);
+            vd gap = vd_load(in->gap + i), size = vd_abs(gap);
+            vd s = (vd)(counted & (vl)(vd_load(in->sum + i) - sum_shift));
+            vd g = (vd)(counted & (vl)(gap - gap_shift));
+            m.probability_gap[part] += size;
+            m.largest_gap[part] = vd_max(size, m.largest_gap[part]);
+            m.sum[part] += s;
+            m.sum_square[part] = vd_fma(s, s, m.sum_square[part]);
+            m.gap[part] += g;
+            m.gap_square[part] = vd_fma(g, g, m.gap_square[part]);
+            m.sum_gap[part] = vd_fma(s, g, m.sum_gap[part]);
+        }
+    }
+    *lanes = m;
+}
 
 // Writes the sums of `span`, and adds its tokens to `histogram` [LSK_MISMATCH_BINS] unless that is NULL.
-//
-// A chunk is gone over several times, with few enough sums each time that registers hold them.
 static void mismatch_sums(lsk_mismatch_sums *sums, uint64_t *histogram, const lsk_mismatch_span *span) {
     memset(sums, 0, sizeof *sums);
-    vd sum[SUM_COUNT][LSK_MISMATCH_PARTS] = {0};
-    vl outside[LSK_MISMATCH_PARTS] = {0}, count[LSK_MISMATCH_PARTS] = {0};
-    vd largest[LSK_MISMATCH_PARTS], largest_gap[LSK_MISMATCH_PARTS] = {0};
-    vl largest_at[LSK_MISMATCH_PARTS] = {0}, lane[LSK_MISMATCH_PARTS];
-    for (int i = 0; i < LSK_MISMATCH_LANES; i++) {
-        largest[i / LSK_LANES64][i % LSK_LANES64] = -1;
-        lane[i / LSK_LANES64][i % LSK_LANES64] = i;
-    }
-    int shifted = 0;
+    lsk_token_lanes t = {0};
+    lsk_ratio_lanes r = {0};
+    lsk_difference_lanes f = {0};
+    lsk_moment_lanes m = {0};
+    for (int part = 0; part < LSK_MISMATCH_PARTS; part++) f.largest[part] = vd_splat(-1);
 
     lsk_chunk chunk;
-    double log_ratio[LSK_MISMATCH_CHUNK], larger[LSK_MISMATCH_CHUNK];
-    double probability_sum[LSK_MISMATCH_CHUNK], probability_gap[LSK_MISMATCH_CHUNK];
-    int64_t bins[LSK_MISMATCH_CHUNK];
+    lsk_probabilities probabilities;
+    int shifted = 0;
     for (int64_t start = 0; start < span->count; start += LSK_MISMATCH_CHUNK) {
         if (!load_chunk(&chunk, span, start)) continue;
         sums->non_finite += chunk.non_finite;
         if (!shifted) shifted = find_shifts(sums, &chunk);
-        const vd sum_shift = vd_splat(sums->sum_shift), gap_shift = vd_splat(sums->gap_shift);
-
-        for (int64_t at = 0; at < chunk.padded; at += LSK_MISMATCH_LANES) {
-#pragma clang loop unroll(full)
-            for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
-                int64_t i = at + part * LSK_LANES64;
-                vd a = vd_load(chunk.trainer + i), b = vd_load(chunk.rollout + i);
-                vl counted = load_counted(&chunk, i);
-                vd d = log_ratio_of(a, b);
-                vd_store(log_ratio + i, d);
-                vd_store(larger + i, larger_of(a, b));
-                vl bin = bin_of(d, counted);
-                __builtin_memcpy(bins + i, &bin, sizeof bin);
-                sum[SUM_ROLLOUT][part] += b;
-                count[part] += (counted & LSK_COUNT(0)) + (((vl)a != (vl)b) & LSK_COUNT(1));
-            }
-        }
-
-        for (int64_t at = 0; at < chunk.padded; at += LSK_MISMATCH_LANES) {
-#pragma clang loop unroll(full)
-            for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
-                int64_t i = at + part * LSK_LANES64;
-                vl counted = load_counted(&chunk, i);
-                vd d = vd_load(log_ratio + i), h = vd_load(larger + i);
-                vd_ratio_terms t = ratio_terms_of(d);
-                vd_store(probability_sum + i, sum_of(h, t.shrink));
-                vd_store(probability_gap + i, gap_of(h, t.gone, d));
-                // A token that does not count has d = 0, so only what is not 0 there is cut out.
-                vd ratio = (vd)(counted & (vl)t.ratio);
-                sum[SUM_K3][part] += t.k3;
-                sum[SUM_RATIO][part] += ratio;
-                sum[SUM_RATIO_SQUARE][part] = vd_fma(ratio, ratio, sum[SUM_RATIO_SQUARE][part]);
-                sum[SUM_EXP_MAGNITUDE][part] += (vd)(counted & (vl)t.exp_magnitude);
-            }
-        }
-
-        for (int64_t at = 0; at < chunk.padded; at += LSK_MISMATCH_LANES) {
-#pragma clang loop unroll(full)
-            for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
-                int64_t i = at + part * LSK_LANES64;
-                vl counted = load_counted(&chunk, i);
-                vd d = vd_load(log_ratio + i), magnitude = vd_abs(d);
-                sum[SUM_LOG_RATIO][part] += d;
-                sum[SUM_SQUARE][part] = vd_fma(d, d, sum[SUM_SQUARE][part]);
-                sum[SUM_MAGNITUDE][part] += magnitude;
-                for (int band = 0; band < LSK_MISMATCH_BANDS; band++) {
-                    vl beyond = (d < vd_splat(band_low[band])) | (d > vd_splat(band_high[band]));
-                    outside[part] += beyond & LSK_COUNT(band);
-                }
-                vl more = counted & (magnitude > largest[part]);
-                vl position = lane[part] + (start + at);
-                largest[part] = vd_select(more, magnitude, largest[part]);
-                largest_at[part] = (more & position) | (~more & largest_at[part]);
-
-                vd gap = vd_load(probability_gap + i), size = vd_abs(gap);
-                vd s = (vd)(counted & (vl)(vd_load(probability_sum + i) - sum_shift));
-                vd g = (vd)(counted & (vl)(gap - gap_shift));
-                largest_gap[part] = vd_max(size, largest_gap[part]);
-                sum[SUM_PROBABILITY_GAP][part] += size;
-                sum[SUM_SUM][part] += s;
-                sum[SUM_SUM_SQUARE][part] = vd_fma(s, s, sum[SUM_SUM_SQUARE][part]);
-                sum[SUM_GAP][part] += g;
-                sum[SUM_GAP_SQUARE][part] = vd_fma(g, g, sum[SUM_GAP_SQUARE][part]);
-                sum[SUM_SUM_GAP][part] = vd_fma(s, g, sum[SUM_SUM_GAP][part]);
-            }
-        }
-
         if (histogram)
-            for (int64_t i = 0; i < chunk.padded; i++) histogram[bins[i]]++;
+            for (int64_t i = 0; i < chunk.padded; i++) histogram[chunk.bins[i]]++;
+        (chunk.tame ? add_tame_tokens : add_tokens)(&t, &probabilities, &chunk);
+        (chunk.tame ? add_tame_ratios : add_ratios)(&r, &probabilities, &chunk);
+        add_differences(&f, &chunk, start);
+        add_moments(&m, &probabilities, &chunk, sums);
     }
 
-    sums->log_ratio = add_lanes(sum[SUM_LOG_RATIO]);
-    sums->square = add_lanes(sum[SUM_SQUARE]);
-    sums->magnitude = add_lanes(sum[SUM_MAGNITUDE]);
-    sums->k3 = add_lanes(sum[SUM_K3]);
-    sums->ratio = add_lanes(sum[SUM_RATIO]);
-    sums->ratio_square = add_lanes(sum[SUM_RATIO_SQUARE]);
-    sums->exp_magnitude = add_lanes(sum[SUM_EXP_MAGNITUDE]);
-    sums->probability_gap = add_lanes(sum[SUM_PROBABILITY_GAP]);
-    sums->rollout = add_lanes(sum[SUM_ROLLOUT]);
-    sums->sum = add_lanes(sum[SUM_SUM]);
-    sums->sum_square = add_lanes(sum[SUM_SUM_SQUARE]);
-    sums->gap = add_lanes(sum[SUM_GAP]);
-    sums->gap_square = add_lanes(sum[SUM_GAP_SQUARE]);
-    sums->sum_gap = add_lanes(sum[SUM_SUM_GAP]);
-    sums->tokens = count_lanes(count, 0);
-    sums->differing = count_lanes(count, 1);
-    for (int band = 0; band < LSK_MISMATCH_BANDS; band++) sums->outside[band] = count_lanes(outside, band);
+    sums->tokens = count_lanes(t.count, 0);
+    sums->differing = count_lanes(t.count, 1);
+    for (int band = 0; band < LSK_MISMATCH_BANDS; band++) sums->outside[band] = count_lanes(f.outside, band);
+    sums->log_ratio = add_lanes(f.log_ratio);
+    sums->square = add_lanes(f.square);
+    sums->magnitude = add_lanes(f.magnitude);
+    sums->k3 = add_lanes(r.k3);
+    sums->ratio = add_lanes(r.ratio);
+    sums->ratio_square = add_lanes(r.ratio_square);
+    sums->exp_magnitude = add_lanes(r.exp_magnitude);
+    sums->probability_gap = add_lanes(m.probability_gap);
+    sums->rollout = add_lanes(t.rollout);
+    sums->sum = add_lanes(m.sum);
+    sums->sum_square = add_lanes(m.sum_square);
+    sums->gap = add_lanes(m.gap);
+    sums->gap_square = add_lanes(m.gap_square);
+    sums->sum_gap = add_lanes(m.sum_gap);
 
+    double largest[LSK_MISMATCH_LANES], largest_gap[LSK_MISMATCH_LANES];
+    int64_t largest_at[LSK_MISMATCH_LANES];
+    __builtin_memcpy(largest, f.largest, sizeof largest);
+    __builtin_memcpy(largest_at, f.largest_at, sizeof largest_at);
+    __builtin_memcpy(largest_gap, m.largest_gap, sizeof largest_gap);
     sums->largest = -1;
     for (int i = 0; i < LSK_MISMATCH_LANES; i++) {
-        double value = largest[i / LSK_LANES64][i % LSK_LANES64];
-        int64_t index = largest_at[i / LSK_LANES64][i % LSK_LANES64];
-        if (value > sums->largest || (value == sums->largest && index < sums->largest_at)) {
-            sums->largest = value;
-            sums->largest_at = index;
+        if (largest[i] > sums->largest ||
+            (largest[i] == sums->largest && largest_at[i] < sums->largest_at)) {
+            sums->largest = largest[i];
+            sums->largest_at = largest_at[i];
         }
-        double gap = largest_gap[i / LSK_LANES64][i % LSK_LANES64];
-        if (gap > sums->largest_gap) sums->largest_gap = gap;
+        if (largest_gap[i] > sums->largest_gap) sums->largest_gap = largest_gap[i];
     }
 }
 
 // Appends to `values` the d of the counted tokens whose bin is marked 1 in `wanted` [LSK_MISMATCH_BINS]
-// (others 0, the last too); returns how many. `values` has room for all tokens of the span and one more.
+// (others 0, the last too); returns how many. `values` has room for all tokens of the span.
 static int64_t mismatch_select(double *values, const uint8_t *wanted, const lsk_mismatch_span *span) {
     int64_t found = 0;
     lsk_chunk chunk;
+    int32_t places[LSK_MISMATCH_CHUNK + 1];
     for (int64_t start = 0; start < span->count; start += LSK_MISMATCH_CHUNK) {
         if (!load_chunk(&chunk, span, start)) continue;
-        for (int64_t at = 0; at < chunk.padded; at += LSK_LANES64) {
-            vd d = log_ratio_of(vd_load(chunk.trainer + at), vd_load(chunk.rollout + at));
-            vl bin = bin_of(d, load_counted(&chunk, at));
-            for (int i = 0; i < LSK_LANES64; i++) {
-                values[found] = d[i];
-                found += wanted[bin[i]];
-            }
+        int64_t here = 0;
+        for (int64_t i = 0; i < chunk.padded; i++) {
+            places[here] = (int32_t)i;
+            here += wanted[chunk.bins[i]];
         }
+        for (int64_t i = 0; i < here; i++)
+            values[found++] = chunk.trainer[places[i]] - chunk.rollout[places[i]];
     }
     return found;
 }
@@ -395,9 +509,9 @@ static int64_t mismatch_terms(double *log_ratio, double *k3, double *probability
         memcpy(counted + start, chunk.counted, (size_t)chunk.padded);
         for (int64_t at = 0; at < chunk.padded; at += LSK_LANES64) {
             vd b = vd_load(chunk.rollout + at);
-            vd d = log_ratio_of(vd_load(chunk.trainer + at), b);
+            vd d = vd_load(chunk.trainer + at) - b;
             vd_store(log_ratio + start + at, d);
-            vd_store(k3 + start + at, ratio_terms_of(d).k3);
+            vd_store(k3 + start + at, ratio_terms_of(d, 0).k3);
             vd_store(probability + start + at, vd_exp(b));
         }
     }
