@@ -32,128 +32,145 @@ LSK_INLINE int vi_any(vi mask) {
 // The larger; a NaN in x is passed over.
 LSK_INLINE vf vf_max(vf x, vf m) { return vf_select(x > m, x, m); }
 
-// What a tile needs of its row: the rule's temperature, and the reference N in the forms the loop takes.
+// A row within a block, in registers: its lanes, and the reference N in the forms the loop takes.
 typedef struct {
+    vf sum[LSK_NV], weighted[LSK_NV];
+    vf limit;  // a logit above it moves the reference
+    vf floor;  // logits below count as this, whose term is exactly 0
+    vf magic;  // adding it to y log2 e leaves n - N + 127 in the low bits
     float temperature, inverse, inverse_low;
-    vf limit;      // a logit above it moves the reference
-    vf floor;      // logits below count as this, whose term is exactly 0
-    vf magic;      // adding it to y log2 e leaves n - N + 127 in the low bits
-    vf reference;  // N
-} lse_frame;
+    int32_t reference, flags;
+} lse_run;
 
-// Where N stands. LSK_LSE_NONE: nowhere yet, so any logit above -inf is beyond the limit.
-LSK_INLINE void lse_set_reference(lse_frame *frame, int32_t reference) {
-    const float octave = LSK_LN2 * frame->temperature, n = (float)reference;
-    frame->limit = vf_splat(reference == LSK_LSE_NONE ? -__builtin_inff() : (n + LSK_HEADROOM) * octave);
-    frame->floor = vf_splat((n - 127) * octave);
-    frame->magic = vf_splat(LSK_MAGIC + (127 - n));
-    frame->reference = vf_splat(n);
+LSK_INLINE lse_run lse_start(const lsk_logit_rule *rule) {
+    lse_run run = {.temperature = rule->temperature, .inverse = rule->inverse,
+                   .inverse_low = rule->inverse_low, .reference = LSK_LSE_NONE};
+    run.limit = vf_splat(-__builtin_inff());  // any logit above -inf sets the reference
+    return run;
 }
 
-// Moves the reference. The lanes are scaled by an exact power of two, and what is weighted by y is taken
+LSK_INLINE void lse_set_reference(lse_run *run, int32_t reference) {
+    const float octave = LSK_LN2 * run->temperature, n = (float)reference;
+    run->reference = reference;
+    run->limit = vf_splat((n + LSK_HEADROOM) * octave);
+    run->floor = vf_splat((n - 127) * octave);
+    run->magic = vf_splat(LSK_MAGIC + (127 - n));
+}
+
+// Moves the reference up. The lanes are scaled by an exact power of two, and what is weighted by y is taken
 // relative to the new reference.
-LSK_INLINE void lse_move(vf sum[LSK_NV], vf weighted[LSK_NV], lsk_lse_state *state, lse_frame *frame,
-                         int32_t reference) {
-    if (state->reference != LSK_LSE_NONE) {
-        int32_t rise = reference - state->reference;
+LSK_INLINE void lse_move(lse_run *run, int32_t reference) {
+    if (run->reference != LSK_LSE_NONE) {
+        int32_t rise = reference - run->reference;
         union { int32_t bits; float value; } power = {.bits = rise > 126 ? 0 : (127 - rise) << 23};
         vf lower = vf_splat(-(float)rise * LSK_LN2);
         LSK_UNROLL
         for (int i = 0; i < LSK_NV; i++) {
-            weighted[i] = vf_fma(sum[i], lower, weighted[i]) * power.value;
-            sum[i] *= power.value;
+            run->weighted[i] = vf_fma(run->sum[i], lower, run->weighted[i]) * power.value;
+            run->sum[i] *= power.value;
         }
     }
-    state->reference = reference;
-    lse_set_reference(frame, reference);
+    lse_set_reference(run, reference);
 }
 
 // Before a tile is added: moves the reference if it must. Returns 0 if the tile has nothing to add.
 // Rare: once at the start of a block, then only on a jump of 8 octaves or in a tile without logits.
-LSK_INLINE int lse_prepare_tile(vf sum[LSK_NV], vf weighted[LSK_NV], lsk_lse_state *state, lse_frame *frame,
-                                const vf logits[2 * LSK_NV], vf top) {
-    float highest = top[0];
-    for (int i = 1; i < LSK_LANES; i++) highest = top[i] > highest ? top[i] : highest;
-    int skip = state->reference == LSK_LSE_NONE;
-    if (highest > frame->limit[0]) {
-        float y = highest * frame->inverse;
+LSK_INLINE int lse_prepare_tile(lse_run *run, const vf logits[2 * LSK_NV], vf top) {
+    float lanes[LSK_LANES];
+    vf_store(lanes, top);
+    LSK_UNROLL
+    for (int half = LSK_LANES / 2; half > 0; half /= 2)
+        LSK_UNROLL
+        for (int i = 0; i < half; i++) lanes[i] = lanes[i + half] > lanes[i] ? lanes[i + half] : lanes[i];
+    const float highest = lanes[0];
+    int skip = run->reference == LSK_LSE_NONE;
+    if (highest > run->limit[0]) {
+        float y = highest * run->inverse;
         if (y >= LSK_WIDE) {
-            state->flags |= highest == __builtin_inff() ? LSK_LSE_NOT_FINITE : LSK_LSE_WIDE;
+            run->flags |= highest == __builtin_inff() ? LSK_LSE_NOT_FINITE : LSK_LSE_WIDE;
             return 0;
         }
         // Below -2^20 it is nothing beside any ordinary logit: the row decides whether there is one.
         skip = y < -LSK_WIDE;
-        if (skip) state->flags |= LSK_LSE_LOW;
-        else lse_move(sum, weighted, state, frame, (int32_t)__builtin_rintf(y * LSK_LOG2_E));
+        if (skip) run->flags |= LSK_LSE_LOW;
+        else lse_move(run, (int32_t)__builtin_rintf(y * LSK_LOG2_E));
     }
     if (skip) {
         // Nothing to add, but a NaN shows in no maximum.
         LSK_UNROLL
         for (int i = 0; i < 2 * LSK_NV; i++)
-            if (vi_any(logits[i] != logits[i])) state->flags |= LSK_LSE_NOT_FINITE;
+            if (vi_any(logits[i] != logits[i])) run->flags |= LSK_LSE_NOT_FINITE;
     }
     return !skip;
 }
 
-// One tile: 128 logits into the lanes. The lanes stay in registers across tiles of one call.
-LSK_INLINE void lse_add_tile(vf sum[LSK_NV], vf weighted[LSK_NV], lsk_lse_state *state, lse_frame *frame,
-                             int32_t format, const void *x, ptrdiff_t at, int warm, int entropy) {
+// One tile: 128 logits into the lanes.
+LSK_INLINE void lse_add_tile(lse_run *run, int32_t format, const void *x, ptrdiff_t at, int warm, int entropy) {
     vf logits[2 * LSK_NV], top = vf_splat(-__builtin_inff());
     LSK_UNROLL
     for (int i = 0; i < 2 * LSK_NV; i++) {
         logits[i] = vf_load_as(format, x, at + i * LSK_LANES);
         top = vf_max(logits[i], top);
     }
-    if (__builtin_expect(state->reference == LSK_LSE_NONE || vi_any(top > frame->limit), 0))
-        if (!lse_prepare_tile(sum, weighted, state, frame, logits, top)) return;
+    if (__builtin_expect(run->reference == LSK_LSE_NONE || vi_any(top > run->limit), 0))
+        if (!lse_prepare_tile(run, logits, top)) return;
 
     LSK_UNROLL
     for (int i = 0; i < 2 * LSK_NV; i++) {
-        vf v = vf_select(frame->floor > logits[i], frame->floor, logits[i]);  // NaN stays
+        vf v = vf_select(run->floor > logits[i], run->floor, logits[i]);  // NaN stays
         vf y = v, low = {};
         if (warm) {
             // y + low = v / temperature to twice the precision: the division leaves no error behind.
-            y = v * vf_splat(frame->inverse);
-            low = vf_fma(v, vf_splat(frame->inverse), -y);
-            low = vf_fma(v, vf_splat(frame->inverse_low), low);
+            y = v * vf_splat(run->inverse);
+            low = vf_fma(v, vf_splat(run->inverse), -y);
+            low = vf_fma(v, vf_splat(run->inverse_low), low);
         }
-        vf t = vf_fma(y, vf_splat(LSK_LOG2_E), frame->magic);
+        vf t = vf_fma(y, vf_splat(LSK_LOG2_E), run->magic);
         vf power = (vf)((vi)t << 23);  // 2^(n - N), and exactly 0 at the floor
-        vf n = t - frame->magic;
+        vf n = t - run->magic;
         vf r = vf_exp_r(y, n);
         if (warm) r = r + low;
         vf p = vf_exp_p(r);
         if (entropy) {
             vf term = p * power;
-            vf u = vf_fma(n - frame->reference, vf_splat(LSK_LN2), r);  // y - N L
-            sum[i % LSK_NV] += term;
-            weighted[i % LSK_NV] = vf_fma(term, u, weighted[i % LSK_NV]);
+            vf u = vf_fma(n - vf_splat((float)run->reference), vf_splat(LSK_LN2), r);  // y - N L
+            run->sum[i % LSK_NV] += term;
+            run->weighted[i % LSK_NV] = vf_fma(term, u, run->weighted[i % LSK_NV]);
         } else {
-            sum[i % LSK_NV] = vf_fma(p, power, sum[i % LSK_NV]);
+            run->sum[i % LSK_NV] = vf_fma(p, power, run->sum[i % LSK_NV]);
         }
     }
 }
 
-static void lse_reset(lsk_lse_state *state) {
-    memset(state, 0, sizeof *state);
-    state->reference = LSK_LSE_NONE;
-}
-
 // Fixed tree: lane i takes lane i + 32, then + 16 ... + 1, in float64.
-static double lse_tree(const float *lanes) {
-    double tree[LSK_LANE_COUNT];
-    for (int i = 0; i < LSK_LANE_COUNT; i++) tree[i] = lanes[i];
-    for (int half = LSK_LANE_COUNT / 2; half > 0; half /= 2)
+LSK_INLINE double lse_tree(const vf lanes[LSK_NV]) {
+    float narrow[LSK_LANE_COUNT];
+    memcpy(narrow, lanes, sizeof narrow);
+    vd sums[LSK_LANE_COUNT / LSK_LANES64];
+    LSK_UNROLL
+    for (int i = 0; i < LSK_LANE_COUNT / LSK_LANES64; i++) {
+        vf_half part;
+        memcpy(&part, narrow + i * LSK_LANES64, sizeof part);
+        sums[i] = __builtin_convertvector(part, vd);
+    }
+    LSK_UNROLL
+    for (int half = LSK_LANE_COUNT / LSK_LANES64 / 2; half > 0; half /= 2)
+        LSK_UNROLL
+        for (int i = 0; i < half; i++) sums[i] += sums[i + half];
+    double tree[LSK_LANES64];
+    vd_store(tree, sums[0]);
+    LSK_UNROLL
+    for (int half = LSK_LANES64 / 2; half > 0; half /= 2)
+        LSK_UNROLL
         for (int i = 0; i < half; i++) tree[i] += tree[i + half];
     return tree[0];
 }
 
-static void lse_finish(lsk_lse_block *block, const lsk_lse_state *state) {
-    block->sum = lse_tree(state->sum);
-    block->weighted = lse_tree(state->weighted);
-    block->reference = state->reference;
-    block->flags = state->flags;
-    if (block->sum != block->sum) block->flags |= LSK_LSE_NOT_FINITE;
+LSK_INLINE lsk_lse_block lse_end(const lse_run *run, int entropy) {
+    lsk_lse_block block = {.sum = lse_tree(run->sum), .weighted = entropy ? lse_tree(run->weighted) : 0,
+                           .reference = run->reference, .flags = run->flags};
+    if (block.sum != block.sum) block.flags |= LSK_LSE_NOT_FINITE;
+    return block;
 }
 
 // tanh(x / cap) * cap, with -inf, +inf and NaN left as they are. With v = e^(-2a) - 1 and a = |x| / cap,
@@ -209,82 +226,91 @@ static void prepare_tile(float *tile, int32_t format, const void *x, ptrdiff_t a
 }
 
 // Adds `count` logits, all of one block, to a row's lanes.
-LSK_INLINE void lse_add(lsk_lse_state *state, int32_t format, const void *x, ptrdiff_t count,
+LSK_INLINE void lse_add(lse_run *run, int32_t format, const void *x, ptrdiff_t count,
                         const lsk_logit_rule *rule, int warm, int entropy) {
-    if (state->flags & (LSK_LSE_NOT_FINITE | LSK_LSE_WIDE)) return;
-    lse_frame frame = {.temperature = rule->temperature, .inverse = rule->inverse,
-                       .inverse_low = rule->inverse_low};
-    lse_set_reference(&frame, state->reference);
-    vf sum[LSK_NV], weighted[LSK_NV];
-    LSK_UNROLL
-    for (int i = 0; i < LSK_NV; i++) {
-        sum[i] = vf_load(state->sum + i * LSK_LANES);
-        weighted[i] = entropy ? vf_load(state->weighted + i * LSK_LANES) : (vf){};
-    }
     ptrdiff_t at = 0;
     if (is_plain(rule))
-        for (; at + LSK_TILE <= count; at += LSK_TILE)
-            lse_add_tile(sum, weighted, state, &frame, format, x, at, warm, entropy);
+        for (; at + LSK_TILE <= count; at += LSK_TILE) lse_add_tile(run, format, x, at, warm, entropy);
     for (; at < count; at += LSK_TILE) {
         float tile[LSK_TILE];
         prepare_tile(tile, format, x, at, count - at < LSK_TILE ? count - at : LSK_TILE, rule);
-        lse_add_tile(sum, weighted, state, &frame, LSK_FP32, tile, 0, warm, entropy);
-    }
-    LSK_UNROLL
-    for (int i = 0; i < LSK_NV; i++) {
-        vf_store(state->sum + i * LSK_LANES, sum[i]);
-        if (entropy) vf_store(state->weighted + i * LSK_LANES, weighted[i]);
+        lse_add_tile(run, LSK_FP32, tile, 0, warm, entropy);
     }
 }
 
-#define LSK_LSE_ADD(NAME, FORMAT, WARM, ENTROPY)                                              \
-    static void NAME(lsk_lse_state *state, const void *x, ptrdiff_t count,                    \
-                     const lsk_logit_rule *rule) {                                            \
-        lse_add(state, FORMAT, x, count, rule, WARM, ENTROPY);                                \
+LSK_INLINE void lse_row_as(lsk_lse_block *blocks, const void *x, int32_t format, ptrdiff_t count,
+                           const lsk_logit_rule *rule, int warm, int entropy) {
+    const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
+    for (ptrdiff_t start = 0; start < count; start += LSK_BLOCK) {
+        lse_run run = lse_start(rule);
+        lse_add(&run, format, (const char *)x + start * bytes,
+                count - start < LSK_BLOCK ? count - start : LSK_BLOCK, rule, warm, entropy);
+        *blocks++ = lse_end(&run, entropy);
     }
-LSK_LSE_ADD(lse_add_fp32, LSK_FP32, 0, 0)
-LSK_LSE_ADD(lse_add_fp16, LSK_FP16, 0, 0)
-LSK_LSE_ADD(lse_add_bf16, LSK_BF16, 0, 0)
-LSK_LSE_ADD(lse_add_fp32_entropy, LSK_FP32, 0, 1)
-LSK_LSE_ADD(lse_add_fp16_entropy, LSK_FP16, 0, 1)
-LSK_LSE_ADD(lse_add_bf16_entropy, LSK_BF16, 0, 1)
-LSK_LSE_ADD(lse_add_fp32_warm, LSK_FP32, 1, 0)
-LSK_LSE_ADD(lse_add_fp16_warm, LSK_FP16, 1, 0)
-LSK_LSE_ADD(lse_add_bf16_warm, LSK_BF16, 1, 0)
-LSK_LSE_ADD(lse_add_fp32_warm_entropy, LSK_FP32, 1, 1)
-LSK_LSE_ADD(lse_add_fp16_warm_entropy, LSK_FP16, 1, 1)
-LSK_LSE_ADD(lse_add_bf16_warm_entropy, LSK_BF16, 1, 1)
-
-typedef void (*lse_add_function)(lsk_lse_state *, const void *, ptrdiff_t, const lsk_logit_rule *);
-
-static lse_add_function lse_add_for(int32_t format, const lsk_logit_rule *rule, int32_t entropy) {
-    static const lse_add_function table[2][2][3] = {
-        {{lse_add_fp32, lse_add_fp16, lse_add_bf16},
-         {lse_add_fp32_entropy, lse_add_fp16_entropy, lse_add_bf16_entropy}},
-        {{lse_add_fp32_warm, lse_add_fp16_warm, lse_add_bf16_warm},
-         {lse_add_fp32_warm_entropy, lse_add_fp16_warm_entropy, lse_add_bf16_warm_entropy}}};
-    return table[rule->inverse != 1 || rule->inverse_low != 0][entropy != 0][format];
 }
+
+LSK_INLINE void lse_tile_as(lsk_lse_state *states, const float *tile, ptrdiff_t tile_stride, ptrdiff_t rows,
+                            ptrdiff_t count, const lsk_logit_rule *rule, int warm, int entropy) {
+    for (lsk_lse_state *state = states; state < states + rows; state++, tile += tile_stride) {
+        lse_run run = lse_start(rule);
+        run.flags = state->flags;
+        if (state->reference != LSK_LSE_NONE) lse_set_reference(&run, state->reference);
+        LSK_UNROLL
+        for (int i = 0; i < LSK_NV; i++) {
+            run.sum[i] = vf_load(state->sum + i * LSK_LANES);
+            run.weighted[i] = entropy ? vf_load(state->weighted + i * LSK_LANES) : (vf){};
+        }
+        lse_add(&run, LSK_FP32, tile, count, rule, warm, entropy);
+        LSK_UNROLL
+        for (int i = 0; i < LSK_NV; i++) {
+            vf_store(state->sum + i * LSK_LANES, run.sum[i]);
+            if (entropy) vf_store(state->weighted + i * LSK_LANES, run.weighted[i]);
+        }
+        state->reference = run.reference;
+        state->flags = run.flags;
+    }
+}
+
+// One function for each combination of what the inner loop must know.
+#define LSK_BY_FORMAT(WARM, ENTROPY)                                                               \
+    if (format == LSK_FP32) lse_row_as(blocks, x, LSK_FP32, count, rule, WARM, ENTROPY);           \
+    else if (format == LSK_FP16) lse_row_as(blocks, x, LSK_FP16, count, rule, WARM, ENTROPY);      \
+    else lse_row_as(blocks, x, LSK_BF16, count, rule, WARM, ENTROPY)
+
+static int is_warm(const lsk_logit_rule *rule) { return rule->inverse != 1 || rule->inverse_low != 0; }
 
 // A row of logits in memory: one lsk_lse_block for every 2,048.
 static void lse_row(lsk_lse_block *blocks, const void *x, int32_t format, ptrdiff_t count,
                     const lsk_logit_rule *rule, int32_t entropy) {
-    const lse_add_function add = lse_add_for(format, rule, entropy);
-    const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
-    for (ptrdiff_t start = 0; start < count; start += LSK_BLOCK) {
-        lsk_lse_state state;
-        lse_reset(&state);
-        add(&state, (const char *)x + start * bytes, count - start < LSK_BLOCK ? count - start : LSK_BLOCK,
-            rule);
-        lse_finish(blocks++, &state);
+    if (is_warm(rule)) {
+        if (entropy) { LSK_BY_FORMAT(1, 1); } else { LSK_BY_FORMAT(1, 0); }
+    } else {
+        if (entropy) { LSK_BY_FORMAT(0, 1); } else { LSK_BY_FORMAT(0, 0); }
     }
 }
 
 // Tiles that a matrix product left in float: `count` <= 128 columns of `rows` rows.
 static void lse_tile(lsk_lse_state *states, const float *tile, ptrdiff_t tile_stride, ptrdiff_t rows,
                      ptrdiff_t count, const lsk_logit_rule *rule, int32_t entropy) {
-    const lse_add_function add = lse_add_for(LSK_FP32, rule, entropy);
-    for (ptrdiff_t row = 0; row < rows; row++) add(&states[row], tile + row * tile_stride, count, rule);
+    if (is_warm(rule)) {
+        if (entropy) lse_tile_as(states, tile, tile_stride, rows, count, rule, 1, 1);
+        else lse_tile_as(states, tile, tile_stride, rows, count, rule, 1, 0);
+    } else {
+        if (entropy) lse_tile_as(states, tile, tile_stride, rows, count, rule, 0, 1);
+        else lse_tile_as(states, tile, tile_stride, rows, count, rule, 0, 0);
+    }
+}
+
+static void lse_reset(lsk_lse_state *state) {
+    memset(state, 0, sizeof *state);
+    state->reference = LSK_LSE_NONE;
+}
+
+static void lse_finish(lsk_lse_block *block, const lsk_lse_state *state) {
+    lse_run run = {.reference = state->reference, .flags = state->flags};
+    memcpy(run.sum, state->sum, sizeof run.sum);
+    memcpy(run.weighted, state->weighted, sizeof run.weighted);
+    *block = lse_end(&run, 1);
 }
 
 // A row as the log-softmax sees it, before the temperature, minus `shift`.
@@ -303,8 +329,8 @@ static void prepare_row(float *out, const void *x, int32_t format, ptrdiff_t cou
 // the soft-cap. `out` may be `x`.
 LSK_INLINE void gradient_tile(float *out, int32_t format, const void *x, ptrdiff_t at, ptrdiff_t count,
                               ptrdiff_t target, const lsk_logit_rule *rule, const lsk_gradient_row *row) {
-    lse_frame frame = {.temperature = rule->temperature};
-    lse_set_reference(&frame, row->reference);
+    lse_run run = lse_start(rule);
+    lse_set_reference(&run, row->reference);
     const vf inverse_sum = vf_splat(row->inverse_sum);
     float raw[LSK_TILE];
     if (count < LSK_TILE)
@@ -313,16 +339,16 @@ LSK_INLINE void gradient_tile(float *out, int32_t format, const void *x, ptrdiff
     for (int i = 0; i < LSK_TILE; i += LSK_LANES) {
         vf slope, v = count < LSK_TILE ? vf_load(raw + i) : vf_load_as(format, x, at + i);
         v = vf_prepare(v, rule, &slope) - vf_splat(row->shift);
-        v = vf_select(frame.floor > v, frame.floor, v);
+        v = vf_select(run.floor > v, run.floor, v);
         vf y = v * vf_splat(rule->inverse);
         vf low = vf_fma(v, vf_splat(rule->inverse), -y);
         low = vf_fma(v, vf_splat(rule->inverse_low), low);
-        vf t = vf_fma(y, vf_splat(LSK_LOG2_E), frame.magic);
+        vf t = vf_fma(y, vf_splat(LSK_LOG2_E), run.magic);
         vf power = (vf)((vi)t << 23);
-        vf n = t - frame.magic;
+        vf n = t - run.magic;
         vf r = vf_exp_r(y, n) + low;
         vf p = vf_exp_p(r) * power * inverse_sum;
-        vf u = vf_fma(n - frame.reference, vf_splat(LSK_LN2), r);
+        vf u = vf_fma(n - vf_splat((float)row->reference), vf_splat(LSK_LN2), r);
         vf w = vf_fma(u + vf_splat(row->entropy_offset), vf_splat(row->d_entropy), vf_splat(row->d_log_prob));
         vf chosen = {};
         ptrdiff_t lane = target - i;
