@@ -82,22 +82,6 @@ static void multiply(float *c, ptrdiff_t c_stride, const float *strips, ptrdiff_
     }
 }
 
-// Strips of the left operand from rows of m x k elements.
-static void pack_strips(float *strips, const void *x, int32_t format, ptrdiff_t row_stride, ptrdiff_t m,
-                        ptrdiff_t k) {
-    const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
-    for (ptrdiff_t row = 0; row < m; row++) {
-        float *to = strips + row / LSK_MR * (LSK_MR * k) + row % LSK_MR;
-        const char *from = (const char *)x + row * row_stride * bytes;
-        ptrdiff_t at = 0;
-        for (; at + LSK_LANES <= k; at += LSK_LANES) {
-            vf v = vf_load_as(format, from, at);
-            for (int i = 0; i < LSK_LANES; i++) to[(at + i) * LSK_MR] = v[i];
-        }
-        for (; at < k; at++) to[at * LSK_MR] = load_one(format, from, at);
-    }
-}
-
 // Strips of the left operand from its transpose: rows of k x m floats.
 static void pack_strips_transposed(float *strips, const float *x, ptrdiff_t row_stride, ptrdiff_t m,
                                    ptrdiff_t k) {
@@ -171,6 +155,31 @@ LSK_INLINE void transpose(vf v[LSK_LANES]) {
 #undef S
 }
 
+// Strips of the left operand from rows of m x k elements. Transposed registers are stored whole, each over the
+// spare lanes of the one before: the buffer has room for one register more than the strips.
+static void pack_strips(float *strips, const void *x, int32_t format, ptrdiff_t row_stride, ptrdiff_t m,
+                        ptrdiff_t k) {
+    const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
+    for (ptrdiff_t first = 0; first < m; first += LSK_MR, strips += LSK_MR * k) {
+        const char *rows = (const char *)x + first * row_stride * bytes;
+        const ptrdiff_t part = m - first < LSK_MR ? m - first : LSK_MR;
+        ptrdiff_t at = 0;
+#if LSK_MR <= LSK_LANES
+        if (part == LSK_MR)
+            for (; at + LSK_LANES <= k; at += LSK_LANES) {
+                vf v[LSK_LANES] = {{0}};
+                LSK_UNROLL
+                for (int i = 0; i < LSK_MR; i++) v[i] = vf_load_as(format, rows + i * row_stride * bytes, at);
+                transpose(v);
+                for (int i = 0; i < LSK_LANES; i++) vf_store(strips + (at + i) * LSK_MR, v[i]);
+            }
+#endif
+        for (; at < k; at++)
+            for (ptrdiff_t i = 0; i < part; i++)
+                strips[at * LSK_MR + i] = load_one(format, rows + i * row_stride * bytes, at);
+    }
+}
+
 // A panel of the right operand from its transpose: n <= 32 rows of k elements (rows of a head).
 static void pack_panel_transposed(float *panel, const void *x, int32_t format, ptrdiff_t row_stride,
                                   ptrdiff_t n, ptrdiff_t k) {
@@ -181,8 +190,12 @@ static void pack_panel_transposed(float *panel, const void *x, int32_t format, p
         for (; at + LSK_LANES <= k; at += LSK_LANES)
             for (ptrdiff_t j = 0; j < LSK_PANEL; j += LSK_LANES) {
                 vf v[LSK_LANES];
-                for (int i = 0; i < LSK_LANES; i++)
-                    v[i] = vf_load_as(format, rows + (j + i) * row_stride * bytes, at);
+                for (int i = 0; i < LSK_LANES; i++) {
+                    const char *row = rows + (j + i) * row_stride * bytes;
+                    v[i] = vf_load_as(format, row, at);
+                    // The next panel's rows: no prefetcher follows so many short runs.
+                    __builtin_prefetch(row + (LSK_PANEL * row_stride + at) * bytes);
+                }
                 transpose(v);
                 for (int i = 0; i < LSK_LANES; i++) vf_store(panel + (at + i) * LSK_PANEL + j, v[i]);
             }

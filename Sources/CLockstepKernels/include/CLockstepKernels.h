@@ -111,6 +111,7 @@ typedef struct {
     ptrdiff_t strip_rows;
     void (*multiply)(float *c, ptrdiff_t c_stride, const float *strips, ptrdiff_t strip_stride,
                      const void *panel, int32_t format, ptrdiff_t m, ptrdiff_t k, int32_t add);
+    // pack_strips writes up to 16 floats beyond the strips: leave room for them.
     void (*pack_strips)(float *strips, const void *x, int32_t format, ptrdiff_t row_stride, ptrdiff_t m,
                         ptrdiff_t k);
     void (*pack_strips_transposed)(float *strips, const float *x, ptrdiff_t row_stride, ptrdiff_t m,

@@ -16,7 +16,8 @@ final class PackedRows: @unchecked Sendable {
         self.kernels = kernels.pointee
         self.depth = depth
         let stripRows = kernels.pointee.strip_rows
-        strips = try Scratch(count: (rows + stripRows - 1) / stripRows * stripRows * depth)
+        // One register more than the strips: pack_strips stores whole registers.
+        strips = try Scratch(count: (rows + stripRows - 1) / stripRows * stripRows * depth + 16)
     }
 
     /// Packs rows of a matrix in any of the three formats.

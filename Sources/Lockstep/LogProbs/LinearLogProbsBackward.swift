@@ -96,7 +96,7 @@ private final class LinearBackward: @unchecked Sendable {
     private static let chain = Int(LSK_CHAIN)
     private static let panel = Int(LSK_PANEL)
     /// Vocabulary entries of one task of the head's gradient: a multiple of every strip height.
-    private static let entriesPerTask = 516
+    private static let entriesPerTask = 264
 
     /// Scratch of one worker.
     private final class Worker: @unchecked Sendable {
@@ -174,63 +174,81 @@ private final class LinearBackward: @unchecked Sendable {
     }
 
     /// dHidden [tokens x H] += dLogits [tokens x block] weight [block x H]: chains over the vocabulary.
+    ///
+    /// A task has a few panels of columns, so that 128 k of all rows stay in cache while they pass over them.
     private func addToHidden(_ chunk: Range<Int>, _ block: Range<Int>) {
         dLogitsRows.pack(
             MatrixView(
                 dLogits.base, .fp32, rows: chunk.count, columns: block.count, rowStride: LinearBackward.block),
             0..<chunk.count)
-        parallelFor(tasks: dHiddenStride / LinearBackward.panel, threads: scorer.threads) { task, worker in
-            let column = task * LinearBackward.panel
-            let width = min(LinearBackward.panel, scorer.hidden.columns - column)
-            let panel = workers[worker].panel.base
+        let panels = dHiddenStride / LinearBackward.panel
+        let panelsPerTask = min(9, (panels + scorer.threads - 1) / scorer.threads)
+        let tasks = (panels + panelsPerTask - 1) / panelsPerTask
+        parallelFor(tasks: tasks, threads: scorer.threads) { task, worker in
+            let columns = task * panelsPerTask..<min(panels, (task + 1) * panelsPerTask)
             for k in stride(from: 0, to: block.count, by: LinearBackward.chain) {
                 let depth = min(LinearBackward.chain, block.count - k)
-                kernels.pack_panel(
-                    panel, weight.row(block.lowerBound + k) + column * weight.format.byteCount,
-                    weight.format.rawValue, weight.rowStride, width, depth)
-                kernels.multiply(
-                    dHidden.base + column, dHiddenStride, dLogitsRows.at(k: k), dLogitsRows.stripStride,
-                    panel,
-                    Format.fp32.rawValue, chunk.count, depth, block.lowerBound + k > 0 ? 1 : 0)
+                for column in columns {
+                    let packed = pack(
+                        weight, rows: block.lowerBound + k..<block.lowerBound + k + depth, column, worker)
+                    kernels.multiply(
+                        dHidden.base + column * LinearBackward.panel, dHiddenStride, dLogitsRows.at(k: k),
+                        dLogitsRows.stripStride, packed, Format.fp32.rawValue, chunk.count, depth,
+                        block.lowerBound + k > 0 ? 1 : 0)
+                }
             }
         }
     }
 
     /// dWeight [block x H] += dLogits^T [block x tokens] hidden [tokens x H]: chains over tokens.
+    ///
+    /// A task has a few vocabulary entries, so that all their tokens stay in cache while all columns pass.
     private func addToWeight(_ chunk: Range<Int>, _ block: Range<Int>) {
         let out = buffers.weight!
         dLogitsColumns.packTransposed(
             dLogits.base, rowStride: LinearBackward.block, count: block.count, depth: chunk.count)
         let entries = LinearBackward.entriesPerTask
-        let parts = (block.count + entries - 1) / entries
-        let panels = dHiddenStride / LinearBackward.panel
-        parallelFor(tasks: parts * panels, threads: scorer.threads) { task, worker in
-            let firstEntry = task / panels * entries
-            let count = min(entries, block.count - firstEntry)
-            let column = task % panels * LinearBackward.panel
-            let width = min(LinearBackward.panel, scorer.hidden.columns - column)
-            let (panel, tile) = (workers[worker].panel.base, workers[worker].dWeight.base)
-            func target(_ entry: Int) -> UnsafeMutablePointer<Float> {
-                out.row(block.lowerBound + firstEntry + entry).assumingMemoryBound(to: Float.self) + column
-            }
-            for entry in 0..<count {
-                (tile + entry * LinearBackward.panel).update(from: target(entry), count: width)
-            }
-            for k in stride(from: 0, to: chunk.count, by: LinearBackward.chain) {
-                let depth = min(LinearBackward.chain, chunk.count - k)
-                let hidden = scorer.hidden
-                kernels.pack_panel(
-                    panel, hidden.row(chunk.lowerBound + k) + column * hidden.format.byteCount,
-                    hidden.format.rawValue, hidden.rowStride, width, depth)
-                kernels.multiply(
-                    tile, LinearBackward.panel,
-                    dLogitsColumns.at(k: k) + firstEntry / kernels.strip_rows * dLogitsColumns.stripStride,
-                    dLogitsColumns.stripStride, panel, Format.fp32.rawValue, count, depth, 1)
-            }
-            for entry in 0..<count {
-                target(entry).update(from: tile + entry * LinearBackward.panel, count: width)
+        let tasks = (block.count + entries - 1) / entries
+        parallelFor(tasks: tasks, threads: scorer.threads) { task, worker in
+            let first = task * entries
+            let count = min(entries, block.count - first)
+            let strips = first / kernels.strip_rows * dLogitsColumns.stripStride
+            let tile = workers[worker].dWeight.base
+            for column in 0..<dHiddenStride / LinearBackward.panel {
+                let offset = column * LinearBackward.panel
+                let width = min(LinearBackward.panel, scorer.hidden.columns - offset)
+                func target(_ entry: Int) -> UnsafeMutablePointer<Float> {
+                    out.row(block.lowerBound + first + entry).assumingMemoryBound(to: Float.self) + offset
+                }
+                for entry in 0..<count {
+                    (tile + entry * LinearBackward.panel).update(from: target(entry), count: width)
+                }
+                for k in stride(from: 0, to: chunk.count, by: LinearBackward.chain) {
+                    let depth = min(LinearBackward.chain, chunk.count - k)
+                    let packed = pack(
+                        scorer.hidden, rows: chunk.lowerBound + k..<chunk.lowerBound + k + depth, column,
+                        worker)
+                    kernels.multiply(
+                        tile, LinearBackward.panel, dLogitsColumns.at(k: k) + strips,
+                        dLogitsColumns.stripStride, packed, Format.fp32.rawValue, count, depth, 1)
+                }
+                for entry in 0..<count {
+                    target(entry).update(from: tile + entry * LinearBackward.panel, count: width)
+                }
             }
         }
+    }
+
+    /// Packs 32 columns of some rows of a matrix as a right operand.
+    private func pack(
+        _ matrix: MatrixView, rows: Range<Int>, _ column: Int, _ worker: Int
+    ) -> UnsafePointer<Float> {
+        let offset = column * LinearBackward.panel
+        let panel = workers[worker].panel.base
+        kernels.pack_panel(
+            panel, matrix.row(rows.lowerBound) + offset * matrix.format.byteCount, matrix.format.rawValue,
+            matrix.rowStride, min(LinearBackward.panel, matrix.columns - offset), rows.count)
+        return UnsafePointer(panel)
     }
 
     /// dBias [block] += sum over tokens of dLogits: the same chains, with a right operand of ones.
