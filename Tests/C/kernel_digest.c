@@ -254,9 +254,9 @@ static void digest_multiply(int32_t format, int transposed) {
             float *c = room((size_t)(m * C_STRIDE) * sizeof(float));
             if (transposed) kernels->pack_strips_transposed(strips, x, stride, m, k);
             else kernels->pack_strips(strips, x, left, stride, m, k);
-            kernels->multiply(c, C_STRIDE, strips, strip, panel, format, m, k, 0);
+            kernels->multiply(c, C_STRIDE, strips, k, 0, panel, format, m, k, 0);
             digest_bytes(c, (size_t)(m * C_STRIDE) * sizeof(float));
-            kernels->multiply(c, C_STRIDE, strips, strip, panel, format, m, k, 1);
+            kernels->multiply(c, C_STRIDE, strips, k, 0, panel, format, m, k, 1);
             float bias[LSK_PANEL];
             for (int i = 0; i < LSK_PANEL; i++) bias[i] = random_float(1);
             kernels->add_bias(c, C_STRIDE, bias, m, LSK_PANEL - 1);

@@ -2,8 +2,9 @@
 // started at +0, restarted every 128 k; the partial sums are added in order of k. Tiling, vector width
 // and threads choose which outputs are formed when, never the order inside one.
 //
-// The left operand comes in strips of LSK_MR rows, [strip][k][LSK_MR] floats; the right one in panels of
-// 32 columns, [k][32], in float or in the 16-bit format of a packed head.
+// The left operand comes in strips of LSK_MR rows, [strip][k][row] floats, the last strip as narrow as it is
+// (a single row is contiguous); the right one in panels of 32 columns, [k][32], in float or in the 16-bit
+// format of a packed head.
 
 #if LSK_SET == LSK_AVX512
 #define LSK_MR 12
@@ -30,7 +31,7 @@ LSK_INLINE void multiply_tile(float *c, ptrdiff_t c_stride, const float *a, int3
             column[j] = vf_load_as(format, b, at * LSK_PANEL + j * LSK_LANES);
         LSK_UNROLL
         for (int i = 0; i < m; i++) {
-            vf row = vf_splat(a[at * LSK_MR + i]);
+            vf row = vf_splat(a[at * m + i]);
             LSK_UNROLL
             for (int j = 0; j < LSK_NR; j++) sum[i][j] = vf_fma(row, column[j], sum[i][j]);
         }
@@ -71,14 +72,21 @@ LSK_INLINE void multiply_strip(float *c, ptrdiff_t c_stride, const float *a, int
     }
 }
 
-// c [m x 32] = (add: c +) a b, for k <= 128: one link of the chain.
-static void multiply(float *c, ptrdiff_t c_stride, const float *strips, ptrdiff_t strip_stride,
+// c [m x 32] = (add: c +) a b, over k of the strips' `depth`, from `first` on.
+static void multiply(float *c, ptrdiff_t c_stride, const float *strips, ptrdiff_t depth, ptrdiff_t first,
                      const void *panel, int32_t format, ptrdiff_t m, ptrdiff_t k, int32_t add) {
-    for (ptrdiff_t row = 0; row < m; row += LSK_MR, c += LSK_MR * c_stride, strips += strip_stride) {
-        ptrdiff_t part = m - row < LSK_MR ? m - row : LSK_MR;
-        if (format == LSK_FP32) multiply_strip(c, c_stride, strips, LSK_FP32, panel, k, add, part);
-        else if (format == LSK_FP16) multiply_strip(c, c_stride, strips, LSK_FP16, panel, k, add, part);
-        else multiply_strip(c, c_stride, strips, LSK_BF16, panel, k, add, part);
+    const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
+    for (ptrdiff_t row = 0; row < m; row += LSK_MR, c += LSK_MR * c_stride, strips += LSK_MR * depth) {
+        const ptrdiff_t part = m - row < LSK_MR ? m - row : LSK_MR;
+        for (ptrdiff_t at = 0; at < k; at += LSK_CHAIN) {
+            const ptrdiff_t chain = k - at < LSK_CHAIN ? k - at : LSK_CHAIN;
+            const float *a = strips + (first + at) * part;
+            const void *b = (const char *)panel + at * LSK_PANEL * bytes;
+            const int more = add || at > 0;
+            if (format == LSK_FP32) multiply_strip(c, c_stride, a, LSK_FP32, b, chain, more, part);
+            else if (format == LSK_FP16) multiply_strip(c, c_stride, a, LSK_FP16, b, chain, more, part);
+            else multiply_strip(c, c_stride, a, LSK_BF16, b, chain, more, part);
+        }
     }
 }
 
@@ -88,7 +96,7 @@ static void pack_strips_transposed(float *strips, const float *x, ptrdiff_t row_
     for (ptrdiff_t at = 0; at < k; at++)
         for (ptrdiff_t row = 0; row < m; row += LSK_MR) {
             ptrdiff_t part = m - row < LSK_MR ? m - row : LSK_MR;
-            float *to = strips + row * k + at * LSK_MR;
+            float *to = strips + row * k + at * part;
             if (part == LSK_MR) memcpy(to, x + at * row_stride + row, LSK_MR * sizeof(float));
             else for (ptrdiff_t i = 0; i < part; i++) to[i] = x[at * row_stride + row + i];
         }
@@ -176,7 +184,7 @@ static void pack_strips(float *strips, const void *x, int32_t format, ptrdiff_t 
 #endif
         for (; at < k; at++)
             for (ptrdiff_t i = 0; i < part; i++)
-                strips[at * LSK_MR + i] = load_one(format, rows + i * row_stride * bytes, at);
+                strips[at * part + i] = load_one(format, rows + i * row_stride * bytes, at);
     }
 }
 

@@ -109,7 +109,7 @@ typedef struct {
 
     // gemm.h. The left operand in strips of `strip_rows` rows, the right one in panels of 32 columns.
     ptrdiff_t strip_rows;
-    void (*multiply)(float *c, ptrdiff_t c_stride, const float *strips, ptrdiff_t strip_stride,
+    void (*multiply)(float *c, ptrdiff_t c_stride, const float *strips, ptrdiff_t depth, ptrdiff_t first,
                      const void *panel, int32_t format, ptrdiff_t m, ptrdiff_t k, int32_t add);
     // pack_strips writes up to 16 floats beyond the strips: leave room for them.
     void (*pack_strips)(float *strips, const void *x, int32_t format, ptrdiff_t row_stride, ptrdiff_t m,

@@ -36,11 +36,10 @@ final class PackedRows: @unchecked Sendable {
         kernels.pack_strips_transposed(strips.base, rowsOfDepth, rowStride, count, depth)
     }
 
-    /// Where k starts in the first strip.
-    func at(k: Int) -> UnsafePointer<Float> { UnsafePointer(strips.base + k * kernels.strip_rows) }
-
-    /// Floats from one strip to the next.
-    var stripStride: Int { kernels.strip_rows * depth }
+    /// The strips from the one that holds `row`, which must be the first of its strip.
+    func from(row: Int = 0) -> UnsafePointer<Float> {
+        UnsafePointer(strips.base + row * depth)
+    }
 }
 
 /// The right operand's columns: rows of a head [vocab x H] in memory, or packed beforehand.
@@ -106,12 +105,10 @@ final class TileMultiplier: @unchecked Sendable {
     /// Few rows: a panel is read from the packed head once, front to back, as memory likes it.
     private func multiplyDirectly(_ rows: PackedRows, _ head: Head, first: Int, count: Int) {
         for offset in stride(from: 0, to: count, by: TileMultiplier.panelWidth) {
-            for k in stride(from: 0, to: rows.depth, by: TileMultiplier.chain) {
-                kernels.multiply(
-                    tile.base + offset, TileMultiplier.width, rows.at(k: k), rows.stripStride,
-                    head.panel((first + offset) / TileMultiplier.panelWidth, k: k), head.format.rawValue,
-                    rows.rows, min(TileMultiplier.chain, rows.depth - k), k > 0 ? 1 : 0)
-            }
+            kernels.multiply(
+                tile.base + offset, TileMultiplier.width, rows.from(), rows.depth, 0,
+                head.panel((first + offset) / TileMultiplier.panelWidth), head.format.rawValue, rows.rows,
+                rows.depth, 0)
         }
     }
 
@@ -123,7 +120,7 @@ final class TileMultiplier: @unchecked Sendable {
                 let width = min(TileMultiplier.panelWidth, count - offset)
                 pack(first + offset, width: width, k: k, depth: depth)
                 kernels.multiply(
-                    tile.base + offset, TileMultiplier.width, rows.at(k: k), rows.stripStride, panel.base,
+                    tile.base + offset, TileMultiplier.width, rows.from(), rows.depth, k, panel.base,
                     Format.fp32.rawValue, rows.rows, depth, k > 0 ? 1 : 0)
             }
         }

@@ -50,7 +50,7 @@ public final class Head: @unchecked Sendable {
         hasBias ? VectorView(UnsafeRawPointer(biasValues.base), .fp32, count: vocab) : nil
     }
 
-    func panel(_ index: Int, k: Int) -> UnsafeRawPointer {
+    func panel(_ index: Int, k: Int = 0) -> UnsafeRawPointer {
         UnsafeRawPointer(panels.base) + (index * hiddenSize + k) * Int(LSK_PANEL) * format.byteCount
     }
 

@@ -192,8 +192,8 @@ private final class LinearBackward: @unchecked Sendable {
                     let packed = pack(
                         weight, rows: block.lowerBound + k..<block.lowerBound + k + depth, column, worker)
                     kernels.multiply(
-                        dHidden.base + column * LinearBackward.panel, dHiddenStride, dLogitsRows.at(k: k),
-                        dLogitsRows.stripStride, packed, Format.fp32.rawValue, chunk.count, depth,
+                        dHidden.base + column * LinearBackward.panel, dHiddenStride, dLogitsRows.from(),
+                        dLogitsRows.depth, k, packed, Format.fp32.rawValue, chunk.count, depth,
                         block.lowerBound + k > 0 ? 1 : 0)
                 }
             }
@@ -212,7 +212,6 @@ private final class LinearBackward: @unchecked Sendable {
         parallelFor(tasks: tasks, threads: scorer.threads) { task, worker in
             let first = task * entries
             let count = min(entries, block.count - first)
-            let strips = first / kernels.strip_rows * dLogitsColumns.stripStride
             let tile = workers[worker].dWeight.base
             for column in 0..<dHiddenStride / LinearBackward.panel {
                 let offset = column * LinearBackward.panel
@@ -229,8 +228,8 @@ private final class LinearBackward: @unchecked Sendable {
                         scorer.hidden, rows: chunk.lowerBound + k..<chunk.lowerBound + k + depth, column,
                         worker)
                     kernels.multiply(
-                        tile, LinearBackward.panel, dLogitsColumns.at(k: k) + strips,
-                        dLogitsColumns.stripStride, packed, Format.fp32.rawValue, count, depth, 1)
+                        tile, LinearBackward.panel, dLogitsColumns.from(row: first),
+                        dLogitsColumns.depth, k, packed, Format.fp32.rawValue, count, depth, 1)
                 }
                 for entry in 0..<count {
                     target(entry).update(from: tile + entry * LinearBackward.panel, count: width)
