@@ -47,6 +47,7 @@ def interleaved(rounds: int, **actions) -> dict[str, float]:
 def extra_memory(action) -> float:
     """MB by which the action raises the process's peak resident size; NaN where /proc cannot say."""
     try:
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed must not hide what this one takes
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # reset the peak to what is resident now
         before = _status("VmRSS")
         action()

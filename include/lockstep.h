@@ -293,7 +293,8 @@ typedef struct {
  *
  * With top_k or top_p, log_probs, entropy and log_sum_exp are those of the kept set renormalised
  * (what a serving engine calls "processed"); a target outside it has log-prob -inf.
- * Reads each logit once (twice with top_k or top_p); extra memory: at most 1 MB + 64 bytes a token. */
+ * Reads each logit once. Extra memory: at most 1 MB + 64 bytes a token; with top_k or top_p, also 12
+ * bytes a vocabulary entry for each thread. */
 lockstep_status lockstep_log_probs(const lockstep_tensor *log_probs,
                                    const lockstep_tensor *entropy,
                                    const lockstep_tensor *log_sum_exp,
@@ -331,7 +332,8 @@ lockstep_status lockstep_log_probs_backward(const lockstep_tensor *d_logits,
  * weight  [vocab x H]   fp32, fp16 or bf16 (need not be hidden's); the last dimension contiguous
  * bias    [vocab]       fp32, fp16 or bf16; optional
  *
- * top_k and top_p: LOCKSTEP_ERROR_UNSUPPORTED. Extra memory: at most 8 MB + 64 bytes a token. */
+ * top_k and top_p: LOCKSTEP_ERROR_UNSUPPORTED. Extra memory: at most 6 MB + 1 MB a thread + 64 bytes
+ * a token, for H up to 1,000,000. */
 lockstep_status lockstep_linear_log_probs(const lockstep_tensor *log_probs,
                                           const lockstep_tensor *entropy,
                                           const lockstep_tensor *log_sum_exp,

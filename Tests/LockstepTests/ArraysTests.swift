@@ -102,6 +102,22 @@ import Testing
         }
     }
 
+    /// The arrays of one row are the views of that row; a masked row is not read.
+    @Test func exactDivergenceOfMatrices() throws {
+        let trainer = try Matrix<Float>(rows: 3, columns: 3, [1, 2, 3, .nan, 0, 0, 0, 0, 0])
+        let rollout = try Matrix<Float16>(rows: 3, columns: 3, [1, 2, 3, 0, 0, 0, 2, 0, -2])
+        let found = try exactDivergence(trainer: trainer, rollout: rollout, mask: [true, false, true])
+        #expect(found.rows[0].klRolloutTrainer == 0 && found.rows[0].sameTop1 == 1)
+        #expect(found.rows[1] == Divergence())
+        let alone = try exactDivergence(trainer: trainer[rows: 2..<3], rollout: rollout[rows: 2..<3])
+        #expect(found.rows[2] == alone.mean && alone.mean.klTrainerRollout > 0.1)
+        #expect(found.mean.totalVariation == alone.mean.totalVariation / 2)
+        #expect(throws: LockstepError.self) { try exactDivergence(trainer: trainer, rollout: rollout) }
+        #expect(throws: LockstepError.self) {
+            try exactDivergence(trainer: trainer, rollout: rollout, mask: [true])
+        }
+    }
+
     @Test func wrongShapesAreErrors() throws {
         #expect(throws: LockstepError.self) { try Matrix<Float>(rows: 2, columns: 3, [1, 2, 3, 4, 5]) }
         #expect(throws: LockstepError.self) { try Matrix<Float>(rows: -1, columns: -5, [1, 2, 3, 4, 5]) }

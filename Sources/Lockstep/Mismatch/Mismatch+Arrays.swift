@@ -52,6 +52,36 @@ public func mismatch<Trainer: StorageFormat, Rollout: StorageFormat>(
     }
 }
 
+/// The exact divergences of two logits matrices [tokens x vocab], row by row and in the mean.
+///
+/// - Parameters:
+///   - trainer: the trainer's logits, in fp32, fp16 or bf16.
+///   - rollout: the rollout engine's logits of the same tokens.
+///   - mask: which rows count; all without it. A masked row is never read and has a `Divergence()`.
+///   - options: temperature, soft cap and logits format, for both sides.
+///   - execution: threads and instruction set; the result does not depend on them.
+/// - Throws: `.invalidArgument` for shapes, formats and options; `.nonFinite` naming a row.
+/// - Returns: the means over counted rows (NaN if there are none), and each row's.
+public func exactDivergence<Trainer: StorageFormat, Rollout: StorageFormat>(
+    trainer: Matrix<Trainer>, rollout: Matrix<Rollout>, mask: [Bool]? = nil,
+    options: LogProbOptions = .init(), execution: Execution = .init()
+) throws(LockstepError) -> (mean: Divergence, rows: [Divergence]) {
+    let bytes: [UInt8]? = mask.map { $0.map { $0 ? 1 : 0 } }
+    var rows = [Divergence](repeating: Divergence(), count: trainer.rows)
+    let mean = try trainer.withView { (trainer) throws(LockstepError) in
+        try rollout.withView { (rollout) throws(LockstepError) in
+            try (bytes ?? []).withUnsafeBufferPointer { (counted) throws(LockstepError) in
+                try exactDivergence(
+                    trainer: trainer, rollout: rollout,
+                    mask: bytes == nil ? nil : MaskView(counted.baseAddress, rows: 1, columns: counted.count),
+                    options: options, execution: execution
+                ) { rows[$0] = $1 }
+            }
+        }
+    }
+    return (mean, rows)
+}
+
 private func checkLengths(
     _ log: [[some Any]], _ name: StaticString, _ trainer: [[some Any]]
 ) throws(LockstepError) {
