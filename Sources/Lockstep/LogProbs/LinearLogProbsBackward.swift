@@ -182,7 +182,7 @@ private final class LinearBackward: @unchecked Sendable {
                 dLogits.base, .fp32, rows: chunk.count, columns: block.count, rowStride: LinearBackward.block),
             0..<chunk.count)
         let panels = dHiddenStride / LinearBackward.panel
-        let panelsPerTask = min(9, (panels + scorer.threads - 1) / scorer.threads)
+        let panelsPerTask = max(1, min(9, (panels + scorer.threads - 1) / scorer.threads))
         let tasks = (panels + panelsPerTask - 1) / panelsPerTask
         parallelFor(tasks: tasks, threads: scorer.threads) { task, worker in
             let columns = task * panelsPerTask..<min(panels, (task + 1) * panelsPerTask)
