@@ -1,8 +1,9 @@
 """Log-probs against PyTorch: its usual code and its best code, in one process, turn by turn, pinned.
 
-    python benchmarks/bench_log_probs.py [--quick] [--rounds N]
+    python benchmarks/bench_log_probs.py [--quick] [--rounds N] [--only SECTION]
 
 --quick takes small shapes, to see that everything runs; its figures mean nothing and are not written.
+--only measures one section again (logits, fused, token, backward); other rows of the results stay.
 """
 
 from __future__ import annotations
@@ -172,6 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small shapes, results not written")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=["logits", "fused", "token", "backward"])
     arguments = parser.parse_args()
     rounds = arguments.rounds
     torch.manual_seed(0)
@@ -184,11 +186,15 @@ def main() -> None:
         one_token(128, 4096, 2, limits)
         backward(32, 128, 4096, 2)
         return
-    from_logits(512, 151_936, rounds, limits)
-    fused(512, 576, 49_152, rounds, limits, DTYPES)
-    fused(512, 1536, 151_936, 2, limits, DTYPES)
-    one_token(576, 49_152, rounds, limits)
-    backward(512, 576, 49_152, 2)  # PyTorch in fp16 takes half a minute a round
+    if arguments.only in (None, "logits"):
+        from_logits(512, 151_936, rounds, limits)
+    if arguments.only in (None, "fused"):
+        fused(512, 576, 49_152, rounds, limits, DTYPES)
+        fused(512, 1536, 151_936, 2, limits, DTYPES)
+    if arguments.only in (None, "token"):
+        one_token(576, 49_152, rounds, limits)
+    if arguments.only in (None, "backward"):
+        backward(512, 576, 49_152, 2)  # PyTorch in fp16 takes half a minute a round
     harness.write(
         "log_probs", rows, torch=torch.__version__, numpy=np.__version__, lockstep=lockstep.__version__,
         peak_gflops=limits.gflops(), read_gb_s=limits.gb_s())

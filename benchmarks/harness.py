@@ -106,12 +106,18 @@ def machine() -> dict:
 
 
 def write(name: str, rows: list[dict], **more) -> None:
-    """Writes benchmarks/results/NAME.json."""
-    commit = subprocess.run(
+    """Writes benchmarks/results/NAME.json. Each row says at which commit and when it was measured; rows of
+    other work that the file holds stay as they are."""
+    found = subprocess.run(
         ["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
+    stamp = {"commit": found.stdout.strip() or None,
+             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
+    path = RESULTS / f"{name}.json"
+    merged = {_key(row): row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    merged.update({_key(row): {**row, **stamp} for row in rows})
     RESULTS.mkdir(parents=True, exist_ok=True)
-    result = {
-        "machine": machine(), "commit": commit.stdout.strip() or None,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), **more,
-        "rows": rows}
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": machine(), **more, "rows": list(merged.values())}, indent=1) + "\n")
+
+
+def _key(row: dict) -> tuple:
+    return row["work"], row["format"], row["threads"]

@@ -60,15 +60,15 @@ import Testing
         }
     }
 
-    @Test(arguments: [1, 130, 2100])
-    func gradientKernelEqualsTheReference(count: Int) throws {
+    @Test(arguments: [1, 130, 2100], [-0.3, 0] as [Float])
+    func gradientKernelEqualsTheReference(count: Int, dEntropy: Float) throws {
         var random = Random(7)
         for options in Self.rules {
             let rule = try options.rule()
             let stored = Stored(random.normal(count, scale: 5), .bf16)
             var row = lsk_gradient_row()
             row.d_log_prob = 0.75
-            row.d_entropy = -0.3
+            row.d_entropy = dEntropy
             row.inverse_sum = 1.1
             row.entropy_offset = 2.5
             row.reference = 9

@@ -328,7 +328,8 @@ static void prepare_row(float *out, const void *x, int32_t format, ptrdiff_t cou
 // d(y): g (1[target] - p) - h p (ln p + entropy), with p = e^y / S; then back through the temperature and
 // the soft-cap. `out` may be `x`.
 LSK_INLINE void gradient_tile(float *out, int32_t format, const void *x, ptrdiff_t at, ptrdiff_t count,
-                              ptrdiff_t target, const lsk_logit_rule *rule, const lsk_gradient_row *row) {
+                              ptrdiff_t target, const lsk_logit_rule *rule, const lsk_gradient_row *row,
+                              int general) {
     lse_run run = lse_start(rule);
     lse_set_reference(&run, row->reference);
     const vf inverse_sum = vf_splat(row->inverse_sum);
@@ -337,24 +338,31 @@ LSK_INLINE void gradient_tile(float *out, int32_t format, const void *x, ptrdiff
         for (ptrdiff_t i = 0; i < LSK_TILE; i++)
             raw[i] = i < count ? load_one(format, x, at + i) : -__builtin_inff();
     for (int i = 0; i < LSK_TILE; i += LSK_LANES) {
-        vf slope, v = count < LSK_TILE ? vf_load(raw + i) : vf_load_as(format, x, at + i);
-        v = vf_prepare(v, rule, &slope) - vf_splat(row->shift);
+        vf slope = vf_splat(1.0f), v = count < LSK_TILE ? vf_load(raw + i) : vf_load_as(format, x, at + i);
+        if (general) v = vf_prepare(v, rule, &slope) - vf_splat(row->shift);
         v = vf_select(run.floor > v, run.floor, v);
-        vf y = v * vf_splat(rule->inverse);
-        vf low = vf_fma(v, vf_splat(rule->inverse), -y);
-        low = vf_fma(v, vf_splat(rule->inverse_low), low);
+        vf y = v, low = {};
+        if (general) {
+            y = v * vf_splat(rule->inverse);
+            low = vf_fma(v, vf_splat(rule->inverse), -y);
+            low = vf_fma(v, vf_splat(rule->inverse_low), low);
+        }
         vf t = vf_fma(y, vf_splat(LSK_LOG2_E), run.magic);
         vf power = (vf)((vi)t << 23);
         vf n = t - run.magic;
-        vf r = vf_exp_r(y, n) + low;
+        vf r = vf_exp_r(y, n);
+        if (general) r = r + low;
         vf p = vf_exp_p(r) * power * inverse_sum;
-        vf u = vf_fma(n - vf_splat((float)row->reference), vf_splat(LSK_LN2), r);
-        vf w = vf_fma(u + vf_splat(row->entropy_offset), vf_splat(row->d_entropy), vf_splat(row->d_log_prob));
+        vf w = vf_splat(row->d_log_prob);
+        if (general) {
+            vf u = vf_fma(n - vf_splat((float)row->reference), vf_splat(LSK_LN2), r);
+            w = vf_fma(u + vf_splat(row->entropy_offset), vf_splat(row->d_entropy), w);
+        }
         vf chosen = {};
         ptrdiff_t lane = target - i;
         if (lane >= 0 && lane < LSK_LANES) chosen[lane] = row->d_log_prob;
         vf dy = vf_fma(-p, w, chosen);
-        vf_store(out + i, dy * vf_splat(rule->inverse) * slope);
+        vf_store(out + i, general ? dy * vf_splat(rule->inverse) * slope : dy);
     }
 }
 
@@ -364,7 +372,10 @@ static void gradient_row(void *out, int32_t out_format, const void *x, int32_t f
     for (ptrdiff_t at = 0; at < count; at += LSK_TILE) {
         ptrdiff_t part = count - at < LSK_TILE ? count - at : LSK_TILE;
         float tile[LSK_TILE];
-        gradient_tile(tile, format, x, at, part, target - at, rule, row);
+        // At temperature 1, without cap, rounding or entropy, half of the work has no effect on the bits.
+        if (is_warm(rule) || !is_plain(rule) || row->d_entropy != 0 || row->shift != 0)
+            gradient_tile(tile, format, x, at, part, target - at, rule, row, 1);
+        else gradient_tile(tile, format, x, at, part, target - at, rule, row, 0);
         if (out_format == LSK_FP32) {
             memcpy((float *)out + at, tile, (size_t)part * sizeof(float));
         } else {

@@ -219,8 +219,12 @@ private final class LinearBackward: @unchecked Sendable {
                 func target(_ entry: Int) -> UnsafeMutablePointer<Float> {
                     out.row(block.lowerBound + first + entry).assumingMemoryBound(to: Float.self) + offset
                 }
-                for entry in 0..<count {
-                    (tile + entry * LinearBackward.panel).update(from: target(entry), count: width)
+                // A full panel is added to in place, a part of one by way of a tile.
+                let isFull = width == LinearBackward.panel
+                if !isFull {
+                    for entry in 0..<count {
+                        (tile + entry * LinearBackward.panel).update(from: target(entry), count: width)
+                    }
                 }
                 for k in stride(from: 0, to: chunk.count, by: LinearBackward.chain) {
                     let depth = min(LinearBackward.chain, chunk.count - k)
@@ -228,11 +232,14 @@ private final class LinearBackward: @unchecked Sendable {
                         scorer.hidden, rows: chunk.lowerBound + k..<chunk.lowerBound + k + depth, column,
                         worker)
                     kernels.multiply(
-                        tile, LinearBackward.panel, dLogitsColumns.from(row: first),
-                        dLogitsColumns.depth, k, packed, Format.fp32.rawValue, count, depth, 1)
+                        isFull ? target(0) : tile, isFull ? out.rowStride : LinearBackward.panel,
+                        dLogitsColumns.from(row: first), dLogitsColumns.depth, k, packed,
+                        Format.fp32.rawValue, count, depth, 1)
                 }
-                for entry in 0..<count {
-                    target(entry).update(from: tile + entry * LinearBackward.panel, count: width)
+                if !isFull {
+                    for entry in 0..<count {
+                        target(entry).update(from: tile + entry * LinearBackward.panel, count: width)
+                    }
                 }
             }
         }

@@ -271,13 +271,17 @@ def empty(shape: tuple[int, ...], code: int, like: View) -> Array:
 
 
 def zeros(shape: tuple[int, ...], code: int, like: View) -> Array:
-    """As `empty`, cleared. All-zero bits are zero in every format."""
-    array = empty(shape, code, like)
+    """As `empty`, cleared. All-zero bits are zero in every format.
+
+    NumPy's zeros come cleared from the system, in large pages where it has them; clearing what `empty`
+    gives would touch a head's gradient twice.
+    """
     if like.is_torch:
-        array.zero_()
-    else:
-        array.fill(0)
-    return array
+        torch = sys.modules["torch"]
+        dtype = _torch_dtypes[code]
+        size = torch.empty(0, dtype=dtype).element_size()
+        return torch.from_numpy(np.zeros(prod(shape) * size, np.uint8)).view(dtype).reshape(shape)
+    return np.zeros_like(empty(shape, code, like))
 
 
 def token_vector(x: Array, name: str, shape: tuple[int, ...], of: str) -> View:
