@@ -310,6 +310,8 @@ lockstep_status lockstep_log_probs(const lockstep_tensor *log_probs,
  * d_entropy    [tokens]          fp32 or fp64; optional (NULL: zero)
  * log_sum_exp  [tokens]          fp64, from the forward call with the same options; optional: NULL
  *                                computes it again (one more pass). The bits are the same.
+ *                                Given, rows are not checked again: a NaN among a row's logits then
+ *                                gives a NaN gradient of that row, not an error.
  * others                         as in lockstep_log_probs
  *
  * With p = softmax(y):  dL/dy_v = d_log_prob (1[v = target] - p_v) - d_entropy p_v (ln p_v + entropy),
