@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from rollouts import SHIPPED, sequence, write
 
 import lockstep
-from lockstep.commands import commands, default_labels
+from lockstep.commands import commands
+from lockstep.commands.shared import default_labels
 from lockstep.logs import read_prime_rl
 from lockstep.report.diagnosis import SequenceWeight, diagnose, worst_sequences, worst_tokens
 from lockstep.report.rows import ROWS, Cell, cell, number, percent, quotient

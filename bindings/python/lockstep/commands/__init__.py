@@ -1,0 +1,29 @@
+"""The commands of `lockstep`, with click: small, settled, and its help text is ours to write.
+
+One file a command. What a command computes is elsewhere; here are arguments, progress, output and exit
+status (0 success, 2 usage or bad input).
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+import lockstep
+
+from .diagnose import diagnose
+
+__all__ = ["commands"]
+
+
+@click.group()
+@click.version_option(lockstep.__version__, prog_name="lockstep")
+def commands() -> None:
+    """Keep the policy you train and the policy you sample from the same policy."""
+    for stream in (sys.stdout, sys.stderr):  # an old terminal without π shows ? instead of failing
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+commands.add_command(diagnose)

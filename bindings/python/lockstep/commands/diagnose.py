@@ -1,0 +1,80 @@
+"""`lockstep diagnose`: table, verdict, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from ..report.diagnosis import diagnose as measure
+from ..report.machine import document
+from ..report.terminal import print_diagnosis, printable
+from ..report.verdict import judge
+from .shared import default_labels, read_logs, told
+
+DEFAULT_REPORT = Path("lockstep-report.html")
+
+
+@click.command(short_help="Measure the mismatch in rollout logs; table, verdict, report.")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True,
+                type=click.Path(path_type=Path, exists=True))
+@click.option("--label", "labels", multiple=True, metavar="TEXT",
+              help="Name of a log, once for each FILE in their order. Default: from the file's name.")
+@click.option("--html", "report", type=click.Path(path_type=Path, dir_okay=False), metavar="PATH",
+              help=f"Where the report goes. Default: {DEFAULT_REPORT} here (with --json: none). A file that"
+                   " is not a report of ours is never replaced.")
+@click.option("--no-html", is_flag=True, help="Write no report.")
+@click.option("--json", "as_json", is_flag=True,
+              help="Print one JSON document with every statistic, not the table.")
+@click.option("--all", "every", is_flag=True, help="Show every statistic in the table.")
+@click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be read, and count them.")
+@click.option("--exclude-non-finite", is_flag=True,
+              help="Leave out tokens whose log-prob is NaN or infinite (null in the log), and count them.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N",
+              help="Threads that compute; 0: one for each processor. The result does not depend on it.")
+def diagnose(files: tuple[Path, ...], labels: tuple[str, ...], report: Path | None, no_html: bool,
+             as_json: bool, every: bool, skip_bad: bool, exclude_non_finite: bool, threads: int) -> None:
+    """Measure the training-inference mismatch in rollout logs: is it harmful, why, and what to do.
+
+    FILE is a prime-rl token export (JSON lines, plain or gzip), or a folder with the files of all ranks of
+    one step, which is one log. Two logs are compared.
+
+    \b
+    One log:
+        lockstep diagnose outputs/token_exports/step_100
+    BF16 against FP16, with the report where you want it:
+        lockstep diagnose bf16.jsonl fp16.jsonl --label BF16 --label FP16 --html mismatch.html
+    In a test, failing above a limit:
+        lockstep diagnose run.jsonl --json | jq -e '.logs[0].mismatch.k3.value < 1e-3'
+
+    prime-rl writes such files with enable_token_export in the trainer's configuration.
+    """
+    if labels and len(labels) != len(files):
+        raise click.UsageError(f"--label was given {len(labels)} times for {len(files)} files: name each, in"
+                               " their order")
+    if no_html and report is not None:
+        raise click.UsageError("--html and --no-html contradict each other")
+    if report is None and not no_html and not as_json:
+        report = DEFAULT_REPORT
+    if report is not None:
+        from ..report import page  # matplotlib takes a second to load: only where pictures are wanted
+
+        with told():
+            page.check_path(report)
+    with told():
+        logs = read_logs(files, labels or default_labels(files), skip_bad, exclude_non_finite, report is not None)
+        diagnoses = [measure(log, exclude_non_finite=exclude_non_finite, threads=threads) for log in logs]
+        verdicts = [judge(diagnosis, threads=threads) for diagnosis in diagnoses]
+    if report is not None:  # before the table, which `| head` may cut short
+        given = {"--skip-bad": skip_bad, "--exclude-non-finite": exclude_non_finite}
+        options = [name for name, is_given in given.items() if is_given]
+        with told():
+            page.write(report, page.page(diagnoses, verdicts, options=options, threads=threads))
+    if as_json:
+        click.echo(json.dumps(document(diagnoses, verdicts), indent=2, allow_nan=False))
+    else:
+        print_diagnosis(Console(highlight=False), diagnoses, verdicts, every=every)
+    if report is not None:
+        click.echo(f"\nReport: {printable(str(report))}", err=as_json)
