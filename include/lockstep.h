@@ -349,12 +349,15 @@ lockstep_status lockstep_linear_log_probs(const lockstep_tensor *log_probs,
  * states, head and bias. All three are ADDED to what the buffers hold: clear them first.
  *
  * d_hidden  [tokens x H]  fp32, fp16 or bf16; optional
- * d_weight  [vocab x H]   fp32; optional
+ * d_weight  [vocab x H]   fp32, fp16 or bf16; optional
  * d_bias    [vocab]       fp32; optional
  * others                  as in lockstep_log_probs_backward and lockstep_linear_log_probs
  *
- * The logits are formed again, never stored. Micro-batches of a multiple of 128 tokens, given in
- * order, leave the same bits in d_weight and d_bias as one batch. */
+ * The logits are formed again, never stored. Sums are fp32; a 16-bit buffer gets the sum of the whole
+ * call, rounded once as it is added. To add up micro-batches, take an fp32 d_weight: micro-batches of a
+ * multiple of 128 tokens, given in order, then leave the same bits in d_weight and d_bias as one batch.
+ * Extra memory for H up to 8,192: at most 24 MB + 1 MB a thread; with a 16-bit d_weight, also 8 KB x H,
+ * and 4 bytes x H a token. */
 lockstep_status lockstep_linear_log_probs_backward(const lockstep_tensor *d_hidden,
                                                    const lockstep_tensor *d_weight,
                                                    const lockstep_tensor *d_bias,

@@ -179,7 +179,8 @@ public func lockstep_linear_log_probs_backward(
                 logitFormats, "[tokens x H]")
         }
         if let d_weight {
-            buffers.weight = try CheckedTensor(d_weight, "d_weight").mutableMatrix([.fp32], "[vocab x H]")
+            buffers.weight = try CheckedTensor(d_weight, "d_weight").mutableMatrix(
+                logitFormats, "[vocab x H]")
         }
         buffers.bias = try optionalVector(d_bias, "d_bias", count: w.rows)
         let gradients = try upstream(d_log_probs, d_entropy, log_sum_exp, tokens: x.rows)

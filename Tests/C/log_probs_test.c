@@ -314,7 +314,7 @@ static void linear_backward_refuses_bad_input(void) {
     REFUSED(linear_backward, INVALID_ARGUMENT, "d_weight", f.d_weight.shape[0] = VOCAB - 1);
     REFUSED(linear_backward, INVALID_ARGUMENT, "d_bias", f.d_bias.shape[0] = VOCAB - 1);
     REFUSED(linear_backward, INVALID_ARGUMENT, "d_weight",
-            f.d_weight.tensor.dtype = lockstep_dtype_of(LOCKSTEP_FLOAT16));
+            f.d_weight.tensor.dtype = lockstep_dtype_of(LOCKSTEP_INT32));
     REFUSED(linear_backward, UNSUPPORTED, "top_k", f.options.log_probs.top_k = 2);
 }
 

@@ -154,7 +154,7 @@ def test_linear_log_probs(arguments, options, kind, message):
 def test_linear_gradients_that_do_not_fit():
     for name, array in (
         ("d_hidden", np.zeros((3, 5), np.float32)), ("d_weight", np.zeros((5, 3), np.float32)),
-        ("d_weight", np.zeros((5, 4), np.float16)), ("d_bias", np.zeros(4, np.float32)),
+        ("d_weight", np.zeros((5, 4), np.float64)), ("d_bias", np.zeros(4, np.float32)),
     ):
         with pytest.raises(INVALID, match=name):
             lockstep.linear_log_probs_backward(HIDDEN, WEIGHT, TARGETS, d_log_probs=ONES, **{name: array})

@@ -124,6 +124,22 @@ def test_golden_linear_gradients(name, tensors, ml_dtypes):
     same_bits(own.d_hidden, into.astype(x.dtype))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("tokens", [5, 700, 1200])  # 512 tokens are worked on at a time
+def test_a_16_bit_head_gradient_is_the_fp32_one_rounded_once(dtype, tokens, ml_dtypes):
+    rng = np.random.default_rng(tokens)
+    dtype = np.dtype(getattr(ml_dtypes, dtype) if dtype == "bfloat16" else dtype)
+    x, w = (rng.standard_normal(shape).astype(dtype) for shape in ((tokens, 40), (2100, 40)))
+    y, g = rng.integers(0, 2100, tokens), rng.standard_normal(tokens).astype(np.float32)
+    exact = lockstep.linear_log_probs_backward(x, w, y, d_log_probs=g)
+    for threads, before in ((1, 0.0), (2, 1.5)):
+        into = np.full(w.shape, before, dtype)
+        found = lockstep.linear_log_probs_backward(x, w, y, d_log_probs=g, d_weight=into, threads=threads)
+        assert found.d_weight is into
+        same_bits(into, (np.float32(before) + exact.d_weight).astype(dtype))
+        same_bits(found.d_hidden, exact.d_hidden)
+
+
 def test_linear_gradients_are_added(tensors):
     x, w, y, g = (tensors[f"fused1.{each}"] for each in ("hidden", "weight", "targets", "g"))
     first = lockstep.linear_log_probs_backward(x, w, y, d_log_probs=g)
@@ -342,7 +358,7 @@ def test_autograd_of_log_probs(torch, dtype, tolerance):
     assert torch.allclose(mine.grad.float(), its.grad.float(), atol=tolerance)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-4), ("bfloat16", 5e-2)])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-4), ("float16", 2e-3), ("bfloat16", 5e-2)])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_autograd_of_linear_log_probs(torch, dtype, tolerance, with_bias):
     import lockstep.torch as lt

@@ -4,7 +4,7 @@ import CLockstepKernels
 public struct LinearGradients {
     /// dL / d hidden: [tokens x H], fp32, fp16 or bf16.
     public var hidden: MutableMatrixView?
-    /// dL / d weight: [vocab x H], fp32.
+    /// dL / d weight: [vocab x H], fp32, fp16 or bf16.
     public var weight: MutableMatrixView?
     /// dL / d bias: [vocab], fp32.
     public var bias: MutableVectorView?
@@ -21,7 +21,7 @@ public struct LinearGradients {
     func check(_ scorer: LinearScorer) throws(LockstepError) {
         let wanted: [(StaticString, MutableMatrixView?, Int, [Format])] = [
             ("d_hidden", hidden, scorer.tokens, [.fp32, .fp16, .bf16]),
-            ("d_weight", weight, scorer.vocab, [.fp32]),
+            ("d_weight", weight, scorer.vocab, [.fp32, .fp16, .bf16]),
         ]
         for (name, view, rows, formats) in wanted {
             guard let view else { continue }
@@ -47,8 +47,8 @@ public struct LinearGradients {
 ///
 /// The logits are formed again a vocabulary block at a time, never stored. Chains follow the product rule: over the
 /// vocabulary for `hidden`, over tokens for `weight` and `bias`, restarted every 128; the weight's and the bias's
-/// partial sums are added to the buffer in order of tokens, so micro-batches of a multiple of 128 tokens, in order,
-/// leave the bits of one batch.
+/// partial sums are added to an fp32 buffer in order of tokens, so micro-batches of a multiple of 128 tokens, in
+/// order, leave the bits of one batch. A 16-bit buffer gets the sum of the whole call, rounded once.
 ///
 /// - Throws: as `linearLogProbs`. The buffers are then untouched.
 public func linearLogProbsBackward(
@@ -74,6 +74,9 @@ public func linearLogProbsBackward(
 
 /// One backward pass: for each chunk of tokens and each block of 2,048 vocabulary entries, the gradient of the
 /// logits, then what it gives to hidden states and head.
+///
+/// Chunks are gone through one by one, all blocks for each; but where the head's gradient has 16 bits, block by
+/// block, all chunks for each, so that a block's gradient is rounded when it is whole.
 private final class LinearBackward: @unchecked Sendable {
     private let scorer: LinearScorer
     private let kernels: lsk_kernels
@@ -87,9 +90,12 @@ private final class LinearBackward: @unchecked Sendable {
     private let dLogitsRows: PackedRows
     private let dLogitsColumns: PackedRows
     private let hiddenRows: PackedRows
-    /// Gradient of the chunk's hidden states: [tokens x H padded to 32].
+    /// Gradient of the hidden states, of a chunk or, block by block, of all tokens: [tokens x H padded to 32].
     private let dHidden: Scratch<Float>
     private let dHiddenStride: Int
+    /// Whether the head's gradient has 16 bits, and then its gradient of one block: [2048 x H].
+    private let isBlockwise: Bool
+    private let dWeightBlock: Scratch<Float>
     private let workers: [Worker]
 
     private static let block = Int(LSK_BLOCK)
@@ -103,11 +109,13 @@ private final class LinearBackward: @unchecked Sendable {
         let multiplier: TileMultiplier
         let panel: Scratch<Float>
         let dWeight: Scratch<Float>
+        let sum: Scratch<Float>
 
         init(_ scorer: LinearScorer, rows: Int) throws(LockstepError) {
             multiplier = try TileMultiplier(scorer.kernels, scorer.columns, rows: rows)
             panel = try Scratch(count: LinearBackward.panel * LinearBackward.chain)
             dWeight = try Scratch(count: LinearBackward.panel * LinearBackward.entriesPerTask)
+            sum = try Scratch(count: LinearBackward.block)
         }
     }
 
@@ -127,24 +135,52 @@ private final class LinearBackward: @unchecked Sendable {
         dLogitsRows = try PackedRows(scorer.kernels, rows: tokens, depth: LinearBackward.block)
         dLogitsColumns = try PackedRows(scorer.kernels, rows: LinearBackward.block, depth: tokens)
         hiddenRows = try PackedRows(scorer.kernels, rows: tokens, depth: scorer.hidden.columns)
-        dHidden = try Scratch(count: tokens * dHiddenStride)
+        isBlockwise = buffers.weight.map { $0.format != .fp32 } ?? false
+        dHidden = try Scratch(count: (isBlockwise ? scorer.tokens : tokens) * dHiddenStride)
+        dWeightBlock = try Scratch(
+            count: isBlockwise ? min(LinearBackward.block, scorer.vocab) * scorer.hidden.columns : 0)
         workers = try Lockstep.workers(scorer.threads) { () throws(LockstepError) in
             try Worker(scorer, rows: tokens)
         }
     }
 
     func run() {
-        for chunk in chunks {
-            hiddenRows.pack(scorer.hidden, chunk)
-            for first in stride(from: 0, to: scorer.vocab, by: LinearBackward.block) {
-                let block = first..<min(scorer.vocab, first + LinearBackward.block)
-                formLogitGradients(chunk, block)
-                if buffers.hidden != nil { addToHidden(chunk, block) }
-                if buffers.weight != nil { addToWeight(chunk, block) }
-                if let bias = buffers.bias { addToBias(bias, chunk, block) }
-            }
-            if let out = buffers.hidden { store(out, chunk) }
+        let blocks = stride(from: 0, to: scorer.vocab, by: LinearBackward.block).map {
+            $0..<min(scorer.vocab, $0 + LinearBackward.block)
         }
+        guard isBlockwise, let weight = buffers.weight else {
+            for chunk in chunks {
+                hiddenRows.pack(scorer.hidden, chunk)
+                for block in blocks { add(chunk, block, dHidden.base, toWeight: buffers.weight, from: 0) }
+                if let out = buffers.hidden { add(dHidden.base, stride: dHiddenStride, to: out, chunk) }
+            }
+            return
+        }
+        for block in blocks {
+            dWeightBlock.base.update(repeating: 0, count: block.count * weight.columns)
+            let whole = MutableMatrixView(
+                dWeightBlock.base, .fp32, rows: block.count, columns: weight.columns)
+            for chunk in chunks {
+                hiddenRows.pack(scorer.hidden, chunk)
+                add(
+                    chunk, block, dHidden.base + chunk.lowerBound * dHiddenStride, toWeight: whole,
+                    from: block.lowerBound)
+            }
+            add(dWeightBlock.base, stride: weight.columns, to: weight, block)
+        }
+        if let out = buffers.hidden { add(dHidden.base, stride: dHiddenStride, to: out, 0..<scorer.tokens) }
+    }
+
+    /// Adds what one block of logits of one packed chunk gives, to `dHidden` and to the rows of `weight`, whose
+    /// first row is the vocabulary entry `firstEntry`.
+    private func add(
+        _ chunk: Range<Int>, _ block: Range<Int>, _ dHidden: UnsafeMutablePointer<Float>,
+        toWeight weight: MutableMatrixView?, from firstEntry: Int
+    ) {
+        formLogitGradients(chunk, block)
+        if buffers.hidden != nil { addToHidden(dHidden, chunk, block) }
+        if let weight { addToWeight(weight, from: firstEntry, chunk, block) }
+        if let bias = buffers.bias { addToBias(bias, chunk, block) }
     }
 
     /// dL / d logits of a block, in float.
@@ -176,7 +212,9 @@ private final class LinearBackward: @unchecked Sendable {
     /// dHidden [tokens x H] += dLogits [tokens x block] weight [block x H]: chains over the vocabulary.
     ///
     /// A task has a few panels of columns, so that 128 k of all rows stay in cache while they pass over them.
-    private func addToHidden(_ chunk: Range<Int>, _ block: Range<Int>) {
+    private func addToHidden(
+        _ dHidden: UnsafeMutablePointer<Float>, _ chunk: Range<Int>, _ block: Range<Int>
+    ) {
         dLogitsRows.pack(
             MatrixView(
                 dLogits.base, .fp32, rows: chunk.count, columns: block.count, rowStride: LinearBackward.block),
@@ -192,7 +230,7 @@ private final class LinearBackward: @unchecked Sendable {
                     let packed = pack(
                         weight, rows: block.lowerBound + k..<block.lowerBound + k + depth, column, worker)
                     kernels.multiply(
-                        dHidden.base + column * LinearBackward.panel, dHiddenStride, dLogitsRows.from(),
+                        dHidden + column * LinearBackward.panel, dHiddenStride, dLogitsRows.from(),
                         dLogitsRows.depth, k, packed, Format.fp32.rawValue, chunk.count, depth,
                         block.lowerBound + k > 0 ? 1 : 0)
                 }
@@ -203,8 +241,9 @@ private final class LinearBackward: @unchecked Sendable {
     /// dWeight [block x H] += dLogits^T [block x tokens] hidden [tokens x H]: chains over tokens.
     ///
     /// A task has a few vocabulary entries, so that all their tokens stay in cache while all columns pass.
-    private func addToWeight(_ chunk: Range<Int>, _ block: Range<Int>) {
-        let out = buffers.weight!
+    private func addToWeight(
+        _ out: MutableMatrixView, from firstEntry: Int, _ chunk: Range<Int>, _ block: Range<Int>
+    ) {
         dLogitsColumns.packTransposed(
             dLogits.base, rowStride: LinearBackward.block, count: block.count, depth: chunk.count)
         let entries = LinearBackward.entriesPerTask
@@ -217,7 +256,8 @@ private final class LinearBackward: @unchecked Sendable {
                 let offset = column * LinearBackward.panel
                 let width = min(LinearBackward.panel, scorer.hidden.columns - offset)
                 func target(_ entry: Int) -> UnsafeMutablePointer<Float> {
-                    out.row(block.lowerBound + first + entry).assumingMemoryBound(to: Float.self) + offset
+                    out.row(block.lowerBound - firstEntry + first + entry).assumingMemoryBound(to: Float.self)
+                        + offset
                 }
                 // A full panel is added to in place, a part of one by way of a tile.
                 let isFull = width == LinearBackward.panel
@@ -273,23 +313,27 @@ private final class LinearBackward: @unchecked Sendable {
         }
     }
 
-    /// Adds the chunk's gradient to the caller's buffer, rounding once to its format.
-    private func store(_ out: MutableMatrixView, _ chunk: Range<Int>) {
-        for row in 0..<chunk.count {
-            let address = out.row(chunk.lowerBound + row)
-            let gradient = dHidden.base + row * dHiddenStride
-            for column in 0..<out.columns {
-                switch out.format {
-                case .fp16:
-                    let place = address.assumingMemoryBound(to: Float16.self) + column
-                    place.pointee = Float16(Float(place.pointee) + gradient[column])
-                case .bf16:
-                    let place = address.assumingMemoryBound(to: UInt16.self) + column
-                    let old = Float(bitPattern: UInt32(place.pointee) << 16)
-                    place.pointee = BFloat16(old + gradient[column]).bitPattern
-                default:
-                    (address.assumingMemoryBound(to: Float.self) + column).pointee += gradient[column]
-                }
+    /// Adds a gradient to some rows of the caller's buffer, rounding once to its format.
+    private func add(
+        _ gradient: UnsafePointer<Float>, stride: Int, to out: MutableMatrixView, _ rows: Range<Int>
+    ) {
+        let columns = out.columns
+        let size = out.format.byteCount
+        parallelFor(tasks: rows.count, threads: scorer.threads) { task, worker in
+            let sum = workers[worker].sum.base
+            let address = out.row(rows.lowerBound + task)
+            let values = gradient + task * stride
+            var counts = lsk_convert_counts()
+            for first in Swift.stride(from: 0, to: columns, by: LinearBackward.block) {
+                let count = min(LinearBackward.block, columns - first)
+                let place = address + first * size
+                kernels.convert(
+                    sum, Format.fp32.rawValue, place, out.format.rawValue, count,
+                    LSK_NEAREST_EVEN, 0, 0, &counts)
+                for column in 0..<count { sum[column] += values[first + column] }
+                kernels.convert(
+                    place, out.format.rawValue, sum, Format.fp32.rawValue, count,
+                    LSK_NEAREST_EVEN, 0, 0, &counts)
             }
         }
     }

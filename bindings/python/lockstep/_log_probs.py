@@ -251,7 +251,7 @@ def linear_log_probs_backward(
     """Gradients of sum(d_log_probs * log_probs + d_entropy * entropy) with respect to hidden, weight, bias.
 
     The logits are formed again, never stored. Micro-batches of a multiple of 128 tokens, given in order
-    and added into the same arrays, leave the same bits in d_weight and d_bias as one batch.
+    and added into the same fp32 arrays, leave the same bits in d_weight and d_bias as one batch.
 
     Args:
         hidden, weight, targets, bias, temperature, …: as in the forward call.
@@ -260,7 +260,8 @@ def linear_log_probs_backward(
         log_sum_exp: [...] fp64, from the forward call with the same options; saves one pass.
         d_hidden: True for a new array of hidden's dtype, False for none, or an array [..., H] the
             gradient is ADDED to.
-        d_weight: the same, [vocab x H]; fp32.
+        d_weight: the same, [vocab x H]; a new one is fp32, a given one may be fp16 or bf16: it gets the
+            sum of the whole call, rounded once as it is added.
         d_bias: the same, [vocab]; fp32. By default wanted when there is a bias.
 
     Returns:

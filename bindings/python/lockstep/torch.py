@@ -51,10 +51,11 @@ class _LinearLogProbs(torch.autograd.Function):
     def backward(ctx: Any, d_log_probs, d_entropy=None):
         hidden, weight, targets, bias, log_sum_exp = ctx.saved_tensors
         needs_hidden, needs_weight, _, needs_bias, *_ = ctx.needs_input_grad
-        # Autograd itself casts the fp32 gradients of weight and bias to their formats.
+        # The head's gradient is made in the head's own format: an fp32 copy would be twice its size.
+        d_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format) if needs_weight else False
         gradients = _log_probs.linear_log_probs_backward(
             hidden, weight, targets, bias, d_log_probs=d_log_probs, d_entropy=d_entropy,
-            log_sum_exp=log_sum_exp, d_hidden=needs_hidden, d_weight=needs_weight, d_bias=needs_bias,
+            log_sum_exp=log_sum_exp, d_hidden=needs_hidden, d_weight=d_weight, d_bias=needs_bias,
             **ctx.options)
         return gradients.d_hidden, gradients.d_weight, None, gradients.d_bias, None, None
 
