@@ -119,7 +119,8 @@ def test_golden(case):
 
 IN_VECTORS = {
     (case["system"], figure, f"vectors/{case['input']}"): number(value)
-    for case in GOLDEN["cases"] for figure, value in case["expected"].items() if not isinstance(value, (dict, list))}
+    for case in GOLDEN["cases"] for figure, value in case["expected"].items()
+    if not isinstance(value, (dict, list))}
 
 
 @pytest.mark.parametrize(
