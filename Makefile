@@ -6,6 +6,8 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 # TORCH=1 installs PyTorch for the tests that compare with it (a large download, once).
 TORCH ?=
+# PEERS=1 installs other systems (Tests/Conformance/parity/peers.txt), to run their functions beside ours.
+PEERS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,7 +26,8 @@ say = @echo '== $(1)'
 help:
 	@echo 'Lockstep: what `make` can do'
 	@sed -n 's/^## \([a-z-]*\): \(.*\)/    \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-19s %s\n", $$1, $$2 }'
-	@echo 'Variables: PREFIX=$(PREFIX) DESTDIR= SWIFT=$(SWIFT) PYTHON=$(PYTHON) TORCH=1 (test with PyTorch)'
+	@echo 'Variables: PREFIX=$(PREFIX) DESTDIR= SWIFT=$(SWIFT) PYTHON=$(PYTHON) TORCH=1 (test with PyTorch)' \
+	    'PEERS=1 (and beside verl and others)'
 
 ## build: the Swift package, for Swift programs
 build: | swift-present
@@ -46,7 +49,7 @@ swift-present:
 	        "or say SWIFT=/path/to/swift" >&2; exit 1; }
 
 ## test: everything, from nothing; prints a count for each part and the sum
-test: $(BIN)/lockstep $(if $(TORCH),$(VENV)/.torch)
+test: $(BIN)/lockstep $(if $(TORCH),$(VENV)/.torch) $(if $(PEERS),$(VENV)/.peers)
 	@$(PYTHON) Tests/run.py $(MAKE) test-swift test-c test-aarch64 test-install test-python test-examples abi lint
 
 ## test-swift: the Swift tests
@@ -115,6 +118,13 @@ $(BIN)/lockstep: $(VENV)/.packages $(LIBRARY) $(PYTHON_SOURCES)
 $(VENV)/.torch: | $(VENV)/.packages
 	$(call say,installing PyTorch into $(VENV))
 	@$(BIN)/python -m pip install -q --disable-pip-version-check torch
+	@touch $@
+
+# Without what the systems depend on: only what their metric modules import.
+$(VENV)/.peers: Tests/Conformance/parity/peers.txt Tests/Conformance/parity/peers-need.txt | $(VENV)/.torch
+	$(call say,installing other systems into $(VENV))
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -r Tests/Conformance/parity/peers-need.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r Tests/Conformance/parity/peers.txt
 	@touch $@
 
 ## install: header, library, pkg-config and CMake files, under PREFIX (and DESTDIR)

@@ -9,16 +9,13 @@ everything runs; its figures mean nothing and are not written.
 
 import argparse
 import os
-import pathlib
-import sys
 
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 import numpy as np
 
 import harness
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "Tests" / "Conformance"))
-from mismatch_library import measure
+from lockstep import mismatch as measure
 
 QUANTILES = [0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999]
 

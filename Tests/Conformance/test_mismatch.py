@@ -1,184 +1,15 @@
-"""Mismatch against what other systems compute, against NumPy, and on the real rollouts of examples/data.
-
-Tests/Vectors/mismatch.json holds the results of verl, prime-rl, NeMo-RL, slime and tinker-cookbook (and of
-formulas restated from Oat, TRL, torchtitan and NeMo) on float64 inputs. MAPPED says which of ours each of
-their figures is; UNMAPPED says why the others have no counterpart. Both must be complete and current.
-"""
+"""Mismatch against its formulas in NumPy, and on the real rollouts of examples/data."""
 
 import gzip
 import json
 import math
-import re
 
 import numpy as np
 import pytest
 
-from mismatch_library import ROOT, Divergence, Mismatch, exact, measure, profile, sequences
-
-VECTORS = json.loads((ROOT / "Tests" / "Vectors" / "mismatch.json").read_text())
-
-# A peer's figure as a function of what we measure, an `Ours`. Means over sequences of something else than d
-# follow from measuring each sequence alone. verl and slime clamp d to +-20 in chi squared; we clamp nothing.
-MAPPED = {
-    "verl": {
-        "training_ppl": lambda o: mean(math.exp(-row.mean_trainer) for row in o.rows),
-        "training_log_ppl": lambda o: mean(-row.mean_trainer for row in o.rows),
-        "rollout_ppl": lambda o: mean(math.exp(-row.mean_rollout) for row in o.rows),
-        "rollout_log_ppl": lambda o: mean(-row.mean_rollout for row in o.rows),
-        "kl": lambda o: o.all.k1.value,
-        "k3_kl": lambda o: o.all.k3.value,
-        "log_ppl_diff": lambda o: -o.all.sequence_mean_log_ratio.value,
-        "log_ppl_abs_diff": lambda o: mean(abs(row.mean_log_ratio) for row in o.rows),
-        "log_ppl_diff_max": lambda o: max(-row.mean_log_ratio for row in o.rows),
-        "log_ppl_diff_min": lambda o: min(-row.mean_log_ratio for row in o.rows),
-        "ppl_ratio": lambda o: mean(math.exp(-row.mean_log_ratio) for row in o.rows),
-        "chi2_token": lambda o: o.clamped.chi_square.value,
-        "chi2_seq": lambda o: mean(
-            math.exp(2 * min(max(row.log_ratio, -20), 20)) for row in o.rows) - 1,
-        "training/rollout_probs_diff_valid": lambda o: 1 if o.all.tokens else 0,
-        "training/rollout_probs_diff_max": lambda o: o.all.max_abs_prob_diff,
-        "training/rollout_probs_diff_mean": lambda o: o.all.mean_abs_prob_diff.value,
-        "training/rollout_actor_probs_pearson_corr": lambda o: o.all.pearson,
-    },
-    "prime-rl": {
-        "mean": lambda o: o.all.k3.value,
-        "per_row_mean": lambda o: [row.k3 for row in o.rows],
-    },
-    "nemo-rl": {
-        "token_mult_prob_error": lambda o: o.all.mean_exp_abs_log_ratio.value,
-        "gen_kl_error": lambda o: o.all.k3.value,
-        "policy_kl_error": lambda o: o.exchanged.k3.value,
-        "sampling_importance_ratio": lambda o: o.all.mean_ratio.value,
-    },
-    "tinker-cookbook": {
-        "optim/kl_sample_train_v1": lambda o: o.all.k1.value,
-        "optim/kl_sample_train_v2": lambda o: o.all.k2.value,
-        "optim/entropy": lambda o: -o.all.mean_rollout_log_prob.value,
-    },
-    # slime's figures: a mean for each row; per_token_mean is the token-weighted mean of those.
-    "slime": {
-        "training_log_ppl": lambda o: rows(o, lambda row: -row.mean_trainer),
-        "training_ppl": lambda o: rows(o, lambda row: math.exp(-row.mean_trainer)),
-        "rollout_log_ppl": lambda o: rows(o, lambda row: -row.mean_rollout),
-        "rollout_ppl": lambda o: rows(o, lambda row: math.exp(-row.mean_rollout)),
-        "kl": lambda o: rows(o, lambda row: -row.mean_log_ratio),
-        "k3_kl": lambda o: rows(o, lambda row: row.k3),
-        "log_ppl_diff": lambda o: rows(o, lambda row: -row.mean_log_ratio),
-        "log_ppl_abs_diff": lambda o: rows(o, lambda row: abs(row.mean_log_ratio)),
-        "ppl_ratio": lambda o: rows(o, lambda row: math.exp(-row.mean_log_ratio)),
-        "chi2_token": lambda o: rows(o, lambda row: row.chi_square),
-        "chi2_seq": lambda o: rows(
-            o, lambda row: math.exp(2 * min(max(row.log_ratio, -20), 20)) - 1),
-    },
-    "formula": {
-        "oat.kl_sample_train_v1": lambda o: o.all.k1.value,
-        "oat.kl_sample_train_v2": lambda o: o.all.k2.value,
-        "trl.sampling_logp_difference.mean": lambda o: o.all.mean_abs_log_ratio.value,
-        "trl.sampling_logp_difference.max": lambda o: o.all.max_abs_log_ratio,
-        "titan.logprob_diff.mean": lambda o: o.all.mean_log_ratio.value,
-        "titan.logprob_diff.max": lambda o: o.all.max_abs_log_ratio,
-        "nemo.seq_logprob_error.per_row": lambda o: [row.mean_exp_abs for row in o.rows],
-    },
-}
-
-# (system, key): why it has no counterpart.
-UNMAPPED = {
-    ("verl", "training/rollout_probs_diff_std"): "we give the standard error of the mean, by sequence",
-    ("prime-rl", "std"): "we give the standard error of the mean, by sequence",
-    ("prime-rl", "max"): "we give max |d| with its place; k3 is a function of d",
-    ("nemo-rl", "js_divergence_error"): "an estimate; we give the exact one over the vocabulary",
-    ("nemo-rl", "approx_entropy"): "of the current policy, which a pair of logs does not have",
-    ("formula", "oat.sampler_learner_prob_diff_max"): "signed, and padding enters as 0; we give max |p - q|",
-    ("formula", "oat.sampler_learner_prob_diff_min"): "signed, and padding enters as 0; we give max |p - q|",
-    ("formula", "titan.ratio_tokens_different"): "|d| above 1e-6; we count bits that differ, and the bands",
-}
-
-# Deviations of a peer that README.md of the vectors names, as relative tolerances.
-TOLERANCES = {"nemo-rl": 3e-8}
-
-
-def mean(values):
-    values = list(values)
-    return math.fsum(values) / len(values)
-
-
-def rows(ours, figure):
-    """slime's two forms: the rows, and their mean by tokens."""
-    values = [figure(row) for row in ours.rows]
-    return [*values, math.fsum(v * row.tokens for v, row in zip(values, ours.rows)) / ours.all.tokens]
-
-
-def number(value):
-    return float(value) if isinstance(value, str) else value
-
-
-def clamped(trainer, rollout):
-    return rollout + np.clip(trainer - rollout, -20, 20)
-
-
-class Row:
-    """What we say of one sequence: the per-sequence call, and the statistics of that sequence alone."""
-
-    def __init__(self, sequence, trainer, rollout, mask):
-        self.tokens, self.k3, self.mean_exp_abs = sequence.tokens, sequence.k3, sequence.mean_exp_abs
-        self.log_ratio, self.mean_log_ratio = sequence.log_ratio, sequence.mean_log_ratio
-        alone = measure(trainer, rollout, mask)
-        self.mean_rollout = alone.mean_rollout_log_prob.value
-        self.mean_trainer = -math.log(alone.trainer_perplexity)
-        self.chi_square = measure(clamped(trainer, rollout), rollout, mask).chi_square.value
-
-
-class Ours:
-    """What we measure on an input: all of it, its rows that have tokens, the two policies exchanged, and
-    with d clamped."""
-
-    def __init__(self, name):
-        source = VECTORS["inputs"][name]
-        trainer = np.array(source["train_logprobs"], dtype=np.float64)
-        rollout = np.array(source["rollout_logprobs"], dtype=np.float64)
-        mask = np.array(source["mask"], dtype=np.uint8)
-        self.all = measure(trainer, rollout, mask)
-        self.exchanged = measure(rollout, trainer, mask)
-        self.clamped = measure(clamped(trainer, rollout), rollout, mask)
-        self.rows = [
-            Row(sequence, trainer[i], rollout[i], mask[i])
-            for i, sequence in enumerate(sequences(trainer, rollout, mask)) if sequence.tokens]
-
-
-def expected_rows(value, name):
-    """A peer's list of rows without its empty rows, which do not exist for us."""
-    mask = np.array(VECTORS["inputs"][name]["mask"])
-    return [number(v) for v, row in zip(value, mask) if row.any()] if len(value) == len(mask) else value
-
-
-@pytest.mark.parametrize("part", ["expected", "exact"])
-@pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["id"])
-def test_golden(case, part):
-    """`expected` is the peer's own result, `exact` an independent formula (all there is to hold us to where
-    the peer has a bug)."""
-    if not case.get(part) or (part == "expected" and "peer_bug" in case.get("flags", [])):
-        part = "exact" if part == "expected" else "expected"
-    tolerance = TOLERANCES.get(case["system"], 1e-9) if part == "expected" else 1e-9
-    ours = Ours(case["input"])
-    for key, value in case[part].items():
-        if (case["system"], key) in UNMAPPED:
-            continue
-        if isinstance(value, dict):
-            value = [*expected_rows(value["per_row"], case["input"]), value["per_token_mean"]]
-        elif isinstance(value, list):
-            value = expected_rows(value, case["input"])
-        value = [number(v) for v in value] if isinstance(value, list) else number(value)
-        np.testing.assert_allclose(
-            MAPPED[case["system"]][key](ours), value, rtol=tolerance, atol=1e-13, err_msg=key)
-
-
-def test_every_figure_of_the_vectors_is_accounted_for():
-    seen = {
-        (case["system"], key) for case in VECTORS["cases"]
-        for part in ("expected", "exact") for key in case.get(part) or {}}
-    mapped = {(system, key) for system, keys in MAPPED.items() for key in keys}
-    assert not mapped & UNMAPPED.keys()
-    assert seen == mapped | UNMAPPED.keys()
+import lockstep
+from conftest import ROOT
+from lockstep import exact_mismatch, mismatch
 
 
 def synthetic(seed=0, count=60, longest=700, dtype=np.float32):
@@ -283,13 +114,12 @@ QUANTILES = [0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999]
 
 
 def fields(result):
-    """Every number of a lockstep_mismatch, by the names `statistics` uses."""
+    """Every number of a Mismatch, by the names `statistics` uses."""
     values = {}
-    for name, _ in type(result)._fields_[2:]:
-        value = getattr(result, name)
-        if hasattr(value, "standard_error"):
-            values[name], values[(name, "standard_error")] = value.value, value.standard_error
-        elif hasattr(value, "__len__"):
+    for name, value in vars(result).items():
+        if isinstance(value, lockstep.Estimate):
+            values[name], values[(name, "standard_error")] = value
+        elif isinstance(value, tuple):
             values.update({(name, i): v for i, v in enumerate(value)})
         else:
             values[name] = value
@@ -303,20 +133,10 @@ def test_every_field_is_its_formula(dtype):
         dtype = pytest.importorskip("ml_dtypes").bfloat16
     trainer, rollout = log[0].astype(dtype), log[1].astype(dtype)
     expected = dict(statistics(trainer, rollout, *log[2:]))
-    ours = fields(measure(trainer, rollout, *log[2:]))
+    ours = fields(mismatch(trainer, rollout, *log[2:]))
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(ours[name], value, rtol=2e-11, atol=1e-16, err_msg=str(name))
-
-
-def test_glossary_has_every_field():
-    """`_5pct` and `_10pct` stand for share_outside_5pct and share_outside_10pct there."""
-    glossary = (ROOT / "docs" / "Glossary.md").read_text()
-    named = set(re.findall(r"`(\w+)`", glossary)) | {"struct_size", "reserved", "share_outside_5pct",
-                                                      "share_outside_10pct"}
-    counts = {"tokens", "masked_tokens", "excluded_tokens", "sequences", "empty_sequences"}
-    assert {name for name, _ in Mismatch._fields_} - named - counts == set()
-    assert {name for name, _ in Divergence._fields_} - named == set()
 
 
 def test_one_minus_pearson_does_not_cancel():
@@ -328,7 +148,7 @@ def test_one_minus_pearson_does_not_cancel():
     q = np.exp(rollout.astype(np.longdouble))
     p = q * np.exp(d)
     z = (p - p.mean()) / p.std() - (q - q.mean()) / q.std()
-    result = measure(trainer, rollout)
+    result = mismatch(trainer, rollout)
     np.testing.assert_allclose(result.one_minus_pearson, float((z * z).mean() / 2), rtol=1e-9)
     assert result.one_minus_pearson < 1e-17
 
@@ -341,14 +161,14 @@ def test_padded_is_packed():
         for target, source in zip(padded, (trainer, rollout, mask)):
             part = source[offsets[row]:offsets[row + 1]]
             target[row, :len(part)] = part
-    packed = fields(measure(trainer, rollout, mask, offsets))
-    both = fields(measure(*padded))
+    packed = fields(mismatch(trainer, rollout, mask, offsets))
+    both = fields(mismatch(*padded))
     both["masked_tokens"] = packed["masked_tokens"]  # the padding
     np.testing.assert_equal(both, packed)
     # Rows of a larger array, and padding on the left: the sums of a sequence may round otherwise.
     left = [np.roll(x, 3, axis=1) for x in padded]
     np.testing.assert_allclose(
-        fields(measure(*(x[:, 3:] for x in left)))["k3"], packed["k3"], rtol=1e-14)
+        fields(mismatch(*(x[:, 3:] for x in left)))["k3"], packed["k3"], rtol=1e-14)
 
 
 @pytest.mark.parametrize("axis", ["position", "probability", "log_ratio"])
@@ -364,13 +184,13 @@ def test_profile_is_its_formula(axis):
     value = {
         "position": before - first[owner], "probability": np.exp(rollout.astype(np.float64)),
         "log_ratio": d}[axis]
-    buckets = profile(edges, axis, trainer, rollout, mask, offsets)
+    buckets = lockstep.mismatch_profile(trainer, rollout, mask, offsets, edges=edges, axis=axis)
     for index, bucket in enumerate(buckets):
         low, high = edges[index], edges[index + 1]
         last = index == len(buckets) - 1
         here = mask & (value >= low) & ((value < high) | (last & (value == high)))
-        assert (bucket.lower, bucket.upper, bucket.tokens) == (low, high, here.sum())
-        figures = (bucket.mean_log_ratio, bucket.mean_abs_log_ratio, bucket.k3)
+        assert (bucket["lower"], bucket["upper"], bucket["tokens"]) == (low, high, here.sum())
+        figures = (bucket["mean_log_ratio"], bucket["mean_abs_log_ratio"], bucket["k3"])
         if here.any():
             expected = d[here].mean(), abs(d[here]).mean(), (np.expm1(d[here]) - d[here]).mean()
             np.testing.assert_allclose(figures, expected, rtol=1e-11, atol=1e-16)
@@ -397,16 +217,13 @@ def test_real_rollouts(name):
     trainer, rollout, mask = (
         np.concatenate([np.asarray(row[field], dtype) for row in log]) for field, dtype in [
             ("trainer_logprobs", np.float32), ("inference_logprobs", np.float32), ("loss_mask", bool)])
-    m = measure(trainer, rollout, mask, offsets)
+    m = mismatch(trainer, rollout, mask, offsets)
     # Ours is the sample standard deviation, the table's that of the population.
     population_std = m.sequence_log_ratio_std * math.sqrt((m.sequences - 1) / m.sequences)
     assert REAL[name] == (
         m.tokens, f"{m.mean_abs_log_ratio.value:.5f}", f"{m.max_abs_log_ratio:.3f}",
         f"{m.k1.value:.{2 if name.endswith('.bf16') else 1}e}", f"{m.k3.value:.3e}",
         f"{m.sequence_log_ratio.value:.3f}", f"{population_std:.3f}")
-
-
-FIELDS = ["kl_rollout_trainer", "kl_trainer_rollout", "total_variation", "jensen_shannon", "same_top1"]
 
 
 def divergences(trainer, rollout):
@@ -435,7 +252,8 @@ def divergences(trainer, rollout):
 
 
 def figures(rows):
-    return np.array([[getattr(row, name) for name in FIELDS] for row in rows])
+    """The rows of exact_mismatch as a plain matrix."""
+    return np.stack([rows[name] for name in lockstep.Divergence._fields], axis=1)
 
 
 @pytest.mark.parametrize("noise", [1e-6, 1e-3, 0.05, 1, 20])
@@ -444,12 +262,12 @@ def test_exact_is_its_definition(noise):
     rng = np.random.default_rng(2)
     rollout = (3 * rng.standard_normal((20, 1003))).astype(np.float32)
     trainer = (rollout + noise * rng.standard_normal(rollout.shape)).astype(np.float32)
-    mean, rows = exact(trainer, rollout)
+    mean, rows = exact_mismatch(trainer, rollout)
     expected = divergences(trainer, rollout)
     # The total variation is of first order in the normalisers, which are known to about 1e-15.
     tolerance = np.array([0, 0, 2e-15, 0, 0])
     assert (abs(figures(rows) - expected) <= 1e-11 * expected + tolerance).all()
-    np.testing.assert_allclose(figures([mean])[0], expected.mean(axis=0), rtol=1e-8)
+    np.testing.assert_allclose(mean, expected.mean(axis=0), rtol=1e-8)
 
 
 def test_exact_with_impossible_tokens():
@@ -460,7 +278,7 @@ def test_exact_with_impossible_tokens():
     trainer[0, 7] = rollout[1, 9] = -np.inf
     trainer[2, 1] = rollout[2, 1] = -np.inf
     trainer[3, 2:] = rollout[3, :-2] = -np.inf
-    _, rows = exact(trainer, rollout)
+    _, rows = exact_mismatch(trainer, rollout)
     ours = figures(rows)
     np.testing.assert_allclose(ours, divergences(trainer, rollout), rtol=1e-12)
     assert np.isinf(ours[:, 0]).tolist() == [True, False, False, True]
@@ -476,38 +294,39 @@ def test_exact_options():
     for options, rule in [
             ({"temperature": 0.7}, lambda x: x / 0.7), ({"soft_cap": 5.0}, lambda x: 5 * np.tanh(x / 5)),
             ({"soft_cap": 30.0, "temperature": 2.0}, lambda x: 30 * np.tanh(x / 30) / 2),
-            ({"logits_dtype": 2 | 16 << 8 | 1 << 16}, lambda x: x.astype(np.float16))]:
-        _, rows = exact(trainer, rollout, **options)
+            ({"logits_dtype": np.float16}, lambda x: x.astype(np.float16))]:
+        _, rows = exact_mismatch(trainer, rollout, **options)
         np.testing.assert_allclose(figures(rows), divergences(*map(rule, wide)), rtol=1e-11, err_msg=options)
     narrow = [x.astype(np.float16) for x in (trainer, rollout)]
     np.testing.assert_array_equal(
-        figures(exact(*narrow)[1]), figures(exact(trainer, rollout, logits_dtype=2 | 16 << 8 | 1 << 16)[1]))
+        figures(exact_mismatch(*narrow).rows),
+        figures(exact_mismatch(trainer, rollout, logits_dtype=np.float16).rows))
     with pytest.raises(ValueError, match=r"rollout_logits: row 2 .*\+inf"):
         large = rollout.copy()
         large[2, 5] = 70000
-        exact(trainer, large, logits_dtype=2 | 16 << 8 | 1 << 16)
+        exact_mismatch(trainer, large, logits_dtype=np.float16)
 
 
 def test_exact_of_equal_logits_is_zero():
     rng = np.random.default_rng(5)
     logits = (10 * rng.standard_normal((5, 777))).astype(np.float32)
     logits[:, 5] = -np.inf
-    assert figures(exact(logits, logits)[1]).tolist() == [[0, 0, 0, 0, 1]] * 5
+    assert figures(exact_mismatch(logits, logits).rows).tolist() == [[0, 0, 0, 0, 1]] * 5
     # Nor does a constant added to a row.
     whole = np.round(logits).astype(np.float32)
-    assert figures(exact(whole, whole + np.float32(64))[1])[:, :4].max() == 0
+    assert figures(exact_mismatch(whole, whole + np.float32(64)).rows)[:, :4].max() == 0
 
 
 def test_exact_row_depends_on_its_row_alone():
     rng = np.random.default_rng(6)
     rollout = rng.standard_normal((33, 517)).astype(np.float32)
     trainer = rollout + np.float32(0.01) * rng.standard_normal(rollout.shape).astype(np.float32)
-    whole = figures(exact(trainer, rollout)[1])
+    whole = figures(exact_mismatch(trainer, rollout).rows)
     mask = rng.random(33) < 0.7
     for threads in (1, 2, 5):
-        np.testing.assert_array_equal(figures(exact(trainer, rollout, threads=threads)[1]), whole)
-    mean, masked = exact(trainer, rollout, mask)
+        np.testing.assert_array_equal(figures(exact_mismatch(trainer, rollout, threads=threads).rows), whole)
+    mean, masked = exact_mismatch(trainer, rollout, mask)
     np.testing.assert_array_equal(figures(masked), whole * mask[:, None])
-    np.testing.assert_allclose(figures([mean])[0], whole[mask].mean(axis=0), rtol=1e-14)
-    np.testing.assert_array_equal(figures(exact(trainer[7:8], rollout[7:8])[1])[0], whole[7])
-    assert math.isnan(exact(trainer, rollout, np.zeros(33, bool))[0].kl_rollout_trainer)
+    np.testing.assert_allclose(mean, whole[mask].mean(axis=0), rtol=1e-14)
+    np.testing.assert_array_equal(figures(exact_mismatch(trainer[7:8], rollout[7:8]).rows)[0], whole[7])
+    assert math.isnan(exact_mismatch(trainer, rollout, np.zeros(33, bool)).mean.kl_rollout_trainer)

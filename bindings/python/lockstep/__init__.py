@@ -27,6 +27,7 @@ from ._log_probs import (
     Head, LinearGradients, LogProbs, linear_log_probs, linear_log_probs_backward, log_probs,
     log_probs_backward,
 )
+from ._metrics import metrics
 from ._mismatch import (
     LOG_RATIO_QUANTILES, Divergence, Estimate, ExactMismatch, Mismatch, exact_mismatch, mismatch,
     mismatch_profile, mismatch_sequences,
@@ -37,7 +38,7 @@ __all__ = [
     "Head", "InternalError", "InvalidArgumentError", "LinearGradients", "LockstepError", "LogProbs",
     "Mismatch", "NonFiniteError", "OutOfMemoryError", "UnsupportedError", "convert",
     "exact_mismatch", "has_instruction_set", "linear_log_probs", "linear_log_probs_backward",
-    "log_probs", "log_probs_backward", "mismatch", "mismatch_profile", "mismatch_sequences",
+    "log_probs", "log_probs_backward", "metrics", "mismatch", "mismatch_profile", "mismatch_sequences",
     "ulp_distance",
 ]
 
