@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .columns import MIXED
 from .files import find_files, step_of
 from .formats import FORMATS, Format, recognise
 from .identity import PLACE, Seen, identity
@@ -128,7 +129,8 @@ class LogReader:
         """Whose log-probs the log has, ("trainer", "rollout") or one of them; known after the first batch."""
         self.has_ids = False
         """Whether the sequences have ids of their own, not only places; known after the first batch."""
-        self.format = format.name if format else next((self._format_of(path).name for _, path in files), "")
+        first = next((path for _, path in files if path.exists() and path.stat().st_size), None)
+        self.format = format.name if format else self._format_of(first).name if first else ""
         """The name of the format."""
 
     @property
@@ -152,7 +154,7 @@ class LogReader:
             self._tallies.append(tally)
             format = self._format_of(path)
             step = max(step_of(path.name), step_of(path.parent.name))
-            source = format.source(path, replace_step(self._wanted, step), self._advance)
+            source = format.source(path, replace(self._wanted, step=step), self._advance)
             tally.unit, tally.null, tally.fields = source.unit, source.null, source.fields
             try:
                 for line, rows in source:
@@ -175,19 +177,19 @@ class LogReader:
         if self._forced is not None:
             return self._forced
         if path not in self._formats:
-            format = recognise(path)
+            try:
+                empty = path.stat().st_size == 0
+            except OSError as error:
+                raise LogError(f"cannot be opened: {error.strerror or error}", str(path)) from error
+            if empty:  # a rank that had no sequences
+                return next(iter(self._formats.values()), FORMATS["jsonl"])
+            format = recognise(path, self._wanted)
             for other, known in self._formats.items():
                 if known is not format:
                     raise LogError(f"is {format.title}, but {other} is {known.title}: the files of one log have"
                                    " one format; give those of one", str(path))
             self._formats[path] = format
         return self._formats[path]
-
-
-def replace_step(wanted: Wanted, step: int) -> Wanted:
-    from dataclasses import replace
-
-    return replace(wanted, step=step)
 
 
 class _Packer:
@@ -199,7 +201,6 @@ class _Packer:
         self._environments: dict[str, int] = {}
         self._rows: list[tuple[Rows, _Tally]] = []
         self._tokens = 0
-        self._header_from = ""
 
     def agrees(self, rows: Rows, header: Mapping[str, Any], tally: _Tally, line: int) -> LogError | None:
         """What is wrong with rows that do not fit those before, if anything."""
@@ -212,12 +213,12 @@ class _Packer:
                             f" {' and '.join(reader.sides)}", tally.path, line, unit=tally.unit)
         for name, value in header.items():
             known = reader.header.setdefault(name, value)
-            if known != value and not (known != known and value != value):
+            if value == MIXED or (known != value and known != MIXED and (known == known or value == value)):
                 if not reader._mixed:
                     return LogError(f"is {value!r}, but {known!r} before: the figures would be of several policies"
                                     " at once; split the log, or accept that (mixed)", tally.path, line, name,
                                     tally.unit)
-                reader.header[name] = "mixed"
+                reader.header[name] = MIXED
         return None
 
     def add(self, rows: Rows, tally: _Tally) -> bool:
@@ -324,8 +325,12 @@ def _ids(all_rows: list[Rows], lines: NDArray, file_of: NDArray) -> NDArray[np.u
     own = [rows.ids for rows in all_rows]
     if all(ids is not None for ids in own):
         return _gather(own, np.uint64)
-    # Several sequences of one line have ids of their own, so that file and line are enough here.
-    ids = identity(PLACE, file_of.astype(np.uint64), lines.astype(np.uint64))
+    # Sequences of one line stand together, and are told by their number in it.
+    first = np.ones(len(lines), np.bool_)
+    first[1:] = (np.diff(lines) != 0) | (np.diff(file_of) != 0)
+    starts = np.flatnonzero(first)
+    within = np.arange(len(lines)) - np.repeat(starts, np.diff(np.append(starts, len(lines))))
+    ids = identity(PLACE, file_of.astype(np.uint64), lines.astype(np.uint64), within.astype(np.uint64))
     start = 0
     for rows in all_rows:
         if rows.ids is not None:
