@@ -86,8 +86,11 @@ OTHERS = (
 )
 
 
-def recognise(path: Path, wanted: Wanted) -> Format:
-    """The format of a file, by what it holds; an empty one is JSON lines without any. Raises LogError with what was found and what is needed."""
+def recognise(path: Path, wanted: Wanted) -> Format | None:
+    """The format of a file, by what it holds; None for one that is empty, or JSON that cannot be read.
+
+    Raises LogError with what was found and what is needed instead.
+    """
     head = read_head(path)
     if wanted.columns and head.record is not None:
         return FORMATS["jsonl"]
@@ -100,14 +103,12 @@ def recognise(path: Path, wanted: Wanted) -> Format:
                        " hold the log-probs (--column trainer=NAME --column rollout=NAME). verl's rollout_data_dir and"
                        " TRL's completions hold text without log-probs: docs/Logs.md says how to write them",
                        str(path))
-    if not head.magic:
-        return FORMATS["jsonl"]
+    if head.error is not None or not head.magic.strip():
+        return None
     for magic, what in OTHERS:
         if head.magic.startswith(magic):
             raise LogError(f"is {what}", str(path))
     known = ", ".join(format.title for format in FORMATS.values())
-    if head.error is not None:
-        raise head.error
     raise LogError(f"is no log of a known format: it begins with the bytes {head.magic[:8]!r}; known are {known}",
                    str(path))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,6 +77,23 @@ class LogBatch:
     @property
     def tokens(self) -> int:
         return len(self.mask)
+
+    def pieces(self, tokens: int) -> Iterator[LogBatch]:
+        """The batch cut after each sequence that reaches `tokens` tokens, without copying; empty ones left out."""
+        start = 0
+        while start < self.sequences:
+            base = int(self.offsets[start])
+            end = min(int(np.searchsorted(self.offsets, base + tokens, side="left")), self.sequences)
+            if start == 0 and end == self.sequences:
+                yield self
+                return
+            one, of = slice(base, int(self.offsets[end])), slice(start, end)
+            yield LogBatch(
+                trainer=self.trainer[one], rollout=self.rollout[one], mask=self.mask[one],
+                offsets=self.offsets[start : end + 1] - base, ids=self.ids[of], steps=self.steps[of],
+                token_ids=None if self.token_ids is None else self.token_ids[one], lines=self.lines[of],
+                file_of=self.file_of[of], environment_of=self.environment_of[of], environments=self.environments)
+            start = end
 
     def take(self, which: NDArray) -> LogBatch:
         """The sequences that `which` selects, a boolean array or indices, as a batch of their own."""

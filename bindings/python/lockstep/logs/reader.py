@@ -129,9 +129,16 @@ class LogReader:
         """Whose log-probs the log has, ("trainer", "rollout") or one of them; known after the first batch."""
         self.has_ids = False
         """Whether the sequences have ids of their own, not only places; known after the first batch."""
-        first = next((path for _, path in files if path.exists() and path.stat().st_size), None)
-        self.format = format.name if format else self._format_of(first).name if first else ""
+        for _, path in files:  # so that what cannot be read at all is told now
+            self._format_of(path)
+            if self._formats:
+                break
+
+    @property
+    def format(self) -> str:
         """The name of the format."""
+        known = [self._forced] if self._forced is not None else [*self._formats.values(), FORMATS["jsonl"]]
+        return known[0].name
 
     @property
     def files(self) -> tuple[LogFile, ...]:
@@ -177,13 +184,9 @@ class LogReader:
         if self._forced is not None:
             return self._forced
         if path not in self._formats:
-            try:
-                empty = path.stat().st_size == 0
-            except OSError as error:
-                raise LogError(f"cannot be opened: {error.strerror or error}", str(path)) from error
-            if empty:  # a rank that had no sequences
-                return next(iter(self._formats.values()), FORMATS["jsonl"])
             format = recognise(path, self._wanted)
+            if format is None:  # a rank that had no sequences, or that no line can be read of
+                return next(iter(self._formats.values()), FORMATS["jsonl"])
             for other, known in self._formats.items():
                 if known is not format:
                     raise LogError(f"is {format.title}, but {other} is {known.title}: the files of one log have"
@@ -255,8 +258,7 @@ class _Packer:
             errors.append(tell(int(sequence), tally))
             if self._reader._skip_bad:
                 tally.skip(errors[-1].line, errors[-1])
-        if good.sequences:
-            yield good
+        yield from good.pieces(self._reader._wanted.batch_tokens)
         if errors and not self._reader._skip_bad:
             raise errors[0]
 
