@@ -96,7 +96,7 @@ class _Records:
 
     def _batch(self, record: dict, line: int, count: int, first: str) -> Rows:
         """A line that holds [B][T]: the sequences one after the other."""
-        names = set(self.fields.values())
+        names = list(dict.fromkeys(self.fields.values()))
         for name in names:
             value = record.get(name)
             if isinstance(value, list) and len(value) != count:

@@ -83,8 +83,8 @@ def _rows(record: dict, line: int, wanted: Wanted, header: dict[str, Any]) -> Ro
                 header[name] = place[name]
     step = next((integer(place[name], name) for place in places for name in STEPS if name in place), wanted.step)
     environment = next((record[name] for name in ENVIRONMENTS if isinstance(record.get(name), str)), "")
-    if "choices" in answer and answer.get("choices"):
-        sequences = [_choice(choice, index, answer) for index, choice in enumerate(answer["choices"])]
+    if "choices" in answer and not (answer["choices"] == [] and "prompt_logprobs" in answer):
+        sequences = [_choice(choice, index, answer) for index, choice in enumerate(array(answer["choices"], "choices"))]
     elif "prompt_logprobs" in answer:
         sequences = [(_prompt(answer, answer.get("prompt_token_ids")), 0)]
     else:
