@@ -12,6 +12,7 @@ sequences of a log of n have the same hash by chance with probability below n^2 
 from __future__ import annotations
 
 import hashlib
+import struct
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,12 @@ def identity(kind: int, *parts):
 def text_identity(text: str) -> int:
     """64 bits of BLAKE2b."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def record_identity(*parts: int) -> int:
+    """64 bits of BLAKE2b over integers of 64 bits."""
+    packed = struct.pack(f"<{len(parts)}Q", *parts)
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
 
 
 def _mix(x):

@@ -173,14 +173,20 @@ def token_ids(values: Any, length: int, name: str, reference: str) -> NDArray[np
     """The token ids, or None where they were not recorded."""
     if values is None:
         return None
-    if not isinstance(values, list) or not set(map(type, values)) <= {int}:
+    if not isinstance(values, list):
         raise BadRow("is not an array of integers", name)
-    if len(values) != length:
-        raise BadRow(f"has {len(values)} values but {reference} has {length}: all arrays of a line have one"
-                     " value a token", name)
-    if values and not (-2**31 <= min(values) and max(values) < 2**31):
+    try:
+        ids = np.array(values) if values else np.zeros(0, np.int64)
+    except ValueError:  # ragged
+        ids = np.zeros((0, 0))
+    if ids.ndim != 1 or ids.dtype.kind not in "iuO" or (ids.dtype.kind == "O" and set(map(type, values)) != {int}):
+        raise BadRow("is not an array of integers", name)
+    if len(ids) != length:
+        raise BadRow(f"has {len(ids)} values but {reference} has {length}: all arrays of a line have one value a"
+                     " token", name)
+    if len(ids) and not (-(2**31) <= ids.min() and ids.max() < 2**31):
         raise BadRow("holds a token id beyond 32 bits", name)
-    return np.array(values, np.int32)
+    return ids.astype(np.int32)
 
 
 def same_length(values: NDArray, name: str, reference: NDArray, reference_name: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import json_records
-from .identity import PRIME_RL, identity, text_identity
+from .identity import PRIME_RL, record_identity, text_identity
 from .json_records import JsonSource, array, field, floats, same_length
 from .rows import BadRow, Rows, Wanted
 
@@ -62,7 +62,7 @@ def _identity(record: dict) -> tuple[int] | None:
     if not all(map(_is_index, parts)):
         return None
     run = record.get("run_id")
-    return (identity(PRIME_RL, text_identity(run) if isinstance(run, str) else 0, *parts),)
+    return (record_identity(PRIME_RL, text_identity(run) if isinstance(run, str) else 0, *parts),)
 
 
 def _is_index(value) -> bool:
