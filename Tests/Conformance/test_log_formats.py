@@ -3,6 +3,8 @@
 import base64
 import gzip
 import json
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -572,3 +574,26 @@ def test_the_shipped_logs_by_every_container(tmp_path, path):
     for suffix in (".jsonl", ".parquet", ".arrow"):
         write_log(open_log(path, batch_tokens=1000), tmp_path / f"out{suffix}")
         same(before, read(tmp_path / f"out{suffix}"), *COLUMNS, "ids")
+
+
+def test_pyarrow_is_asked_for_only_where_it_is_needed(tmp_path):
+    """Importing the readers, and reading JSON, does without; a table says what to install."""
+    lines, rows = (WRITERS[name](tmp_path / name) for name in ("lockstep.jsonl", "table.parquet"))
+    code = f"""
+import sys
+class Missing:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("pyarrow", "orjson"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+import lockstep, lockstep.logs as logs
+assert sum(batch.sequences for batch in logs.open_log({str(lines)!r})) == 12
+logs.write_log(logs.open_log({str(lines)!r}), {str(tmp_path / "out.jsonl")!r})
+try:
+    list(logs.open_log({str(rows)!r}))
+except logs.LogError as error:
+    print(error)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out == f"{rows}: reading Parquet and Arrow needs pyarrow: pip install 'lockstep[parquet]'\n"
+    same(read(tmp_path / "out.jsonl"), EXPECTED)

@@ -107,9 +107,19 @@ class ArrowSource:
         self._closers.append(mapped)
         if magic.startswith(FILE):
             reader = pa.ipc.open_file(mapped)
-            return reader.schema, (reader.get_batch(i) for i in range(reader.num_record_batches))
+            self._needed(reader.schema)
+            return reader.schema, self._validated(reader.get_batch(i) for i in range(reader.num_record_batches))
         reader = pa.ipc.open_stream(mapped)
-        return reader.schema, iter(reader)
+        self._needed(reader.schema)
+        return reader.schema, self._validated(reader)
+
+    def _validated(self, batches) -> Iterator[Any]:
+        """The columns that are needed, once their offsets and buffers have been found to fit: IPC does not look."""
+        names = [*dict.fromkeys(self.fields.values())]
+        for batch in batches:
+            chosen = batch.select([name for name in (*names, *HEADER) if name in batch.schema.names])
+            chosen.validate(full=True)
+            yield chosen
 
     def _needed(self, schema) -> list[str]:
         columns = resolve(schema.names, self._wanted)
