@@ -12,8 +12,10 @@ from test_log_formats import EXPECTED, ROLLOUTS, chat, read, same, write_prime_r
 from lockstep.logs import columns, gather
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "Logs.md").read_text()
-SNIPPETS = {re.search(r"def (\w+)|(join_logs|open_log)\(", text)[0].split()[-1].rstrip("("): text
-            for text in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)}
+SNIPPETS = {
+    re.search(r"def (\w+)|(join_logs|open_log)\(", text)[0].split()[-1].rstrip("("): text
+    for text in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+}
 
 
 def run(name, **variables):
@@ -49,15 +51,28 @@ def test_reading(tmp_path, capsys):
 
 
 def test_verl(torch):
-    tensors = padded(torch, trainer="old_log_probs", rollout="rollout_log_probs", mask="response_mask",
-                     token_ids="responses")
+    tensors = padded(
+        torch,
+        trainer="old_log_probs",
+        rollout="rollout_log_probs",
+        mask="response_mask",
+        token_ids="responses",
+    )
     run("export_verl")(types.SimpleNamespace(batch=tensors), 41)
     check_padded("lockstep-logs", 41)
 
 
 def test_trl(torch):
-    run("export_trl")(padded(torch, trainer="old_per_token_logps", rollout="sampling_per_token_logps",
-                             mask="completion_mask", token_ids="completion_ids"), 3)
+    run("export_trl")(
+        padded(
+            torch,
+            trainer="old_per_token_logps",
+            rollout="sampling_per_token_logps",
+            mask="completion_mask",
+            token_ids="completion_ids",
+        ),
+        3,
+    )
     check_padded("lockstep-logs", 3)
 
 
@@ -68,7 +83,9 @@ def test_openrlhf(torch):
 
 
 def test_slime(torch):
-    columns = ROLLOUTS.columns(trainer="log_probs", rollout="rollout_log_probs", mask="loss_masks", token_ids="tokens")
+    columns = ROLLOUTS.columns(
+        trainer="log_probs", rollout="rollout_log_probs", mask="loss_masks", token_ids="tokens"
+    )
     data = {name: [torch.from_numpy(value) for value in values] for name, values in columns.items()}
     data["tokens"] = [[1, 2, *value.tolist()] for value in data["tokens"]]
     run("export_slime")(data, 6)
@@ -84,11 +101,22 @@ def test_servers_and_joining(tmp_path, capsys):
             save(file, f"q{i}", chat(i), 1.0, "processed_logprobs")
     with open("scores.jsonl", "w") as file:
         for i in reversed(range(12)):
-            file.write(json.dumps({"id": f"q{i}", "trainer": ROLLOUTS.trainer[i].tolist(),
-                                   "token_ids": ROLLOUTS.token_ids[i].tolist()}) + "\n")
+            file.write(
+                json.dumps(
+                    {
+                        "id": f"q{i}",
+                        "trainer": ROLLOUTS.trainer[i].tolist(),
+                        "token_ids": ROLLOUTS.token_ids[i].tolist(),
+                    }
+                )
+                + "\n"
+            )
     variables = {}
     exec(SNIPPETS["join_logs"], variables)
-    assert "Agreement(sequences=12, tokens=52, missing=(0, 0), differing=0, checked=True)" in capsys.readouterr().out
+    assert (
+        "Agreement(sequences=12, tokens=52, missing=(0, 0), differing=0, checked=True)"
+        in capsys.readouterr().out
+    )
     log = variables["log"]
     assert log.header["rollout_logprobs_mode"] == "processed_logprobs"
     whole = gather(log)

@@ -75,9 +75,12 @@ class Rollouts:
 
     def expected(self):
         return {
-            "trainer": np.concatenate(self.trainer), "rollout": np.concatenate(self.rollout),
-            "mask": np.concatenate(self.mask), "lengths": np.array(self.lengths, np.int64),
-            "steps": np.array(self.steps, np.int64), "token_ids": np.concatenate(self.token_ids),
+            "trainer": np.concatenate(self.trainer),
+            "rollout": np.concatenate(self.rollout),
+            "mask": np.concatenate(self.mask),
+            "lengths": np.array(self.lengths, np.int64),
+            "steps": np.array(self.steps, np.int64),
+            "token_ids": np.concatenate(self.token_ids),
         }
 
 
@@ -86,22 +89,39 @@ EXPECTED = ROLLOUTS.expected()
 
 
 def write_prime_rl(path):
-    return write(path, *(
-        {"schema_version": 1, "rank": 0, "micro_step": i // 4, "micro_sequence_idx": i % 4, "export_sequence_idx": i}
-        | record | {"entropy": [None] * ROLLOUTS.lengths[i], "mismatch_kl": None}
-        for i, record in enumerate(ROLLOUTS.records(trainer="trainer_logprobs", rollout="inference_logprobs",
-                                                    mask="loss_mask"))))
+    return write(
+        path,
+        *(
+            {
+                "schema_version": 1,
+                "rank": 0,
+                "micro_step": i // 4,
+                "micro_sequence_idx": i % 4,
+                "export_sequence_idx": i,
+            }
+            | record
+            | {"entropy": [None] * ROLLOUTS.lengths[i], "mismatch_kl": None}
+            for i, record in enumerate(
+                ROLLOUTS.records(trainer="trainer_logprobs", rollout="inference_logprobs", mask="loss_mask")
+            )
+        ),
+    )
 
 
 def write_batch_line(path):
     """A line a step, as a trainer writes `tensor.tolist()`: [B][T]."""
-    records = list(ROLLOUTS.records(trainer="old_log_probs", rollout="rollout_log_probs", mask="response_mask",
-                                    token_ids="responses"))
+    records = list(
+        ROLLOUTS.records(
+            trainer="old_log_probs", rollout="rollout_log_probs", mask="response_mask", token_ids="responses"
+        )
+    )
     lines = []
     for step in (7, 8):
         chosen = [record for record in records if record["step"] == step]
-        lines.append({"step": step} | {name: [record[name] for record in chosen] for name in records[0]
-                                       if name != "step"})
+        lines.append(
+            {"step": step}
+            | {name: [record[name] for record in chosen] for name in records[0] if name != "step"}
+        )
     return write(path, *lines)
 
 
@@ -112,10 +132,15 @@ def write_document(path):
 
 def write_slime(path):
     """Tokens begin with the prompt; the log-probs are those of the response."""
-    return write(path, *(
-        record | {"tokens": [1, 2, 3, *record["tokens"]], "response_length": len(record["log_probs"])}
-        for record in ROLLOUTS.records(trainer="log_probs", rollout="rollout_log_probs", mask="loss_mask",
-                                       token_ids="tokens")))
+    return write(
+        path,
+        *(
+            record | {"tokens": [1, 2, 3, *record["tokens"]], "response_length": len(record["log_probs"])}
+            for record in ROLLOUTS.records(
+                trainer="log_probs", rollout="rollout_log_probs", mask="loss_mask", token_ids="tokens"
+            )
+        ),
+    )
 
 
 def table(list_of=pa.list_, float_type=None, **names):
@@ -130,7 +155,9 @@ def table(list_of=pa.list_, float_type=None, **names):
 
 
 def write_parquet(path, **options):
-    names = {key: options.pop(key) for key in ("list_of", "float_type", "trainer", "rollout") if key in options}
+    names = {
+        key: options.pop(key) for key in ("list_of", "float_type", "trainer", "rollout") if key in options
+    }
     parquet.write_table(table(**names), path, **options)
     return path
 
@@ -146,21 +173,32 @@ def write_ipc(path, make=pa.ipc.new_file, rows=5):
 def write_token_rows(path, row_group_size=4):
     """A token a row, with the sequence's number within its step."""
     count = np.array(ROLLOUTS.lengths)
-    parquet.write_table(pa.table({
-        "sequence_id": np.repeat(np.arange(len(count)), count),
-        "position": np.concatenate([np.arange(n) for n in count]), "step": np.repeat(ROLLOUTS.steps, count),
-        **{name: np.concatenate(values) for name, values in ROLLOUTS.columns().items()},
-    }), path, row_group_size=row_group_size)
+    parquet.write_table(
+        pa.table(
+            {
+                "sequence_id": np.repeat(np.arange(len(count)), count),
+                "position": np.concatenate([np.arange(n) for n in count]),
+                "step": np.repeat(ROLLOUTS.steps, count),
+                **{name: np.concatenate(values) for name, values in ROLLOUTS.columns().items()},
+            }
+        ),
+        path,
+        row_group_size=row_group_size,
+    )
     return path
 
 
 def write_npz(path, kind, save=np.savez):
-    columns = ROLLOUTS.columns(trainer="old_log_probs", rollout="rollout_log_probs", mask="response_mask",
-                               token_ids="responses")
+    columns = ROLLOUTS.columns(
+        trainer="old_log_probs", rollout="rollout_log_probs", mask="response_mask", token_ids="responses"
+    )
     packed = {name: np.concatenate(values) for name, values in columns.items()}
     offsets = np.concatenate([[0], np.cumsum(ROLLOUTS.lengths)])
-    where = {"offsets": {"offsets": offsets}, "cu_seqlens": {"cu_seqlens": offsets.astype(np.int32)},
-             "lengths": {"lengths": np.array(ROLLOUTS.lengths)}}[kind]
+    where = {
+        "offsets": {"offsets": offsets},
+        "cu_seqlens": {"cu_seqlens": offsets.astype(np.int32)},
+        "lengths": {"lengths": np.array(ROLLOUTS.lengths)},
+    }[kind]
     save(path, **packed, **where, step=np.array(ROLLOUTS.steps))
     return path
 
@@ -169,19 +207,40 @@ WRITERS = {
     "prime-rl.jsonl": write_prime_rl,
     "prime-rl.jsonl.gz": write_prime_rl,
     "lockstep.jsonl": lambda path: write(path, *ROLLOUTS.records()),
-    "verl.jsonl": lambda path: write(path, *ROLLOUTS.records(
-        trainer="old_log_probs", rollout="rollout_log_probs", mask="response_mask", token_ids="responses")),
-    "trl.jsonl": lambda path: write(path, *ROLLOUTS.records(
-        trainer="old_per_token_logps", rollout="sampling_per_token_logps", mask="completion_mask",
-        token_ids="completion_ids")),
-    "nemo-rl.jsonl": lambda path: write(path, *ROLLOUTS.records(
-        trainer="prev_logprobs", rollout="generation_logprobs", mask="token_mask", token_ids="input_ids")),
-    "areal.jsonl": lambda path: write(path, *ROLLOUTS.records(
-        trainer="prox_logp", rollout="logprobs", mask="loss_mask", token_ids="input_ids")),
-    "skyrl.jsonl": lambda path: write(path, *ROLLOUTS.records(
-        trainer="action_log_probs", rollout="rollout_logprobs", mask="loss_mask", token_ids="response_ids")),
-    "openrlhf.jsonl": lambda path: write(path, *ROLLOUTS.records(
-        trainer="action_log_probs", rollout="rollout_log_probs", mask="action_mask")),
+    "verl.jsonl": lambda path: write(
+        path,
+        *ROLLOUTS.records(
+            trainer="old_log_probs", rollout="rollout_log_probs", mask="response_mask", token_ids="responses"
+        ),
+    ),
+    "trl.jsonl": lambda path: write(
+        path,
+        *ROLLOUTS.records(
+            trainer="old_per_token_logps",
+            rollout="sampling_per_token_logps",
+            mask="completion_mask",
+            token_ids="completion_ids",
+        ),
+    ),
+    "nemo-rl.jsonl": lambda path: write(
+        path,
+        *ROLLOUTS.records(
+            trainer="prev_logprobs", rollout="generation_logprobs", mask="token_mask", token_ids="input_ids"
+        ),
+    ),
+    "areal.jsonl": lambda path: write(
+        path,
+        *ROLLOUTS.records(trainer="prox_logp", rollout="logprobs", mask="loss_mask", token_ids="input_ids"),
+    ),
+    "skyrl.jsonl": lambda path: write(
+        path,
+        *ROLLOUTS.records(
+            trainer="action_log_probs", rollout="rollout_logprobs", mask="loss_mask", token_ids="response_ids"
+        ),
+    ),
+    "openrlhf.jsonl": lambda path: write(
+        path, *ROLLOUTS.records(trainer="action_log_probs", rollout="rollout_log_probs", mask="action_mask")
+    ),
     "slime.jsonl": write_slime,
     "batch-a-line.jsonl": write_batch_line,
     "document.json": write_document,
@@ -245,10 +304,15 @@ def test_progress_sees_every_byte(tmp_path):
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_padded_arrays_with_a_mask(tmp_path, save):
     path = tmp_path / "padded.npz"
-    save(path, old_log_probs=ROLLOUTS.padded(ROLLOUTS.trainer, np.nan),
-         rollout_log_probs=ROLLOUTS.padded(ROLLOUTS.rollout, np.inf),
-         response_mask=ROLLOUTS.padded(ROLLOUTS.mask, False).astype(np.int64),
-         responses=ROLLOUTS.padded(ROLLOUTS.token_ids, -1), step=np.array(9), temperature=np.array(0.5))
+    save(
+        path,
+        old_log_probs=ROLLOUTS.padded(ROLLOUTS.trainer, np.nan),
+        rollout_log_probs=ROLLOUTS.padded(ROLLOUTS.rollout, np.inf),
+        response_mask=ROLLOUTS.padded(ROLLOUTS.mask, False).astype(np.int64),
+        responses=ROLLOUTS.padded(ROLLOUTS.token_ids, -1),
+        step=np.array(9),
+        temperature=np.array(0.5),
+    )
     log = open_log(path, batch_tokens=20)
     out = read(path, log=log)
     assert out["lengths"].tolist() == [9] * 12 and out["steps"].tolist() == [9] * 12
@@ -260,15 +324,26 @@ def test_padded_arrays_with_a_mask(tmp_path, save):
 def test_padded_lists_with_a_mask(tmp_path):
     """[B][T] in JSON and fixed-size lists in Parquet: what padding holds is not read."""
     mask = ROLLOUTS.padded(ROLLOUTS.mask, False)
-    columns = {"trainer": ROLLOUTS.padded(ROLLOUTS.trainer, np.nan), "rollout": ROLLOUTS.padded(ROLLOUTS.rollout, 0)}
-    rows = [{"mask": mask[i].astype(int).tolist()}
-            | {name: [None if np.isnan(x) else float(x) for x in value[i]] for name, value in columns.items()}
-            for i in range(12)]
+    columns = {
+        "trainer": ROLLOUTS.padded(ROLLOUTS.trainer, np.nan),
+        "rollout": ROLLOUTS.padded(ROLLOUTS.rollout, 0),
+    }
+    rows = [
+        {"mask": mask[i].astype(int).tolist()}
+        | {name: [None if np.isnan(x) else float(x) for x in value[i]] for name, value in columns.items()}
+        for i in range(12)
+    ]
     json_path = write(tmp_path / "padded.jsonl", *rows)
     kind = pa.list_(pa.float32(), 9)
-    parquet.write_table(pa.table({
-        "mask": pa.array(list(mask), pa.list_(pa.bool_(), 9)),
-        **{name: pa.array(list(value), kind) for name, value in columns.items()}}), tmp_path / "padded.parquet")
+    parquet.write_table(
+        pa.table(
+            {
+                "mask": pa.array(list(mask), pa.list_(pa.bool_(), 9)),
+                **{name: pa.array(list(value), kind) for name, value in columns.items()},
+            }
+        ),
+        tmp_path / "padded.parquet",
+    )
     a, b = read(json_path), read(tmp_path / "padded.parquet", batch_tokens=30)
     same(a, b, "trainer", "rollout", "mask", "lengths")
     np.testing.assert_array_equal(a["trainer"][a["mask"]], EXPECTED["trainer"][EXPECTED["mask"]])
@@ -277,13 +352,21 @@ def test_padded_lists_with_a_mask(tmp_path):
 def test_columns_of_any_name(tmp_path):
     names = {"trainer": "lp_a", "rollout": "lp_b", "mask": "keep", "token_ids": "toks"}
     mapping = names | {"step": "n", "id": "who", "environment": "task"}
-    records = [{"n": ROLLOUTS.steps[i], "who": f"q{i}", "task": ROLLOUTS.environment[i]}
-               | {name: values[i].tolist() for name, values in ROLLOUTS.columns(**names).items()} for i in range(12)]
+    records = [
+        {"n": ROLLOUTS.steps[i], "who": f"q{i}", "task": ROLLOUTS.environment[i]}
+        | {name: values[i].tolist() for name, values in ROLLOUTS.columns(**names).items()}
+        for i in range(12)
+    ]
     lines = write(tmp_path / "own.jsonl", *records)
     parquet.write_table(pa.Table.from_pylist(records), tmp_path / "own.parquet")
-    np.savez(tmp_path / "own.npz", n=np.array(ROLLOUTS.steps), who=np.array([f"q{i}" for i in range(12)]),
-             task=np.array(ROLLOUTS.environment), lengths=np.array(ROLLOUTS.lengths),
-             **{name: np.concatenate(values) for name, values in ROLLOUTS.columns(**names).items()})
+    np.savez(
+        tmp_path / "own.npz",
+        n=np.array(ROLLOUTS.steps),
+        who=np.array([f"q{i}" for i in range(12)]),
+        task=np.array(ROLLOUTS.environment),
+        lengths=np.array(ROLLOUTS.lengths),
+        **{name: np.concatenate(values) for name, values in ROLLOUTS.columns(**names).items()},
+    )
     logs = [read(path, columns=mapping) for path in (lines, tmp_path / "own.parquet", tmp_path / "own.npz")]
     for log in logs:
         same(log, EXPECTED)
@@ -296,9 +379,20 @@ def test_columns_of_any_name(tmp_path):
 
 def test_the_columns_of_another_log_are_not_forced_on_prime_rl(tmp_path):
     """Given columns win over what is recognised: here the entropy stands in for the trainer."""
-    path = write(tmp_path / "log.jsonl", json.loads(json.dumps(
-        {"schema_version": 1, "loss_mask": [True], "trainer_logprobs": [-1], "inference_logprobs": [-2],
-         "again": [-3.0]})))
+    path = write(
+        tmp_path / "log.jsonl",
+        json.loads(
+            json.dumps(
+                {
+                    "schema_version": 1,
+                    "loss_mask": [True],
+                    "trainer_logprobs": [-1],
+                    "inference_logprobs": [-2],
+                    "again": [-3.0],
+                }
+            )
+        ),
+    )
     assert read(path, columns={"trainer": "again"})["trainer"].tolist() == [-3.0]
     assert read(path)["trainer"].tolist() == [-1.0]
 
@@ -313,8 +407,13 @@ def test_ids_do_not_depend_on_the_container(tmp_path):
         records = [record | {"id": id_} for record, id_ in zip(ROLLOUTS.records(), ids, strict=True)]
         lines = write(tmp_path / "a.jsonl", *records)
         parquet.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
-        np.savez(tmp_path / "a.npz", id=np.array(ids), lengths=ROLLOUTS.lengths, step=ROLLOUTS.steps,
-                 **{name: np.concatenate(values) for name, values in ROLLOUTS.columns().items()})
+        np.savez(
+            tmp_path / "a.npz",
+            id=np.array(ids),
+            lengths=ROLLOUTS.lengths,
+            step=ROLLOUTS.steps,
+            **{name: np.concatenate(values) for name, values in ROLLOUTS.columns().items()},
+        )
         seen = [read(path)["ids"].tolist() for path in (lines, tmp_path / "a.parquet", tmp_path / "a.npz")]
         assert seen[0] == seen[1] == seen[2] and len(set(seen[0])) == 12
 
@@ -330,19 +429,27 @@ def test_a_converted_prime_rl_log_keeps_its_ids(tmp_path):
 
 
 def test_ids_do_not_depend_on_which_process_reads_which_file(tmp_path):
-    paths = [write(tmp_path / f"rank_{i}.jsonl", *list(ROLLOUTS.records())[i * 3 : i * 3 + 3]) for i in range(4)]
+    paths = [
+        write(tmp_path / f"rank_{i}.jsonl", *list(ROLLOUTS.records())[i * 3 : i * 3 + 3]) for i in range(4)
+    ]
     whole = read(paths)["ids"].tolist()
     assert len(set(whole)) == 12
     assert [read([paths[i]], file_indices=[i])["ids"].tolist() for i in range(4)] == [
-        whole[i * 3 : i * 3 + 3] for i in range(4)]
+        whole[i * 3 : i * 3 + 3] for i in range(4)
+    ]
     halves = [read(paths, shard=(i, 2))["ids"].tolist() for i in range(2)]
     assert halves == [whole[0:3] + whole[6:9], whole[3:6] + whole[9:12]], "whole files where there are enough"
 
 
 def test_a_prime_rl_id_is_step_rank_and_place_in_the_micro_batch(tmp_path):
     keys = ("step", "rank", "micro_step", "micro_sequence_idx")
-    base = {"schema_version": 1, "loss_mask": [True], "trainer_logprobs": [-1], "inference_logprobs": [-2],
-            **dict.fromkeys(keys, 0)}
+    base = {
+        "schema_version": 1,
+        "loss_mask": [True],
+        "trainer_logprobs": [-1],
+        "inference_logprobs": [-2],
+        **dict.fromkeys(keys, 0),
+    }
     variants = [base, *(base | {key: 1} for key in keys), base | {"run_id": "b"}]
     assert len(set(read(write(tmp_path / "a.jsonl", *variants))["ids"].tolist())) == 6
 
@@ -376,74 +483,126 @@ def test_a_sequence_that_is_there_twice(tmp_path, name):
 
 def chat(i, *, ids=True):
     return {
-        "id": f"chatcmpl-{i}", "object": "chat.completion", "created": 1, "model": "m",
-        "choices": [{
-            "index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop",
-            "logprobs": {"content": [
-                {"token": f"t{t}", "logprob": float(p), "bytes": [116], "top_logprobs": []}
-                for t, p in zip(ROLLOUTS.token_ids[i], ROLLOUTS.rollout[i], strict=True)]},
-            **({"token_ids": ROLLOUTS.token_ids[i].tolist()} if ids else {})}],
+        "id": f"chatcmpl-{i}",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "x"},
+                "finish_reason": "stop",
+                "logprobs": {
+                    "content": [
+                        {"token": f"t{t}", "logprob": float(p), "bytes": [116], "top_logprobs": []}
+                        for t, p in zip(ROLLOUTS.token_ids[i], ROLLOUTS.rollout[i], strict=True)
+                    ]
+                },
+                **({"token_ids": ROLLOUTS.token_ids[i].tolist()} if ids else {}),
+            }
+        ],
         "usage": {"prompt_tokens": 3},
     }
 
 
 def completion(i):
-    return {"id": f"cmpl-{i}", "object": "text_completion", "model": "m", "choices": [{
-        "index": 0, "text": "x", "logprobs": {
-            "text_offset": list(range(ROLLOUTS.lengths[i])), "token_logprobs": ROLLOUTS.rollout[i].tolist(),
-            "tokens": [f"token_id:{t}" for t in ROLLOUTS.token_ids[i]], "top_logprobs": None}}]}
+    return {
+        "id": f"cmpl-{i}",
+        "object": "text_completion",
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "text": "x",
+                "logprobs": {
+                    "text_offset": list(range(ROLLOUTS.lengths[i])),
+                    "token_logprobs": ROLLOUTS.rollout[i].tolist(),
+                    "tokens": [f"token_id:{t}" for t in ROLLOUTS.token_ids[i]],
+                    "top_logprobs": None,
+                },
+            }
+        ],
+    }
 
 
 def prompt_logprobs(i):
     """A prompt of one token and the scores of what follows it, with the likeliest other token beside each."""
-    entries = [{str(t): {"logprob": float(p), "rank": 2, "decoded_token": "x"},
-                "1": {"logprob": -0.1, "rank": 1, "decoded_token": "y"}}
-               if t != 1 else {"1": {"logprob": float(p), "rank": 1, "decoded_token": "y"}}
-               for t, p in zip(ROLLOUTS.token_ids[i], ROLLOUTS.rollout[i], strict=True)]
-    return {"id": f"p-{i}", "prompt_token_ids": [1, *ROLLOUTS.token_ids[i].tolist()],
-            "prompt_logprobs": [None, *entries]}
+    entries = [
+        {
+            str(t): {"logprob": float(p), "rank": 2, "decoded_token": "x"},
+            "1": {"logprob": -0.1, "rank": 1, "decoded_token": "y"},
+        }
+        if t != 1
+        else {"1": {"logprob": float(p), "rank": 1, "decoded_token": "y"}}
+        for t, p in zip(ROLLOUTS.token_ids[i], ROLLOUTS.rollout[i], strict=True)
+    ]
+    return {
+        "id": f"p-{i}",
+        "prompt_token_ids": [1, *ROLLOUTS.token_ids[i].tolist()],
+        "prompt_logprobs": [None, *entries],
+    }
 
 
 def trl_generate():
-    return {"prompt_ids": [[1]] * 12, "completion_ids": [ids.tolist() for ids in ROLLOUTS.token_ids],
-            "logprobs": [[[float(p)] for p in row] for row in ROLLOUTS.rollout],
-            "logprob_token_ids": [[[int(t)] for t in row] for row in ROLLOUTS.token_ids]}
+    return {
+        "prompt_ids": [[1]] * 12,
+        "completion_ids": [ids.tolist() for ids in ROLLOUTS.token_ids],
+        "logprobs": [[[float(p)] for p in row] for row in ROLLOUTS.rollout],
+        "logprob_token_ids": [[[int(t)] for t in row] for row in ROLLOUTS.token_ids],
+    }
 
 
 def trl_top_k():
     """Two log-probs a token: the sampled one is second."""
-    return {"prompt_ids": [[1]] * 12, "completion_ids": [ids.tolist() for ids in ROLLOUTS.token_ids],
-            "logprobs": [[[-0.5, float(p)] for p in row] for row in ROLLOUTS.rollout],
-            "logprob_token_ids": [[[60_000, int(t)] for t in row] for row in ROLLOUTS.token_ids]}
+    return {
+        "prompt_ids": [[1]] * 12,
+        "completion_ids": [ids.tolist() for ids in ROLLOUTS.token_ids],
+        "logprobs": [[[-0.5, float(p)] for p in row] for row in ROLLOUTS.rollout],
+        "logprob_token_ids": [[[60_000, int(t)] for t in row] for row in ROLLOUTS.token_ids],
+    }
 
 
 def trl_binary():
     def pack(values, dtype, fill):
         return base64.b64encode(ROLLOUTS.padded(values, fill).astype(dtype).tobytes()).decode()
 
-    return {"shape": [12, 9, 1], "completion_lengths": ROLLOUTS.lengths,
-            "logprobs_b64": pack(ROLLOUTS.trainer, "<f4", -np.inf), "token_ids_b64": pack(ROLLOUTS.token_ids, "<i4", 0),
-            "actual_logprobs_b64": pack(ROLLOUTS.rollout, "<f4", -np.inf),
-            "actual_token_ids_b64": pack(ROLLOUTS.token_ids, "<i4", 0)}
+    return {
+        "shape": [12, 9, 1],
+        "completion_lengths": ROLLOUTS.lengths,
+        "logprobs_b64": pack(ROLLOUTS.trainer, "<f4", -np.inf),
+        "token_ids_b64": pack(ROLLOUTS.token_ids, "<i4", 0),
+        "actual_logprobs_b64": pack(ROLLOUTS.rollout, "<f4", -np.inf),
+        "actual_token_ids_b64": pack(ROLLOUTS.token_ids, "<i4", 0),
+    }
 
 
 ANSWERS = {
     "chat": lambda path: write(path, *map(chat, range(12))),
     "completion": lambda path: write(path, *map(completion, range(12))),
-    "wrapped": lambda path: write(path, *({"custom_id": i, "id": f"q{i}", "temperature": 1.0, "response": chat(i)}
-                                          for i in range(12))),
-    "batch API": lambda path: write(path, *({"id": f"q{i}", "response": {"status_code": 200, "body": chat(i)}}
-                                            for i in range(12))),
+    "wrapped": lambda path: write(
+        path, *({"custom_id": i, "id": f"q{i}", "temperature": 1.0, "response": chat(i)} for i in range(12))
+    ),
+    "batch API": lambda path: write(
+        path, *({"id": f"q{i}", "response": {"status_code": 200, "body": chat(i)}} for i in range(12))
+    ),
     "prompt_logprobs": lambda path: write(path, *map(prompt_logprobs, range(12))),
-    "completion with prompt_logprobs": lambda path: write(path, *(
-        {"id": f"c{i}", "choices": [{"index": 0, "text": "", "logprobs": None} | prompt_logprobs(i)]}
-        for i in range(12))),
+    "completion with prompt_logprobs": lambda path: write(
+        path,
+        *(
+            {"id": f"c{i}", "choices": [{"index": 0, "text": "", "logprobs": None} | prompt_logprobs(i)]}
+            for i in range(12)
+        ),
+    ),
     "TRL generate": lambda path: write(path, trl_generate()),
     "TRL top k": lambda path: write(path, trl_top_k()),
     "TRL binary": lambda path: write(path, trl_binary()),
-    "several choices": lambda path: write(path, *(
-        chat(i) | {"choices": [chat(i)["choices"][0], chat(i + 1)["choices"][0] | {"index": 1}]}
-        for i in range(0, 12, 2))),
+    "several choices": lambda path: write(
+        path,
+        *(
+            chat(i) | {"choices": [chat(i)["choices"][0], chat(i + 1)["choices"][0] | {"index": 1}]}
+            for i in range(0, 12, 2)
+        ),
+    ),
 }
 
 
@@ -479,8 +638,10 @@ def test_text_without_token_ids_has_none(tmp_path):
 
 def test_header_and_mixed_recipes(tmp_path):
     def records(*temperatures):
-        return [record | {"temperature": t, "engine": "vllm"}
-                for record, t in zip(ROLLOUTS.records(), temperatures, strict=False)]
+        return [
+            record | {"temperature": t, "engine": "vllm"}
+            for record, t in zip(ROLLOUTS.records(), temperatures, strict=False)
+        ]
 
     path = write(tmp_path / "one.jsonl", *records(1.0, 1, 1.0))
     log = open_log(path)
@@ -547,23 +708,37 @@ def test_memory_does_not_grow_with_the_log(tmp_path, name):
 # Round trips
 
 
-
 SEQUENCES = st.lists(
-    st.lists(st.tuples(
-        st.floats(-60, 0, width=32), st.floats(-60, 0, width=32), st.booleans(), st.integers(0, 2**31 - 1)),
-        min_size=1, max_size=12),
-    min_size=1, max_size=8)
+    st.lists(
+        st.tuples(
+            st.floats(-60, 0, width=32), st.floats(-60, 0, width=32), st.booleans(), st.integers(0, 2**31 - 1)
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    min_size=1,
+    max_size=8,
+)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sequences=SEQUENCES, batch_tokens=st.integers(1, 40))
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".arrow"])
 def test_writing_and_reading_keeps_every_bit(tmp_path, suffix, sequences, batch_tokens):
-    records = [{"trainer": [t[0] for t in tokens], "rollout": [t[1] for t in tokens], "mask": [t[2] for t in tokens],
-                "token_ids": [t[3] for t in tokens]} for tokens in sequences]
+    records = [
+        {
+            "trainer": [t[0] for t in tokens],
+            "rollout": [t[1] for t in tokens],
+            "mask": [t[2] for t in tokens],
+            "token_ids": [t[3] for t in tokens],
+        }
+        for tokens in sequences
+    ]
     path = write(tmp_path / "in.jsonl", *records)
     before = read(path)
-    np.testing.assert_array_equal(before["trainer"], np.float32([t[0] for tokens in sequences for t in tokens]))
+    np.testing.assert_array_equal(
+        before["trainer"], np.float32([t[0] for tokens in sequences for t in tokens])
+    )
     write_log(open_log(path, batch_tokens=batch_tokens), tmp_path / f"out{suffix}")
     same(before, read(tmp_path / f"out{suffix}"), *COLUMNS, "ids")
 

@@ -31,8 +31,10 @@ def rows(side, *, order=None, ids=True, change=None, skip=(), tokens=True):
 
 
 def logs(tmp_path, trainer, rollout, **options):
-    return (open_log(write(tmp_path / "scores.jsonl", *trainer), side="trainer", **options),
-            open_log(write(tmp_path / "samples.jsonl", *rollout), **options))
+    return (
+        open_log(write(tmp_path / "scores.jsonl", *trainer), side="trainer", **options),
+        open_log(write(tmp_path / "samples.jsonl", *rollout), **options),
+    )
 
 
 def joined(*arguments, **options):
@@ -43,12 +45,15 @@ def joined(*arguments, **options):
 @pytest.mark.parametrize("batch_tokens", [1, 7, 1000])
 @pytest.mark.parametrize("ids", [True, False])
 def test_two_logs_are_one(tmp_path, batch_tokens, ids):
-    trainer, rollout = logs(tmp_path, rows("trainer", ids=ids), rows("rollout", ids=ids), batch_tokens=batch_tokens)
+    trainer, rollout = logs(
+        tmp_path, rows("trainer", ids=ids), rows("rollout", ids=ids), batch_tokens=batch_tokens
+    )
     log, whole = joined(trainer, rollout, batch_tokens=batch_tokens)
+    assert whole.file_of.tolist() == [0] * COUNT, "the rollout log's"
     assert whole.sequences == COUNT and log.agreement.checked and log.agreement.missing == (0, 0)
     np.testing.assert_array_equal(whole.trainer, whole.rollout - np.float32(0.25))
     assert lockstep.mismatch(whole.trainer, whole.rollout, whole.mask, whole.offsets).k1.value == 0.25
-    assert [file.path.rpartition("/")[2] for file in log.files] == ["scores.jsonl", "samples.jsonl"]
+    assert [file.path.rpartition("/")[2] for file in log.files] == ["samples.jsonl", "scores.jsonl"]
 
 
 def test_the_order_does_not_matter_where_there_are_ids(tmp_path):
@@ -61,7 +66,9 @@ def test_the_order_does_not_matter_where_there_are_ids(tmp_path):
 
 def test_an_order_that_cannot_be_held_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(join, "MOST_WAITING", 10)
-    trainer, rollout = logs(tmp_path, rows("trainer", order=range(COUNT - 1, -1, -1)), rows("rollout"), batch_tokens=3)
+    trainer, rollout = logs(
+        tmp_path, rows("trainer", order=range(COUNT - 1, -1, -1)), rows("rollout"), batch_tokens=3
+    )
     with pytest.raises(LogError, match="tokens wait for their other half .* sort one by sequence id"):
         list(join_logs(trainer, rollout))
     trainer, rollout = logs(tmp_path, rows("trainer"), rows("rollout"), batch_tokens=3)
@@ -73,7 +80,9 @@ def test_tokens_that_differ_are_named(tmp_path):
     trainer, rollout = logs(tmp_path, rows("trainer", change=other), rows("rollout"))
     with pytest.raises(LogError, match=r"first at position 2: 999 and 101; both logs must") as caught:
         list(join_logs(trainer, rollout))
-    assert "scores.jsonl, line 14 and" in str(caught.value) and "samples.jsonl, line 14 (sequence 13)" in str(caught.value)
+    assert "scores.jsonl, line 14 and" in str(caught.value) and "samples.jsonl, line 14 (sequence 13)" in str(
+        caught.value
+    )
 
 
 def test_lengths_that_differ_are_named(tmp_path):
@@ -109,17 +118,32 @@ def test_a_duplicated_sequence_is_named(tmp_path):
 
 
 def test_the_mask_of_a_joined_log_is_both_masks(tmp_path):
-    pair = logs(tmp_path, rows("trainer", change={4: {"mask": [0, 1, 1, 1, 1]}} | {
-        i: {"mask": [1] * (1 + i % 5)} for i in range(COUNT) if i != 4}), rows("rollout"))
+    pair = logs(
+        tmp_path,
+        rows(
+            "trainer",
+            change={4: {"mask": [0, 1, 1, 1, 1]}}
+            | {i: {"mask": [1] * (1 + i % 5)} for i in range(COUNT) if i != 4},
+        ),
+        rows("rollout"),
+    )
     _, whole = joined(*pair)
     assert np.flatnonzero(~whole.mask).tolist() == [whole.offsets[4]]
 
 
 def test_headers_say_whose_they_are(tmp_path):
-    pair = logs(tmp_path, [record | {"temperature": 1.0, "engine": "fsdp"} for record in rows("trainer")],
-                [record | {"temperature": 1.0, "engine": "vllm", "top_p": 0.9} for record in rows("rollout")])
+    pair = logs(
+        tmp_path,
+        [record | {"temperature": 1.0, "engine": "fsdp"} for record in rows("trainer")],
+        [record | {"temperature": 1.0, "engine": "vllm", "top_p": 0.9} for record in rows("rollout")],
+    )
     log, _ = joined(*pair)
-    assert log.header == {"temperature": 1.0, "trainer_engine": "fsdp", "rollout_engine": "vllm", "rollout_top_p": 0.9}
+    assert log.header == {
+        "temperature": 1.0,
+        "trainer_engine": "fsdp",
+        "rollout_engine": "vllm",
+        "rollout_top_p": 0.9,
+    }
 
 
 def test_two_measurements_of_one_run_have_the_same_tokens():
@@ -151,7 +175,9 @@ def test_convert(tmp_path, name):
     out = tmp_path / name
     assert f"{out}: 96 sequences" in run(SHIPPED["bf16"], "-o", out).stdout
     before, after = (gather(open_log(path)) for path in (SHIPPED["bf16"], out))
-    assert before.trainer.tobytes() == after.trainer.tobytes() and before.mask.tobytes() == after.mask.tobytes()
+    assert (
+        before.trainer.tobytes() == after.trainer.tobytes() and before.mask.tobytes() == after.mask.tobytes()
+    )
     assert before.token_ids.tobytes() == after.token_ids.tobytes()
     assert "there already; --force" in run(SHIPPED["bf16"], "-o", out, status=2).stderr
     run(SHIPPED["bf16"], "-o", out, "--force")
@@ -161,21 +187,33 @@ def test_convert(tmp_path, name):
 def test_convert_joins(tmp_path):
     write(tmp_path / "scores.jsonl", *rows("trainer", skip=(3,)))
     write(tmp_path / "samples.jsonl", *rows("rollout"))
-    arguments = (tmp_path / "samples.jsonl", "--trainer", tmp_path / "scores.jsonl", "-o", tmp_path / "out.jsonl")
+    arguments = (
+        tmp_path / "samples.jsonl",
+        "--trainer",
+        tmp_path / "scores.jsonl",
+        "-o",
+        tmp_path / "out.jsonl",
+    )
     assert "1 sequences of the rollout log are not in the trainer log" in run(*arguments, status=2).stderr
     assert not (tmp_path / "out.jsonl").exists()
     assert "left out 1 sequences without the trainer's log-probs" in run(*arguments, "--skip-missing").stderr
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == COUNT - 1
 
 
-@pytest.mark.parametrize("arguments, words", [
-    ((SHIPPED["bf16"], "-o", "out.xls"), "the name must end in one of"),
-    ((SHIPPED["bf16"], "-o", "out.jsonl", "--skip-missing"), "--skip-missing is for --trainer"),
-    ((SHIPPED["bf16"], "-o", "out.jsonl", "--column", "pi=x"), "--column pi=x: give ROLE=NAME"),
-    ((SHIPPED["bf16"], "-o", "out.jsonl", "--column", "trainer"), "--column trainer: give ROLE=NAME"),
-    ((SHIPPED["bf16"], "-o", "out.jsonl", "--column", "trainer=nope"), "there is no such column for trainer"),
-    ((SHIPPED["bf16"], "-o", "out.jsonl", "--format", "pickle"), "Invalid value for '--format'"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ((SHIPPED["bf16"], "-o", "out.xls"), "the name must end in one of"),
+        ((SHIPPED["bf16"], "-o", "out.jsonl", "--skip-missing"), "--skip-missing is for --trainer"),
+        ((SHIPPED["bf16"], "-o", "out.jsonl", "--column", "pi=x"), "--column pi=x: give ROLE=NAME"),
+        ((SHIPPED["bf16"], "-o", "out.jsonl", "--column", "trainer"), "--column trainer: give ROLE=NAME"),
+        (
+            (SHIPPED["bf16"], "-o", "out.jsonl", "--column", "trainer=nope"),
+            "there is no such column for trainer",
+        ),
+        ((SHIPPED["bf16"], "-o", "out.jsonl", "--format", "pickle"), "Invalid value for '--format'"),
+    ],
+)
 def test_convert_usage(tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     assert words in run(*arguments, status=2).stderr
@@ -185,7 +223,13 @@ def test_convert_usage(tmp_path, monkeypatch, arguments, words):
 def test_diagnose_reads_every_format(tmp_path):
     """The same figures from the columns of the user as from prime-rl's."""
     log = gather(open_log(SHIPPED["fp16"]))
-    np.savez(tmp_path / "run.npz", lp=log.trainer, rollout_log_probs=log.rollout, mask=log.mask, offsets=log.offsets)
+    np.savez(
+        tmp_path / "run.npz",
+        lp=log.trainer,
+        rollout_log_probs=log.rollout,
+        mask=log.mask,
+        offsets=log.offsets,
+    )
     document = []
     for arguments in ([tmp_path / "run.npz", "--column", "trainer=lp"], [SHIPPED["fp16"]]):
         result = CliRunner().invoke(commands, ["diagnose", "--json", *map(str, arguments)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rollouts import SHIPPED, sequence, write
 
-from lockstep.logs import LogError, find_files, files, open_log, read_prime_rl
+from lockstep.logs import LogError, files, find_files, gather, open_log, read_prime_rl
 
 
 def test_packs_the_columns(tmp_path):
@@ -231,3 +231,10 @@ def test_the_shipped_logs_keep_every_bit(path):
                 assert [str(np.float32(value)) for value in record[name]] == [
                     str(value) for value in record[name]
                 ]
+
+
+def test_a_part_of_a_log_knows_its_files(tmp_path):
+    paths = [write(tmp_path / f"rank_{i}.jsonl", sequence(), sequence()) for i in range(3)]
+    part = gather(open_log(paths, shard=(1, 2)))
+    assert part.file_of.tolist() == [0, 0] and [file.path for file in part.files] == [str(paths[1])]
+    assert [batch.file_of.tolist() for batch in open_log(paths, shard=(1, 2))] == [[1, 1]]

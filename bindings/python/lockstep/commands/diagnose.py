@@ -36,9 +36,9 @@ def diagnose(files: tuple[Path, ...], labels: tuple[str, ...], report: Path | No
              as_json: bool, every: bool, threads: int, reading: ReadOptions) -> None:
     """Measure the training-inference mismatch in rollout logs: is it harmful, why, and what to do.
 
-    FILE is a log with both engines' log-probs: a prime-rl token export, or JSON lines, Parquet, Arrow or .npz with
-    the columns of verl, TRL, slime and others, or your own (--column). A folder with the files of all ranks of one
-    step, or of all steps, is one log. Two logs are compared.
+    FILE is a log with both engines' log-probs: a prime-rl token export, or JSON lines, Parquet, Arrow or .npz
+    with the columns of verl, TRL, slime and others, or your own (--column). A folder with the files of all
+    ranks of one step, or of all steps, is one log. Two logs are compared.
 
     \b
     One log:
@@ -48,8 +48,8 @@ def diagnose(files: tuple[Path, ...], labels: tuple[str, ...], report: Path | No
     In a test, failing above a limit:
         lockstep diagnose run.jsonl --json | jq -e '.logs[0].mismatch.k3.value < 1e-3'
 
-    prime-rl writes such files with enable_token_export in the trainer's configuration; docs/Logs.md says how to get
-    them from the others.
+    prime-rl writes such files with enable_token_export in the trainer's configuration; docs/Logs.md says how
+    to get them from the others.
     """
     if labels and len(labels) != len(files):
         raise click.UsageError(f"--label was given {len(labels)} times for {len(files)} files: name each, in"
@@ -65,7 +65,8 @@ def diagnose(files: tuple[Path, ...], labels: tuple[str, ...], report: Path | No
             page.check_path(report)
     with told():
         logs = read_logs(files, labels or default_labels(files), reading, token_ids=report is not None)
-        diagnoses = [measure(log, exclude_non_finite=reading.exclude_non_finite, threads=threads) for log in logs]
+        diagnoses = [measure(log, exclude_non_finite=reading.exclude_non_finite, threads=threads)
+                     for log in logs]
         verdicts = [judge(diagnosis, threads=threads) for diagnosis in diagnoses]
     if report is not None:  # before the table, which `| head` may cut short
         with told():

@@ -62,13 +62,14 @@ class ReadOptions:
              side: str = "rollout", advance: Callable[[int], None] | None = None) -> LogReader:
         """Opens a log with them."""
         return open_log(paths, format=self.format, columns=self.columns, side=side, label=label,
-                        skip_bad=self.skip_bad, exclude_non_finite=self.exclude_non_finite, token_ids=token_ids,
-                        mixed=self.mixed, advance=advance)
+                        skip_bad=self.skip_bad, exclude_non_finite=self.exclude_non_finite,
+                        token_ids=token_ids, mixed=self.mixed, advance=advance)
 
     @property
     def given(self) -> list[str]:
         """The options that change what is measured, by name, for the report."""
-        flags = {"--skip-bad": self.skip_bad, "--exclude-non-finite": self.exclude_non_finite, "--mixed": self.mixed}
+        flags = {"--skip-bad": self.skip_bad, "--exclude-non-finite": self.exclude_non_finite,
+                 "--mixed": self.mixed}
         return [name for name, is_given in flags.items() if is_given]
 
 
@@ -81,15 +82,18 @@ def read_options(command: Callable) -> Callable:
     functools.update_wrapper(wrapped, command)
     for option in reversed((
         click.option("--format", type=click.Choice(list(FORMATS)), metavar="NAME",
-                     help=f"What the files are ({', '.join(FORMATS)}). Default: recognised from what they hold."),
+                     help=f"What the files are ({', '.join(FORMATS)}). Default: recognised from what they"
+                          " hold."),
         click.option("--column", "columns", multiple=True, metavar="ROLE=NAME",
                      help="The log's own name of a column, such as trainer=my_logp; once for each. Roles:"
                           f" {', '.join(ROLES)}."),
         click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be read, and count them."),
         click.option("--exclude-non-finite", is_flag=True,
-                     help="Leave out tokens whose log-prob is NaN or infinite (null in the log), and count them."),
+                     help="Leave out tokens whose log-prob is NaN or infinite (null in the log), and count"
+                          " them."),
         click.option("--mixed", is_flag=True,
-                     help="Accept a log that says its sequences were sampled at several temperatures or the like."),
+                     help="Accept a log that says its sequences were sampled at several temperatures or the"
+                          " like."),
     )):
         wrapped = option(wrapped)
     return wrapped
@@ -106,7 +110,8 @@ def _columns(given: Sequence[str]) -> dict[str, str]:
     return columns
 
 
-def read_logs(paths: Sequence[Path], labels: Sequence[str], reading: ReadOptions, token_ids: bool) -> list[Log]:
+def read_logs(paths: Sequence[Path], labels: Sequence[str], reading: ReadOptions,
+              token_ids: bool) -> list[Log]:
     """The logs, read one after the other, with what was left out told on stderr."""
     groups = [find_files(path) for path in paths]
     logs = []

@@ -1,13 +1,12 @@
 """Parquet files and Arrow IPC files and streams, by pyarrow.
 
-A row is a sequence, with a list a column; or, where the log-prob columns hold plain numbers, a row is a token, and
-the rows of one sequence, told by the id column, stand together. The columns are named as in `columns`. Record
-batches become NumPy arrays without a copy where their type is the right one.
+A row is a sequence, with a list a column; or, where the log-prob columns hold plain numbers, a row is a
+token, and the rows of one sequence, told by the id column, stand together. The columns are named as in
+`columns`. Record batches become NumPy arrays without a copy where their type is the right one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,8 +47,9 @@ class ArrowSource:
             import pyarrow
             import pyarrow.compute
         except ModuleNotFoundError as missing:
-            raise LogError("reading Parquet and Arrow needs pyarrow: pip install 'lockstep[parquet]'",
-                           str(path)) from missing
+            raise LogError(
+                "reading Parquet and Arrow needs pyarrow: pip install 'lockstep[parquet]'", str(path)
+            ) from missing
         self._pa = pyarrow
         self.path, self._path, self._wanted, self._advance = str(path), path, wanted, advance
         self.fields: dict[str, str] = {}
@@ -77,11 +77,27 @@ class ArrowSource:
             yield 1, LogError(bad.message, self.path, None, bad.field, "row")
         except (self._pa.ArrowException, OSError, ValueError) as error:
             # Damage: what comes before it has been read.
-            yield row, LogError(f"is damaged, or cut off, after row {row} ({_first_line(str(error))}); copy it again",
-                                self.path, None, None, "row")
-        except MemoryError as error:
-            yield row, LogError("a record batch does not fit in memory; write it with smaller row groups", self.path,
-                                None, None, "row")
+            yield (
+                row,
+                LogError(
+                    f"is damaged, or cut off, after row {row} ({_first_line(str(error))}); copy it again",
+                    self.path,
+                    None,
+                    None,
+                    "row",
+                ),
+            )
+        except MemoryError:
+            yield (
+                row,
+                LogError(
+                    "a record batch does not fit in memory; write it with smaller row groups",
+                    self.path,
+                    None,
+                    None,
+                    "row",
+                ),
+            )
         self._hash()
 
     def _open(self):
@@ -98,23 +114,30 @@ class ArrowSource:
             schema = file.schema_arrow
             columns = self._needed(schema)
             rows, meta = max(1, file.metadata.num_rows), file.metadata
-            values = sum(meta.row_group(g).column(c).num_values for g in range(meta.num_row_groups)
-                         for c in range(meta.num_columns)
-                         if meta.row_group(g).column(c).path_in_schema.split(".")[0] == columns[0])
+            values = sum(
+                meta.row_group(g).column(c).num_values
+                for g in range(meta.num_row_groups)
+                for c in range(meta.num_columns)
+                if meta.row_group(g).column(c).path_in_schema.split(".")[0] == columns[0]
+            )
             size = max(1, int(wanted.batch_tokens * rows / max(values, 1)))
-            return schema, file.iter_batches(batch_size=min(size, 1 << 20), columns=columns, use_threads=False)
+            return schema, file.iter_batches(
+                batch_size=min(size, 1 << 20), columns=columns, use_threads=False
+            )
         mapped = pa.memory_map(self.path)
         self._closers.append(mapped)
         if magic.startswith(FILE):
             reader = pa.ipc.open_file(mapped)
             self._needed(reader.schema)
-            return reader.schema, self._validated(reader.get_batch(i) for i in range(reader.num_record_batches))
+            return reader.schema, self._validated(
+                reader.get_batch(i) for i in range(reader.num_record_batches)
+            )
         reader = pa.ipc.open_stream(mapped)
         self._needed(reader.schema)
         return reader.schema, self._validated(reader)
 
     def _validated(self, batches) -> Iterator[Any]:
-        """The columns that are needed, once their offsets and buffers have been found to fit: IPC does not look."""
+        """The columns that are needed, once their offsets and buffers were found to fit: IPC does not look."""
         names = [*dict.fromkeys(self.fields.values())]
         for batch in batches:
             chosen = batch.select([name for name in (*names, *HEADER) if name in batch.schema.names])
@@ -125,8 +148,10 @@ class ArrowSource:
         columns = resolve(schema.names, self._wanted)
         if columns is None:
             found = ", ".join(map(repr, schema.names[:16]))
-            raise BadRow("has no log-probs under a known name; say which columns hold them (columns,"
-                         f" --column trainer=NAME --column rollout=NAME; columns found: {found[:800]})")
+            raise BadRow(
+                "has no log-probs under a known name; say which columns hold them (columns,"
+                f" --column trainer=NAME --column rollout=NAME; columns found: {found[:800]})"
+            )
         self.fields.update(columns.names)
         return [*columns.names.values(), *(name for name in HEADER if name in schema.names)]
 
@@ -136,8 +161,9 @@ class ArrowSource:
         if text is not None:
             values = json.loads(text)
             if isinstance(values, dict):
-                self.header.update({name: value for name, value in values.items()
-                                    if isinstance(value, (str, int, float))})
+                self.header.update(
+                    {name: value for name, value in values.items() if isinstance(value, (str, int, float))}
+                )
 
     def _sequences(self, batches) -> Iterator[tuple[int, Rows | LogError]]:
         row = 1
@@ -174,8 +200,11 @@ class ArrowSource:
         for name in HEADER:
             if name in batch.schema.names:
                 column = batch.column(batch.schema.get_field_index(name))
-                values = [value for value in self._pa.compute.unique(column).to_pylist()
-                          if isinstance(value, (str, int, float))]
+                values = [
+                    value
+                    for value in self._pa.compute.unique(column).to_pylist()
+                    if isinstance(value, (str, int, float))
+                ]
                 if values:
                     self.header[name] = values[0] if len(values) == 1 else MIXED
 
@@ -242,15 +271,19 @@ class ArrowSource:
         if role == "id" and text:
             return column.to_pylist()
         if not types.is_integer(kind):
-            raise BadRow(f"holds {kind} where {'text or integers' if role == 'id' else 'integers'} are expected", name)
+            raise BadRow(
+                f"holds {kind} where {'text or integers' if role == 'id' else 'integers'} are expected", name
+            )
         values = column.to_numpy()
         return values.astype(np.uint64 if kind == self._pa.uint64() else np.int64)
 
     def _tokens(self, batches) -> Iterator[tuple[int, Rows | LogError]]:
-        """A token a row: sequences are runs of one id (and step); the last of a batch may go on in the next."""
+        """A token a row: sequences are runs of one id (and step); the last of a batch may go on."""
         if "id" not in self.fields:
-            raise BadRow("has a token a row, and no column that tells the sequences apart; say which it is (columns,"
-                         " --column id=NAME), or write a sequence a row")
+            raise BadRow(
+                "has a token a row, and no column that tells the sequences apart; say which it is (columns,"
+                " --column id=NAME), or write a sequence a row"
+            )
         held, row = None, 1
         for batch in batches:
             needed = [batch.column(batch.schema.get_field_index(name)) for name in self.fields.values()]
@@ -295,8 +328,11 @@ class ArrowSource:
                 back = np.flatnonzero(np.diff(position) <= 0) + 1
                 back = back[~np.isin(back, offsets)]
                 if len(back):
-                    raise BadRow(f"row {first_row + int(back[0])} is not after the row before it in the same sequence:"
-                                 " sort the table by sequence and position", name)
+                    raise BadRow(
+                        f"row {first_row + int(back[0])} is not after the row before it in the same sequence:"
+                        " sort the table by sequence and position",
+                        name,
+                    )
             elif role in PER_TOKEN:
                 values, holes = self._numbers(column, role, name)
                 arrays[role] = Ragged(values, offsets, None, holes)

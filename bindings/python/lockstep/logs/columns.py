@@ -16,8 +16,12 @@ FRAMEWORKS: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
     "OpenRLHF": ("action_log_probs", "rollout_log_probs", ("action_mask",), ()),
     "SkyRL": ("action_log_probs", "rollout_logprobs", ("loss_mask", "response_mask"), ("response_ids",)),
     "slime": ("log_probs", "rollout_log_probs", ("loss_masks", "loss_mask"), ("tokens",)),
-    "NeMo-RL": ("prev_logprobs", "generation_logprobs", ("token_mask", "token_loss_mask"),
-                ("input_ids", "token_ids")),
+    "NeMo-RL": (
+        "prev_logprobs",
+        "generation_logprobs",
+        ("token_mask", "token_loss_mask"),
+        ("input_ids", "token_ids"),
+    ),
     "AReaL": ("prox_logp", "logprobs", ("loss_mask",), ("input_ids",)),
     "prime-rl": ("trainer_logprobs", "inference_logprobs", ("loss_mask",), ("token_ids",)),
 }
@@ -37,8 +41,20 @@ POSITIONS = ("position",)
 WITH_PROMPT = {"tokens"}
 
 # What a log says of how it was made, once or beside each sequence.
-HEADER = ("model", "engine", "trainer_engine", "rollout_engine", "temperature", "top_p", "top_k", "min_p",
-          "logprobs_mode", "recipe", "trainer_recipe", "rollout_recipe")
+HEADER = (
+    "model",
+    "engine",
+    "trainer_engine",
+    "rollout_engine",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "logprobs_mode",
+    "recipe",
+    "trainer_recipe",
+    "rollout_recipe",
+)
 
 # In place of a value that is not the same for all sequences.
 MIXED = "mixed"
@@ -79,7 +95,9 @@ def resolve(there: Collection[str], wanted: Wanted) -> Columns | None:
         used = set(given.values())
         for role, others, at in (("trainer", TRAINER, 0), ("rollout", ROLLOUT, 1)):
             known = dict.fromkeys([entry[at] for entry in FRAMEWORKS.values()] + list(others))
-            name = next((name for name in known if name in there and name not in used and name not in EITHER), None)
+            name = next(
+                (name for name in known if name in there and name not in used and name not in EITHER), None
+            )
             if role not in names and name is not None:
                 names[role] = name
         if "trainer" not in names and "rollout" not in names:
@@ -88,8 +106,14 @@ def resolve(there: Collection[str], wanted: Wanted) -> Columns | None:
                 return None
             names[wanted.side] = name
     masks, token_ids = FRAMEWORKS[framework][2:] if framework else ((), ())
-    for role, known in (("mask", masks + MASKS), ("token_ids", token_ids + TOKEN_IDS), ("step", STEPS),
-                        ("id", (LOCKSTEP_ID, *IDS)), ("environment", ENVIRONMENTS), ("position", POSITIONS)):
+    for role, known in (
+        ("mask", masks + MASKS),
+        ("token_ids", token_ids + TOKEN_IDS),
+        ("step", STEPS),
+        ("id", (LOCKSTEP_ID, *IDS)),
+        ("environment", ENVIRONMENTS),
+        ("position", POSITIONS),
+    ):
         name = next((name for name in known if name in there), None)
         if role not in names and name is not None:
             names[role] = name

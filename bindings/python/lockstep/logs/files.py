@@ -41,8 +41,11 @@ def find_files(path: str | Path) -> list[Path]:
                 files += _logs_in(child)
         if not files:
             hint = f"; give one of its folders, such as {children[0].name}" if children else ""
-            raise LogError(f"the folder holds no log ({', '.join(SUFFIXES)}) and no folders of steps, step_N,"
-                           f" with logs{hint}", str(path))
+            raise LogError(
+                f"the folder holds no log ({', '.join(SUFFIXES)}) and no folders of steps, step_N,"
+                f" with logs{hint}",
+                str(path),
+            )
     return files
 
 
@@ -58,8 +61,10 @@ def _logs_in(folder: Path) -> list[Path]:
     data = [file for file in files if not file.name.endswith(DOCUMENTS)] or files
     kinds = {kind: file.name for kind in (LINES, TABLES, ARRAYS) for file in data if file.name.endswith(kind)}
     if len(kinds) > 1:
-        raise LogError(f"the folder holds logs of several kinds, {' and '.join(kinds.values())}: give the files"
-                       " of one", str(folder))
+        raise LogError(
+            f"the folder holds logs of several kinds, {' and '.join(kinds.values())}: give the files of one",
+            str(folder),
+        )
     return sorted(data, key=_natural)
 
 
@@ -137,14 +142,27 @@ class LineReader:
                 if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
                     while line and not line.endswith(b"\n"):
                         line = self._lines.readline(LONGEST_LINE)
-                    yield number, LogError(
-                        f"the line is longer than {LONGEST_LINE >> 20} MiB: this is no log, which has one"
-                        " JSON object a line", self.path, number)
+                    yield (
+                        number,
+                        LogError(
+                            f"the line is longer than {LONGEST_LINE >> 20} MiB: this is no log, which has one"
+                            " JSON object a line",
+                            self.path,
+                            number,
+                        ),
+                    )
                     continue
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 # What lies beyond the damage cannot be read, but the lines before it were.
-                yield number, LogError(f"the gzip stream is damaged or cut off here ({error}); copy the file"
-                                       " again, or read it with gzip -t", self.path, number)
+                yield (
+                    number,
+                    LogError(
+                        f"the gzip stream is damaged or cut off here ({error}); copy the file"
+                        " again, or read it with gzip -t",
+                        self.path,
+                        number,
+                    ),
+                )
                 break
             except OSError as error:
                 raise LogError(f"cannot be read: {error.strerror or error}", self.path, number) from error

@@ -1,7 +1,7 @@
 """The formats there are, and telling which one a file has.
 
-A format is a module with `recognises(head)` and `source(path, wanted, advance)`; it is entered here. The order
-matters: the first that recognises a file reads it.
+A format is a module with `recognises(head)` and `source(path, wanted, advance)`; it is entered here. The
+order matters: the first that recognises a file reads it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Head:
 
 
 FORMATS: dict[str, Format] = {
-    each.name: each for each in (
+    each.name: each
+    for each in (
         Format("prime-rl", "a prime-rl token export", prime_rl.recognises, prime_rl.source),
         Format("responses", "JSON answers of an inference server", responses.recognises, responses.source),
         Format("jsonl", "JSON with named columns", json_lines.recognises, json_lines.source),
@@ -73,10 +74,16 @@ FORMATS: dict[str, Format] = {
 }
 
 # What else people have, by how it begins, and what to do with it.
-_EXPORT = "; write the log-probs as JSON lines, Parquet or .npz instead: docs/Logs.md has the few lines for each framework"
+_EXPORT = (
+    "; write the log-probs as JSON lines, Parquet or .npz instead: docs/Logs.md has the few lines for each"
+    " framework"
+)
 OTHERS = (
-    (b"\x80", "a Python pickle, as verl's DataProto.save_to_disk writes, which is never read, as unpickling runs"
-              " code" + _EXPORT),
+    (
+        b"\x80",
+        "a Python pickle, as verl's DataProto.save_to_disk writes, which is never read, as unpickling runs"
+        " code" + _EXPORT,
+    ),
     (b"PK\x03\x04", "a zip archive that is no .npz, as torch.save writes (a pickle, never read)" + _EXPORT),
     (b"\x93NUMPY", "a single NumPy array; save those of one log together, with numpy.savez"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd; unpack it, or use gzip"),
@@ -99,18 +106,22 @@ def recognise(path: Path, wanted: Wanted) -> Format | None:
             return format
     if head.record is not None:
         found = ", ".join(sorted(map(repr, head.record))[:16]) or "none"
-        raise LogError(f"is JSON with the fields {found[:800]}, which are those of no known log; say which columns"
-                       " hold the log-probs (--column trainer=NAME --column rollout=NAME). verl's rollout_data_dir and"
-                       " TRL's completions hold text without log-probs: docs/Logs.md says how to write them",
-                       str(path))
+        raise LogError(
+            f"is JSON with the fields {found[:800]}, which are those of no known log; say which columns"
+            " hold the log-probs (--column trainer=NAME --column rollout=NAME). verl's rollout_data_dir and"
+            " TRL's completions hold text without log-probs: docs/Logs.md says how to write them",
+            str(path),
+        )
     if head.error is not None or not head.magic.strip():
         return None
     for magic, what in OTHERS:
         if head.magic.startswith(magic):
             raise LogError(f"is {what}", str(path))
     known = ", ".join(format.title for format in FORMATS.values())
-    raise LogError(f"is no log of a known format: it begins with the bytes {head.magic[:8]!r}; known are {known}",
-                   str(path))
+    raise LogError(
+        f"is no log of a known format: it begins with the bytes {head.magic[:8]!r}; known are {known}",
+        str(path),
+    )
 
 
 def read_head(path: Path) -> Head:

@@ -36,7 +36,9 @@ def identity(kind: int, *parts):
 
 def text_identity(text: str) -> int:
     """64 bits of BLAKE2b."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+    )
 
 
 def record_identity(*parts: int) -> int:

@@ -1,7 +1,7 @@
 """Two logs of the same sequences: joining each engine's log-probs, and checking that the tokens are the same.
 
-Sequences are matched by their ids where both logs have ids of their own, else by their order. Logs in the same
-order are joined in constant memory; out of order, the sequences that wait for their other half are held.
+Sequences are matched by their ids where both logs have ids of their own, else by their order. Logs in the
+same order are joined in constant memory; out of order, the sequences that wait for their other half are held.
 """
 
 from __future__ import annotations
@@ -68,9 +68,11 @@ class _Side:
 
 
 class JoinedLog:
-    """Two logs as one, iterable as `LogBatch`es with both engines' log-probs; each iteration reads both anew."""
+    """Two logs as one, iterable as `LogBatch`es of both engines' log-probs; each iteration reads anew."""
 
-    def __init__(self, trainer: Batches, rollout: Batches, *, label: str | None, missing: str, batch_tokens: int):
+    def __init__(
+        self, trainer: Batches, rollout: Batches, *, label: str | None, missing: str, batch_tokens: int
+    ):
         if missing not in ("error", "count"):
             raise ValueError(f"missing is {missing!r}; give 'error' or 'count'")
         self.label = label if label is not None else rollout.label
@@ -83,8 +85,8 @@ class JoinedLog:
 
     @property
     def files(self) -> tuple[LogFile, ...]:
-        """The trainer log's files and then the rollout log's."""
-        return self._trainer.files + self._rollout.files
+        """The rollout log's files and then the trainer log's."""
+        return self._rollout.files + self._trainer.files
 
     @property
     def format(self) -> str:
@@ -92,7 +94,7 @@ class JoinedLog:
 
     @property
     def header(self) -> dict[str, Any]:
-        """What both say, and as ``trainer_…`` and ``rollout_…`` what only one says or each says otherwise."""
+        """What both say, and as ``trainer_…`` and ``rollout_…`` what one says alone or otherwise."""
         both: dict[str, Any] = {}
         headers = (self._trainer.header, self._rollout.header)
         for name in dict.fromkeys([*headers[0], *headers[1]]):
@@ -114,7 +116,9 @@ class JoinedLog:
         return sum(file.skipped_lines for file in self.files)
 
     def __iter__(self) -> Iterator[LogBatch]:
-        matching = _Matching(self._trainer, self._rollout, ("the trainer log", "the rollout log"), self._missing)
+        matching = _Matching(
+            self._trainer, self._rollout, ("the trainer log", "the rollout log"), self._missing
+        )
         held: list[tuple[LogBatch, int, LogBatch, int]] = []
         tokens = 0
         for pair in matching:
@@ -131,12 +135,15 @@ class JoinedLog:
     def _pack(self, pairs: list[tuple[LogBatch, int, LogBatch, int]]) -> LogBatch:
         for side, log in zip(SIDES, (self._trainer, self._rollout), strict=True):
             if len(log.sides) == 2:
-                raise LogError(f"has the log-probs of both engines; as the {side} log give one that has one",
-                               log.files[0].path)
+                raise LogError(
+                    f"has the log-probs of both engines; as the {side} log give one that has one",
+                    log.files[0].path,
+                )
         columns = {}
         for side, log, at in ((SIDES[0], self._trainer, 0), (SIDES[1], self._rollout, 2)):
-            columns[side] = np.concatenate([_slice(getattr(pair[at], log.sides[0]), pair[at], pair[at + 1])
-                                            for pair in pairs])
+            columns[side] = np.concatenate(
+                [_slice(getattr(pair[at], log.sides[0]), pair[at], pair[at + 1]) for pair in pairs]
+            )
         # A token counts where both logs say so: of one, which has no mask, all do.
         mask = np.concatenate([_slice(a.mask, a, i) & _slice(b.mask, b, j) for a, i, b, j in pairs])
         lengths = [_length(batch, index) for batch, index, _, _ in pairs]
@@ -145,21 +152,36 @@ class JoinedLog:
         ids_of = [a.token_ids if a.token_ids is not None else b.token_ids for a, _, b, _ in pairs]
         token_ids = None
         if all(ids is not None for ids in ids_of):
-            token_ids = np.concatenate([
-                _slice(a.token_ids, a, i) if a.token_ids is not None else _slice(b.token_ids, b, j)
-                for a, i, b, j in pairs])
+            token_ids = np.concatenate(
+                [
+                    _slice(a.token_ids, a, i) if a.token_ids is not None else _slice(b.token_ids, b, j)
+                    for a, i, b, j in pairs
+                ]
+            )
         names = max((batch.environments for _, _, batch, _ in pairs), key=len)
         return LogBatch(
-            trainer=columns["trainer"], rollout=columns["rollout"], mask=mask, offsets=offsets,
+            trainer=columns["trainer"],
+            rollout=columns["rollout"],
+            mask=mask,
+            offsets=offsets,
             ids=np.array([b.ids[j] for _, _, b, j in pairs], np.uint64),
-            steps=np.array([max(a.steps[i], b.steps[j]) for a, i, b, j in pairs], np.int64), token_ids=token_ids,
+            steps=np.array([max(a.steps[i], b.steps[j]) for a, i, b, j in pairs], np.int64),
+            token_ids=token_ids,
             lines=np.array([b.lines[j] for _, _, b, j in pairs], np.int64),
             file_of=np.array([b.file_of[j] for _, _, b, j in pairs], np.int32),
-            environment_of=np.array([b.environment_of[j] for _, _, b, j in pairs], np.int32), environments=names)
+            environment_of=np.array([b.environment_of[j] for _, _, b, j in pairs], np.int32),
+            environments=names,
+        )
 
 
-def join_logs(trainer: Batches, rollout: Batches, *, label: str | None = None, missing: str = "error",
-              batch_tokens: int = 1 << 20) -> JoinedLog:
+def join_logs(
+    trainer: Batches,
+    rollout: Batches,
+    *,
+    label: str | None = None,
+    missing: str = "error",
+    batch_tokens: int = 1 << 20,
+) -> JoinedLog:
     """One log of two, each with the log-probs of one engine for the same sequences.
 
     Args:
@@ -170,7 +192,8 @@ def join_logs(trainer: Batches, rollout: Batches, *, label: str | None = None, m
         batch_tokens: where a batch ends.
 
     Raises:
-        LogError: while reading: a sequence's tokens differ, naming the first position; a sequence is in one log
+        LogError: while reading: a sequence's tokens differ, naming the first position; a sequence is in one
+        log
             only; or one log has both engines' log-probs.
 
     Example:
@@ -179,12 +202,13 @@ def join_logs(trainer: Batches, rollout: Batches, *, label: str | None = None, m
     return JoinedLog(trainer, rollout, label=label, missing=missing, batch_tokens=batch_tokens)
 
 
-def check_same_tokens(first: Batches, second: Batches, *, missing: str = "error",
-                      differing: str = "error") -> Agreement:
+def check_same_tokens(
+    first: Batches, second: Batches, *, missing: str = "error", differing: str = "error"
+) -> Agreement:
     """Checks that two logs have the same sequences with the same tokens.
 
-    Two logs of different samples, such as BF16 and FP16 runs, differ rightly; two measurements of the same samples
-    must not. `missing` and `differing`: "error", or "count".
+    Two logs of different samples, such as BF16 and FP16 runs, differ rightly; two measurements of the same
+    samples must not. `missing` and `differing`: "error", or "count".
 
     Raises:
         LogError: naming the first sequence, and the first position, where they differ.
@@ -198,8 +222,9 @@ def check_same_tokens(first: Batches, second: Batches, *, missing: str = "error"
 class _Matching:
     """Pairs of sequences of two logs."""
 
-    def __init__(self, first: Batches, second: Batches, names: tuple[str, str], missing: str,
-                 differing: str = "error"):
+    def __init__(
+        self, first: Batches, second: Batches, names: tuple[str, str], missing: str, differing: str = "error"
+    ):
         self._sides = [_Side(log, name, iter(log)) for log, name in zip((first, second), names, strict=True)]
         self._tolerant, self._count_differing = missing == "count", differing == "count"
         self.by_id = False
@@ -208,8 +233,13 @@ class _Matching:
         self._counts = [0, 0]
 
     def agreement(self) -> Agreement:
-        return Agreement(self._sequences, self._tokens, (self._counts[0], self._counts[1]), self._differing,
-                         self._checked and self._sequences > 0)
+        return Agreement(
+            self._sequences,
+            self._tokens,
+            (self._counts[0], self._counts[1]),
+            self._differing,
+            self._checked and self._sequences > 0,
+        )
 
     def __iter__(self) -> Iterator[tuple[LogBatch, int, LogBatch, int]]:
         first, second = self._sides
@@ -240,22 +270,32 @@ class _Matching:
                 if self._same(*pair, number=numbers[index] - 1):
                     yield pair
             if mine.tokens > MOST_WAITING:
-                raise LogError(f"{mine.tokens:,} tokens wait for their other half in {other.name}: the order of the two"
-                               " is too different to join them in memory; sort one by sequence id",
-                               mine.log.files[0].path)
+                raise LogError(
+                    f"{mine.tokens:,} tokens wait for their other half in {other.name}: the order of the two"
+                    " is too different to join them in memory; sort one by sequence id",
+                    mine.log.files[0].path,
+                )
             heads[index] = next(mine.batches, None)
             mine.ended = heads[index] is None
         for index, side in enumerate(self._sides):
             self._counts[index] = len(side.waiting)
             if side.waiting and not self._tolerant:
-                batch, sequence = min(side.waiting.values(),
-                                      key=lambda one: (int(one[0].file_of[one[1]]), int(one[0].lines[one[1]])))
+                batch, sequence = min(
+                    side.waiting.values(),
+                    key=lambda one: (int(one[0].file_of[one[1]]), int(one[0].lines[one[1]])),
+                )
                 other = self._sides[1 - index]
-                how = ("by id" if self.by_id else "by order, as not both logs have ids: the first that is too many")
-                raise LogError(f"{len(side.waiting):,} sequences of {side.name} are not in {other.name}; the first"
-                               f" ({how}) is {side.place(batch, sequence)}, id {int(batch.ids[sequence])}. Give the same"
-                               " sequences to both, or count and leave out what is missing",
-                               other.log.files[0].path if other.log.files else other.name)
+                how = (
+                    "by id"
+                    if self.by_id
+                    else "by order, as not both logs have ids: the first that is too many"
+                )
+                raise LogError(
+                    f"{len(side.waiting):,} sequences of {side.name} are not in {other.name}; the first"
+                    f" ({how}) is {side.place(batch, sequence)}, id {int(batch.ids[sequence])}. Give the same"
+                    " sequences to both, or count and leave out what is missing",
+                    other.log.files[0].path if other.log.files else other.name,
+                )
 
     def _same(self, a: LogBatch, i: int, b: LogBatch, j: int, number: int) -> bool:
         """Whether the tokens are the same; raises where they must be."""

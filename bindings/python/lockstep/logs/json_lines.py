@@ -1,9 +1,9 @@
 """JSON lines with named columns: one object a line with arrays of equal length, or a whole batch a line.
 
 ``{"id": 7, "step": 3, "token_ids": [...], "mask": [...], "trainer": [...], "rollout": [...]}`` by Lockstep's
-names, by those of the frameworks in `columns`, or by any that the user gives. Where each array holds arrays, a
-line is a batch, as `tensor.tolist()` writes it: ``{"old_log_probs": [[...], [...]], ...}``. Without a mask all
-tokens count.
+names, by those of the frameworks in `columns`, or by any that the user gives. Where each array holds arrays,
+a line is a batch, as `tensor.tolist()` writes it: ``{"old_log_probs": [[...], [...]], ...}``. Without a mask
+all tokens count.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import json_records
-from .columns import HEADER, LOCKSTEP_ID, WITH_PROMPT, Columns, resolve
+from .columns import HEADER, LOCKSTEP_ID, WITH_PROMPT, resolve
 from .identity import OWN, identity, text_identity
 from .json_records import JsonSource, array, field, floats, integer, kind, same_length
 from .rows import SIDES, BadRow, Rows, Wanted
@@ -26,8 +26,9 @@ def recognises(head) -> bool:
     if head.record is None:
         return False
     columns = resolve(head.record, Wanted({}))
-    return columns is not None and any(isinstance(head.record[columns.names[side]], list)
-                                       for side in SIDES if side in columns.names)
+    return columns is not None and any(
+        isinstance(head.record[columns.names[side]], list) for side in SIDES if side in columns.names
+    )
 
 
 def source(path: Path, wanted: Wanted, advance: Callable[[int], None] | None) -> JsonSource:
@@ -51,8 +52,10 @@ class _Records:
             columns = resolve(record, self.wanted)
             if columns is None:
                 found = ", ".join(sorted(map(repr, record))[:16]) or "none"
-                raise BadRow("has no log-probs under a known name; say which columns hold them (columns,"
-                             f" --column trainer=NAME --column rollout=NAME; fields found: {found[:800]})")
+                raise BadRow(
+                    "has no log-probs under a known name; say which columns hold them (columns,"
+                    f" --column trainer=NAME --column rollout=NAME; fields found: {found[:800]})"
+                )
             self.fields.update(columns.names)
         read_header(record, self.header)
         names = self.fields
@@ -90,9 +93,17 @@ class _Records:
         if "step" in names:
             step = integer(record.get(names["step"]), names["step"], step)
         environment = record.get(names.get("environment", ""))
-        return Rows(trainer=sides["trainer"], rollout=sides["rollout"], mask=mask, lengths=(len(mask),), lines=(line,),
-                    ids=own_id(record, names, step), steps=(step,), token_ids=ids,
-                    environments=(environment if isinstance(environment, str) else "",))
+        return Rows(
+            trainer=sides["trainer"],
+            rollout=sides["rollout"],
+            mask=mask,
+            lengths=(len(mask),),
+            lines=(line,),
+            ids=own_id(record, names, step),
+            steps=(step,),
+            token_ids=ids,
+            environments=(environment if isinstance(environment, str) else "",),
+        )
 
     def _batch(self, record: dict, line: int, count: int, first: str) -> Rows:
         """A line that holds [B][T]: the sequences one after the other."""
@@ -103,8 +114,11 @@ class _Records:
                 raise BadRow(f"has {len(value)} sequences but {first} has {count}", name)
         rows = []
         for index in range(count):
-            one = {name: value[index] if isinstance(value, list) else value
-                   for name in names if (value := record.get(name)) is not None}
+            one = {
+                name: value[index] if isinstance(value, list) else value
+                for name in names
+                if (value := record.get(name)) is not None
+            }
             try:
                 rows.append(self._sequence(one, line))
             except BadRow as bad:
@@ -117,6 +131,7 @@ class _Records:
 
 def concatenate(rows: list[Rows], drop_ids: bool = False) -> Rows:
     """One Rows of several of the same kind."""
+
     def join(name: str):
         parts = [getattr(row, name) for row in rows]
         return None if parts[0] is None else np.concatenate(parts)
@@ -125,9 +140,17 @@ def concatenate(rows: list[Rows], drop_ids: bool = False) -> Rows:
         parts = [getattr(row, name) for row in rows]
         return None if parts[0] is None else [value for part in parts for value in part]
 
-    return Rows(trainer=join("trainer"), rollout=join("rollout"), mask=join("mask"), lengths=chain("lengths"),
-                lines=chain("lines"), ids=None if drop_ids else chain("ids"), steps=chain("steps"),
-                token_ids=join("token_ids"), environments=chain("environments"))
+    return Rows(
+        trainer=join("trainer"),
+        rollout=join("rollout"),
+        mask=join("mask"),
+        lengths=chain("lengths"),
+        lines=chain("lines"),
+        ids=None if drop_ids else chain("ids"),
+        steps=chain("steps"),
+        token_ids=join("token_ids"),
+        environments=chain("environments"),
+    )
 
 
 def read_header(record: dict, header: dict[str, Any]) -> None:

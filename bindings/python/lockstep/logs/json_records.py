@@ -32,8 +32,14 @@ class JsonSource:
     unit = "line"
     null = "null (non-finite when it was written)"
 
-    def __init__(self, path: Path, wanted: Wanted, advance: Callable[[int], None] | None,
-                 parse: Callable[[dict, int], Rows | list[Rows]], fields: dict[str, str]):
+    def __init__(
+        self,
+        path: Path,
+        wanted: Wanted,
+        advance: Callable[[int], None] | None,
+        parse: Callable[[dict, int], Rows | list[Rows]],
+        fields: dict[str, str],
+    ):
         self._reader = LineReader(path, advance)
         self._parse, self._wanted = parse, wanted
         self.fields = fields
@@ -91,8 +97,14 @@ class JsonSource:
                 return
             text += line
             if len(text) > files.LONGEST_LINE:
-                yield 1, LogError(f"is one JSON document of more than {files.LONGEST_LINE >> 20} MiB, which cannot"
-                                  " be streamed: write one object a line", self._reader.path)
+                yield (
+                    1,
+                    LogError(
+                        f"is one JSON document of more than {files.LONGEST_LINE >> 20} MiB, which cannot"
+                        " be streamed: write one object a line",
+                        self._reader.path,
+                    ),
+                )
                 return
         try:
             document = parse(bytes(text))
@@ -114,12 +126,15 @@ def parse(text: bytes) -> Any:
         return _loads(text)
     except (ValueError, RecursionError) as error:
         if not text.endswith(b"\n"):
-            raise BadRow("the last line is cut off: the log was still being written, or the disk was"
-                         " full; read it when it is complete (prime-rl: when the step's STABLE marker is there),"
-                         " or leave the line out") from error
+            raise BadRow(
+                "the last line is cut off: the log was still being written, or the disk was"
+                " full; read it when it is complete (prime-rl: when the step's STABLE marker is there),"
+                " or leave the line out"
+            ) from error
         if b"NaN" in text or b"Infinity" in text:
-            raise BadRow("is not JSON: it holds NaN or Infinity, which JSON does not have; write"
-                         " null for them") from error
+            raise BadRow(
+                "is not JSON: it holds NaN or Infinity, which JSON does not have; write null for them"
+            ) from error
         raise BadRow(f"is not JSON ({_first_line(str(error))})") from error
 
 
@@ -134,8 +149,11 @@ def field(record: dict, name: str, what: str = "log") -> Any:
 def array(value: Any, name: str) -> list:
     """A required array."""
     if value is None:
-        raise BadRow("is null, so it was not recorded; export it from the trainer, as without it there is"
-                     " nothing to compare", name)
+        raise BadRow(
+            "is null, so it was not recorded; export it from the trainer, as without it there is"
+            " nothing to compare",
+            name,
+        )
     if not isinstance(value, list):
         raise BadRow(f"is {kind(value)} where an array, one value a token, is expected", name)
     return value
@@ -157,7 +175,7 @@ def mask(values: list, name: str, numbers: bool = True) -> NDArray[np.bool_]:
     """True or false a token; with `numbers`, 1 and 0 too."""
     kinds = set(map(type, values))
     if kinds <= {bool}:
-        return np.array(values, np.bool_)
+        return np.frombuffer(bytes(values), np.bool_)
     if numbers and kinds <= {bool, int, float}:
         column = np.array(values, np.float64) if _small(values) else np.array([2.0])
         if ((column == 0) | (column == 1)).all():
@@ -179,11 +197,18 @@ def token_ids(values: Any, length: int, name: str, reference: str) -> NDArray[np
         ids = np.array(values) if values else np.zeros(0, np.int64)
     except ValueError:  # ragged
         ids = np.zeros((0, 0))
-    if ids.ndim != 1 or ids.dtype.kind not in "iuO" or (ids.dtype.kind == "O" and set(map(type, values)) != {int}):
+    if (
+        ids.ndim != 1
+        or ids.dtype.kind not in "iuO"
+        or (ids.dtype.kind == "O" and set(map(type, values)) != {int})
+    ):
         raise BadRow("is not an array of integers", name)
     if len(ids) != length:
-        raise BadRow(f"has {len(ids)} values but {reference} has {length}: all arrays of a line have one value a"
-                     " token", name)
+        raise BadRow(
+            f"has {len(ids)} values but {reference} has {length}: all arrays of a line have one value a"
+            " token",
+            name,
+        )
     if len(ids) and not (-(2**31) <= ids.min() and ids.max() < 2**31):
         raise BadRow("holds a token id beyond 32 bits", name)
     return ids.astype(np.int32)
@@ -191,8 +216,11 @@ def token_ids(values: Any, length: int, name: str, reference: str) -> NDArray[np
 
 def same_length(values: NDArray, name: str, reference: NDArray, reference_name: str) -> None:
     if len(values) != len(reference):
-        raise BadRow(f"has {len(values)} values but {reference_name} has {len(reference)}: all arrays of a line"
-                     " have one value a token", name)
+        raise BadRow(
+            f"has {len(values)} values but {reference_name} has {len(reference)}: all arrays of a line"
+            " have one value a token",
+            name,
+        )
 
 
 def integer(value: Any, name: str, otherwise: int = -1) -> int:
@@ -208,8 +236,13 @@ def integer(value: Any, name: str, otherwise: int = -1) -> int:
 
 def kind(value: Any) -> str:
     """What a JSON value is, in words."""
-    for kinds, name in ((bool, "a boolean"), ((int, float), "a number"), (str, "a string"),
-                        (list, "an array"), (dict, "an object")):
+    for kinds, name in (
+        (bool, "a boolean"),
+        ((int, float), "a number"),
+        (str, "a string"),
+        (list, "an array"),
+        (dict, "an object"),
+    ):
         if isinstance(value, kinds):
             return name
     return "null"

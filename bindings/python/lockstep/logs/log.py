@@ -16,8 +16,9 @@ class LogError(ValueError):
     whole line is. In a table (``unit`` "row") it is the row, of sequences or of tokens.
     """
 
-    def __init__(self, message: str, file: str, line: int | None = None, field: str | None = None,
-                 unit: str = "line"):
+    def __init__(
+        self, message: str, file: str, line: int | None = None, field: str | None = None, unit: str = "line"
+    ):
         self.message, self.file, self.line, self.field, self.unit = message, file, line, field, unit
         place = file
         if line is not None:
@@ -79,7 +80,7 @@ class LogBatch:
         return len(self.mask)
 
     def pieces(self, tokens: int) -> Iterator[LogBatch]:
-        """The batch cut after each sequence that reaches `tokens` tokens, without copying; empty ones left out."""
+        """The batch cut after each sequence that reaches `tokens` tokens, without copying."""
         start = 0
         while start < self.sequences:
             base = int(self.offsets[start])
@@ -89,10 +90,18 @@ class LogBatch:
                 return
             one, of = slice(base, int(self.offsets[end])), slice(start, end)
             yield LogBatch(
-                trainer=self.trainer[one], rollout=self.rollout[one], mask=self.mask[one],
-                offsets=self.offsets[start : end + 1] - base, ids=self.ids[of], steps=self.steps[of],
-                token_ids=None if self.token_ids is None else self.token_ids[one], lines=self.lines[of],
-                file_of=self.file_of[of], environment_of=self.environment_of[of], environments=self.environments)
+                trainer=self.trainer[one],
+                rollout=self.rollout[one],
+                mask=self.mask[one],
+                offsets=self.offsets[start : end + 1] - base,
+                ids=self.ids[of],
+                steps=self.steps[of],
+                token_ids=None if self.token_ids is None else self.token_ids[one],
+                lines=self.lines[of],
+                file_of=self.file_of[of],
+                environment_of=self.environment_of[of],
+                environments=self.environments,
+            )
             start = end
 
     def take(self, which: NDArray) -> LogBatch:
@@ -103,11 +112,18 @@ class LogBatch:
         np.cumsum(lengths, out=offsets[1:])
         at = np.repeat(self.offsets[:-1][index] - offsets[:-1], lengths) + np.arange(offsets[-1])
         return LogBatch(
-            trainer=self.trainer[at], rollout=self.rollout[at], mask=self.mask[at], offsets=offsets,
-            ids=self.ids[index], steps=self.steps[index],
-            token_ids=None if self.token_ids is None else self.token_ids[at], lines=self.lines[index],
-            file_of=self.file_of[index], environment_of=self.environment_of[index],
-            environments=self.environments)
+            trainer=self.trainer[at],
+            rollout=self.rollout[at],
+            mask=self.mask[at],
+            offsets=offsets,
+            ids=self.ids[index],
+            steps=self.steps[index],
+            token_ids=None if self.token_ids is None else self.token_ids[at],
+            lines=self.lines[index],
+            file_of=self.file_of[index],
+            environment_of=self.environment_of[index],
+            environments=self.environments,
+        )
 
 
 @dataclass(frozen=True)

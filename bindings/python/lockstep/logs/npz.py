@@ -1,8 +1,8 @@
 """NumPy's .npz: padded arrays [B, T] with a mask, or packed arrays with where the sequences begin.
 
-The columns are named as in `columns`; packed ones come with ``offsets`` [B + 1] (or ``cu_seqlens``) or ``lengths``
-[B]. Members are read piece by piece out of the archive, so that neither a large file nor one that unpacks to
-a huge one is held in memory. Objects, which are pickles, are refused.
+The columns are named as in `columns`; packed ones come with ``offsets`` [B + 1] (or ``cu_seqlens``) or
+``lengths`` [B]. Members are read piece by piece out of the archive, so that neither a large file nor one that
+unpacks to a huge one is held in memory. Objects, which are pickles, are refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .columns import HEADER, resolve
 from .files import LONGEST_LINE, WatchedFile
 from .log import LogError
-from .rows import SIDES, BadRow, Rows, Wanted
+from .rows import BadRow, Rows, Wanted
 from .tables import Ragged, check_kind, cut
 
 ZIP = b"PK\x03\x04"
@@ -53,19 +53,29 @@ class _Member:
         self._file = archive.open(name + ".npy")
         try:
             version = np.lib.format.read_magic(self._file)
-            read = (np.lib.format.read_array_header_1_0 if version == (1, 0)
-                    else np.lib.format.read_array_header_2_0)
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self.shape, fortran, self.dtype = read(self._file)
         except (ValueError, EOFError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-            raise BadRow(f"is no NumPy array ({str(error).splitlines()[0][:120] if str(error) else error!r})",
-                         name) from None
+            raise BadRow(
+                f"is no NumPy array ({str(error).splitlines()[0][:120] if str(error) else error!r})", name
+            ) from None
         if self.dtype.hasobject:
-            raise BadRow("holds Python objects, which is a pickle, and pickles are never read, as they run code; save a"
-                         " padded array [B, T] with its mask, or one packed array with offsets", name)
+            raise BadRow(
+                "holds Python objects, which is a pickle, and pickles are never read, as they run"
+                " code; save a"
+                " padded array [B, T] with its mask, or one packed array with offsets",
+                name,
+            )
         if fortran and len(self.shape) > 1:
-            raise BadRow("is in Fortran order, which cannot be streamed; save np.ascontiguousarray of it", name)
+            raise BadRow(
+                "is in Fortran order, which cannot be streamed; save np.ascontiguousarray of it", name
+            )
         if any(extent < 0 for extent in self.shape):
             raise BadRow(f"has shape {self.shape}", name)
 
@@ -84,7 +94,9 @@ class _Member:
     def all(self) -> NDArray:
         count = int(np.prod(self.shape, dtype=object))
         if count * self.dtype.itemsize > LONGEST_LINE:
-            raise BadRow(f"is larger than {LONGEST_LINE >> 20} MiB, which a value a sequence is not", self.name)
+            raise BadRow(
+                f"is larger than {LONGEST_LINE >> 20} MiB, which a value a sequence is not", self.name
+            )
         return self.read(count).reshape(self.shape)
 
     def close(self) -> None:
@@ -118,9 +130,25 @@ class NpzSource:
                     yield from cut(columns, scalars, self.fields, first, self._wanted, self.path)
         except BadRow as bad:
             yield row, LogError(bad.message, self.path, None, bad.field, "row")
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-            yield row, LogError(f"the archive is damaged, or cut off, at or after row {row} ({str(error)[:160]}); copy"
-                                " it again", self.path, None, None, "row")
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            OSError,
+            NotImplementedError,
+            RuntimeError,
+        ) as error:
+            yield (
+                row,
+                LogError(
+                    f"the archive is damaged, or cut off, at or after row {row} ({str(error)[:160]}); copy"
+                    " it again",
+                    self.path,
+                    None,
+                    None,
+                    "row",
+                ),
+            )
         self._hash()
 
     def _pieces(self, archive: zipfile.ZipFile) -> Iterator[tuple[int, dict[str, Ragged], dict[str, Any]]]:
@@ -128,8 +156,10 @@ class NpzSource:
         there = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
         columns = resolve(there, self._wanted)
         if columns is None:
-            raise BadRow("has no log-probs under a known name; say which arrays hold them (columns, --column"
-                         f" trainer=NAME --column rollout=NAME; arrays found: {', '.join(sorted(there))[:800]})")
+            raise BadRow(
+                "has no log-probs under a known name; say which arrays hold them (columns, --column"
+                f" trainer=NAME --column rollout=NAME; arrays found: {', '.join(sorted(there))[:800]})"
+            )
         self.fields.update(columns.names)
         names = self.fields
         for name in HEADER:
@@ -142,8 +172,10 @@ class NpzSource:
         for role, member in tokens.items():
             check_kind(role, member.dtype, member.name)
             if member.shape != reference.shape and not (role == "token_ids" and names[role] == "tokens"):
-                raise BadRow(f"has shape {list(member.shape)} but {reference.name} has {list(reference.shape)}",
-                             member.name)
+                raise BadRow(
+                    f"has shape {list(member.shape)} but {reference.name} has {list(reference.shape)}",
+                    member.name,
+                )
         if len(reference.shape) == 2:
             count, width = reference.shape
             lengths = np.broadcast_to(np.int64(width), count)
@@ -151,10 +183,17 @@ class NpzSource:
             lengths = self._lengths(archive, there, reference)
             count = len(lengths)
         else:
-            raise BadRow(f"has shape {list(reference.shape)} where [B, T], or [tokens] with offsets, is expected",
-                         reference.name)
-        scalars = {role: value for role in ("step", "id", "environment") if role in names
-                   for value in [self._scalar(archive, role, names[role], count)] if value is not None}
+            raise BadRow(
+                f"has shape {list(reference.shape)} where [B, T], or [tokens] with offsets, is expected",
+                reference.name,
+            )
+        scalars = {
+            role: value
+            for role in ("step", "id", "environment")
+            if role in names
+            for value in [self._scalar(archive, role, names[role], count)]
+            if value is not None
+        }
         start = 0
         while start < count:
             end, total = start, 0
@@ -184,19 +223,27 @@ class NpzSource:
                 raise BadRow("is no array of integers with one dimension", name)
             values = values.astype(np.int64)
             lengths = np.diff(values) if name in OFFSETS else values
-            if (lengths < 0).any() or int(lengths.astype(object).sum()) != total or (name in OFFSETS and
-                                                                       (len(values) == 0 or values[0] != 0)):
+            if (
+                (lengths < 0).any()
+                or int(lengths.astype(object).sum()) != total
+                or (name in OFFSETS and (len(values) == 0 or values[0] != 0))
+            ):
                 raise BadRow(f"does not cut {reference.name}, of {total} values, into sequences", name)
             return lengths
-        raise BadRow("has one dimension, and neither offsets, cu_seqlens nor lengths are there to cut it into"
-                     " sequences", reference.name)
+        raise BadRow(
+            "has one dimension, and neither offsets, cu_seqlens nor lengths are there to cut it into"
+            " sequences",
+            reference.name,
+        )
 
     def _scalar(self, archive: zipfile.ZipFile, role: str, name: str, count: int):
         values = self._open(archive, name).all()
         if values.ndim == 0 and role != "id":
             values = np.broadcast_to(values, count)
         if values.shape != (count,):
-            raise BadRow(f"has shape {list(values.shape)} where [{count}], one value a sequence, is expected", name)
+            raise BadRow(
+                f"has shape {list(values.shape)} where [{count}], one value a sequence, is expected", name
+            )
         if role == "step" or (role == "id" and values.dtype.kind in "iu"):
             if values.dtype.kind not in "iu":
                 raise BadRow("holds no integers", name)

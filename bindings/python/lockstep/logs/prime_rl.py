@@ -2,8 +2,9 @@
 
 Schema version 1, as written by ``prime_rl/trainer/rl/token_export.py``: scalars that identify the
 sequence and arrays of equal length, one value a token. Read here: ``inference_logprobs`` (rollout),
-``trainer_logprobs``, ``loss_mask`` and, where wanted, ``token_ids``; ``step``, ``env_name`` and what identifies
-the sequence. A non-finite float is written as null; a column that was not recorded is null as a whole.
+``trainer_logprobs``, ``loss_mask`` and, where wanted, ``token_ids``; ``step``, ``env_name`` and what
+identifies the sequence. A non-finite float is written as null; a column that was not recorded is null as a
+whole.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ from .json_records import JsonSource, array, field, floats, same_length
 from .rows import BadRow, Rows, Wanted
 
 SCHEMA_VERSION = 1
-FIELDS = {"trainer": "trainer_logprobs", "rollout": "inference_logprobs", "mask": "loss_mask",
-          "token_ids": "token_ids"}
+FIELDS = {
+    "trainer": "trainer_logprobs",
+    "rollout": "inference_logprobs",
+    "mask": "loss_mask",
+    "token_ids": "token_ids",
+}
 # Who a sequence is within a run.
 IDENTITY = ("step", "rank", "micro_step", "micro_sequence_idx")
 
@@ -37,8 +42,11 @@ def source(path: Path, wanted: Wanted, advance: Callable[[int], None] | None) ->
 def _sequence(record: dict, line: int, wanted: Wanted) -> Rows:
     version = field(record, "schema_version", "prime-rl token export")
     if version != SCHEMA_VERSION or isinstance(version, bool):
-        raise BadRow(f"is {json.dumps(version)[:40]}, but this reader knows version {SCHEMA_VERSION}: look"
-                     " for a newer Lockstep, or export with the older schema", "schema_version")
+        raise BadRow(
+            f"is {json.dumps(version)[:40]}, but this reader knows version {SCHEMA_VERSION}: look"
+            " for a newer Lockstep, or export with the older schema",
+            "schema_version",
+        )
     counted = array(field(record, "loss_mask", "prime-rl token export"), "loss_mask")
     mask = json_records.mask(counted, "loss_mask", numbers=False)
     columns = []
@@ -52,9 +60,17 @@ def _sequence(record: dict, line: int, wanted: Wanted) -> Rows:
         ids = json_records.token_ids(record.get("token_ids"), len(mask), "token_ids", "loss_mask")
     environment = record.get("env_name")
     step = record.get("step")
-    return Rows(trainer=columns[0], rollout=columns[1], mask=mask, lengths=(len(mask),), lines=(line,),
-                ids=_identity(record), steps=(step if _is_index(step) else wanted.step,), token_ids=ids,
-                environments=(environment if isinstance(environment, str) else "",))
+    return Rows(
+        trainer=columns[0],
+        rollout=columns[1],
+        mask=mask,
+        lengths=(len(mask),),
+        lines=(line,),
+        ids=_identity(record),
+        steps=(step if _is_index(step) else wanted.step,),
+        token_ids=ids,
+        environments=(environment if isinstance(environment, str) else "",),
+    )
 
 
 def _identity(record: dict) -> tuple[int] | None:

@@ -21,11 +21,22 @@ ROLES = ("trainer", "rollout", "mask", "token_ids", "id", "step", "environment",
 Advance = Callable[[int], None]
 
 
-def open_log(paths: str | Path | Iterable[str | Path], *, format: str | None = None,
-             columns: Mapping[str, str] | None = None, side: str = "rollout", label: str | None = None,
-             skip_bad: bool = False, exclude_non_finite: bool = False, token_ids: bool = True,
-             mixed: bool = False, batch_tokens: int = 1 << 20, shard: tuple[int, int] = (0, 1),
-             file_indices: Sequence[int] | None = None, advance: Advance | None = None) -> LogReader:
+def open_log(
+    paths: str | Path | Iterable[str | Path],
+    *,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    side: str = "rollout",
+    label: str | None = None,
+    skip_bad: bool = False,
+    exclude_non_finite: bool = False,
+    token_ids: bool = True,
+    mixed: bool = False,
+    batch_tokens: int = 1 << 20,
+    shard: tuple[int, int] = (0, 1),
+    file_indices: Sequence[int] | None = None,
+    advance: Advance | None = None,
+) -> LogReader:
     """Opens a rollout log of any format, to be read as batches of whole sequences in constant memory.
 
     Args:
@@ -43,7 +54,8 @@ def open_log(paths: str | Path | Iterable[str | Path], *, format: str | None = N
         token_ids: read the token ids where the log has them.
         mixed: accept a log whose sequences were sampled at several temperatures or the like.
         batch_tokens: where a batch ends: after the sequence that reaches so many tokens.
-        shard: (i, n): the i-th of n parts of the log. All parts together are the log, with the same ids; whole
+        shard: (i, n): the i-th of n parts of the log. All parts together are the log, with the same ids;
+        whole
             files where there are enough, else every n-th line. Sequences that are there twice, and mixed
             recipes, are looked for within a part.
         file_indices: the place of each of the files in the whole log, where `paths` is a part of it.
@@ -83,9 +95,16 @@ def open_log(paths: str | Path | Iterable[str | Path], *, format: str | None = N
     if len(files) >= count:
         parts, index, split = parts[index::count], 0, 1
     wanted = Wanted(dict(columns or {}), side, token_ids, batch_tokens, index, split)
-    return LogReader(label if label is not None else Path(given[0]).name, parts,
-                     FORMATS[format] if format is not None else None, wanted, skip_bad=skip_bad,
-                     exclude_non_finite=exclude_non_finite, mixed=mixed, advance=advance)
+    return LogReader(
+        label if label is not None else Path(given[0]).name,
+        parts,
+        FORMATS[format] if format is not None else None,
+        wanted,
+        skip_bad=skip_bad,
+        exclude_non_finite=exclude_non_finite,
+        mixed=mixed,
+        advance=advance,
+    )
 
 
 @dataclass
@@ -114,8 +133,18 @@ class _Tally:
 class LogReader:
     """A log, iterable as `LogBatch`es; each iteration reads it anew."""
 
-    def __init__(self, label: str, files: list[tuple[int, Path]], format: Format | None, wanted: Wanted, *,
-                 skip_bad: bool, exclude_non_finite: bool, mixed: bool, advance: Advance | None):
+    def __init__(
+        self,
+        label: str,
+        files: list[tuple[int, Path]],
+        format: Format | None,
+        wanted: Wanted,
+        *,
+        skip_bad: bool,
+        exclude_non_finite: bool,
+        mixed: bool,
+        advance: Advance | None,
+    ):
         self.label = label
         self._paths, self._wanted = files, wanted
         self._skip_bad, self._exclude, self._mixed = skip_bad, exclude_non_finite, mixed
@@ -144,6 +173,11 @@ class LogReader:
     def files(self) -> tuple[LogFile, ...]:
         """The files read so far; sizes and hashes are those of the whole files once they have been read."""
         return tuple(tally.file() for tally in self._tallies)
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The index of each of `files` in the whole log."""
+        return tuple(tally.place for tally in self._tallies)
 
     @property
     def sequences(self) -> int:
@@ -189,8 +223,11 @@ class LogReader:
                 return next(iter(self._formats.values()), FORMATS["jsonl"])
             for other, known in self._formats.items():
                 if known is not format:
-                    raise LogError(f"is {format.title}, but {other} is {known.title}: the files of one log have"
-                                   " one format; give those of one", str(path))
+                    raise LogError(
+                        f"is {format.title}, but {other} is {known.title}: the files of one log have"
+                        " one format; give those of one",
+                        str(path),
+                    )
             self._formats[path] = format
         return self._formats[path]
 
@@ -212,15 +249,25 @@ class _Packer:
         if not reader.sides:
             reader.sides, reader.has_ids = sides, rows.ids is not None
         elif sides != reader.sides:
-            return LogError(f"has the log-probs of {' and '.join(sides)}, but what comes before has those of"
-                            f" {' and '.join(reader.sides)}", tally.path, line, unit=tally.unit)
+            return LogError(
+                f"has the log-probs of {' and '.join(sides)}, but what comes before has those of"
+                f" {' and '.join(reader.sides)}",
+                tally.path,
+                line,
+                unit=tally.unit,
+            )
         for name, value in header.items():
             known = reader.header.setdefault(name, value)
             if value == MIXED or (known != value and known != MIXED and (known == known or value == value)):
                 if not reader._mixed:
-                    return LogError(f"is {value!r}, but {known!r} before: the figures would be of several policies"
-                                    " at once; split the log, or accept that (mixed)", tally.path, line, name,
-                                    tally.unit)
+                    return LogError(
+                        f"is {value!r}, but {known!r} before: the figures would be of several policies"
+                        " at once; split the log, or accept that (mixed)",
+                        tally.path,
+                        line,
+                        name,
+                        tally.unit,
+                    )
                 reader.header[name] = MIXED
         return None
 
@@ -247,7 +294,7 @@ class _Packer:
             keep = np.ones(batch.sequences, np.bool_)
             keep[bad] = False
             if not self._reader._skip_bad:
-                keep[bad[0]:] = False
+                keep[bad[0] :] = False
             good = batch.take(keep)
             tally_of = tally_of[keep]
         for index, count in zip(*np.unique(tally_of, return_counts=True), strict=True):
@@ -270,8 +317,9 @@ class _Packer:
         columns = {}
         for side in SIDES:
             values = [getattr(rows, side) for rows in all_rows]
-            columns[side] = (np.full(offsets[-1], np.nan, np.float32) if values[0] is None
-                             else _gather(values, np.float32))
+            columns[side] = (
+                np.full(offsets[-1], np.nan, np.float32) if values[0] is None else _gather(values, np.float32)
+            )
         lines = _gather((rows.lines for rows in all_rows), np.int64)
         counts = [len(rows.lengths) for rows in all_rows]
         file_of = np.repeat(np.array([tally.place for _, tally in taken], np.int32), counts)
@@ -280,13 +328,21 @@ class _Packer:
             token_ids = _gather((rows.token_ids for rows in all_rows), np.int32)
         names = (name for rows in all_rows for name in rows.environments or [""] * len(rows.lengths))
         environment_of = np.fromiter(
-            (self._environments.setdefault(name, len(self._environments)) for name in names), np.int32)
+            (self._environments.setdefault(name, len(self._environments)) for name in names), np.int32
+        )
         return LogBatch(
-            trainer=columns["trainer"], rollout=columns["rollout"],
-            mask=_gather((rows.mask for rows in all_rows), np.bool_), offsets=offsets,
-            ids=_ids(all_rows, lines, file_of), steps=_gather((rows.steps for rows in all_rows), np.int64),
-            token_ids=token_ids, lines=lines, file_of=file_of, environment_of=environment_of,
-            environments=tuple(self._environments))
+            trainer=columns["trainer"],
+            rollout=columns["rollout"],
+            mask=_gather((rows.mask for rows in all_rows), np.bool_),
+            offsets=offsets,
+            ids=_ids(all_rows, lines, file_of),
+            steps=_gather((rows.steps for rows in all_rows), np.int64),
+            token_ids=token_ids,
+            lines=lines,
+            file_of=file_of,
+            environment_of=environment_of,
+            environments=tuple(self._environments),
+        )
 
     def _bad(self, batch: LogBatch) -> tuple[NDArray, Callable[[int, _Tally], LogError]]:
         """The sequences of a batch that cannot stand, and how to tell it of one of them."""
@@ -295,7 +351,9 @@ class _Packer:
         if not self._reader._exclude:
             for side in self._reader.sides:
                 at = np.flatnonzero(~np.isfinite(getattr(batch, side)) & batch.mask)
-                sequences, where = np.unique(np.searchsorted(batch.offsets, at, side="right") - 1, return_index=True)
+                sequences, where = np.unique(
+                    np.searchsorted(batch.offsets, at, side="right") - 1, return_index=True
+                )
                 bad[sequences] = True
                 for sequence, token in zip(sequences.tolist(), at[where].tolist(), strict=True):
                     first.setdefault(sequence, (side, token))
@@ -305,14 +363,24 @@ class _Packer:
         def tell(sequence: int, tally: _Tally) -> LogError:
             line = int(batch.lines[sequence])
             if sequence not in first:
-                return LogError("is the same sequence as one before, by its id: the log holds it twice", tally.path,
-                                line, tally.fields.get("id"), tally.unit)
+                return LogError(
+                    "is the same sequence as one before, by its id: the log holds it twice",
+                    tally.path,
+                    line,
+                    tally.fields.get("id"),
+                    tally.unit,
+                )
             side, token = first[sequence]
             value = getattr(batch, side)[token]
             what = tally.null if np.isnan(value) else "infinite, or beyond float32"
-            return LogError(f"token {token - int(batch.offsets[sequence])} counts but is {what}: find out why a"
-                            " sampled token has no finite log-prob, or exclude such tokens", tally.path, line,
-                            tally.fields.get(side, side), tally.unit)
+            return LogError(
+                f"token {token - int(batch.offsets[sequence])} counts but is {what}: find out why a"
+                " sampled token has no finite log-prob, or exclude such tokens",
+                tally.path,
+                line,
+                tally.fields.get(side, side),
+                tally.unit,
+            )
 
         return np.flatnonzero(bad | again), tell
 

@@ -1,15 +1,18 @@
 """What inference servers answer, as JSON: the log-probs of one engine.
 
-- OpenAI chat completions, ``choices[].logprobs.content[] = {"token", "logprob", ...}``, as OpenAI, vLLM and SGLang write
+- OpenAI chat completions, ``choices[].logprobs.content[] = {"token", "logprob", ...}``, as OpenAI, vLLM and
+SGLang write
   them, and inspect-ai in its samples; with vLLM's ``token_ids`` or tokens that read ``token_id:5``.
 - Legacy completions, ``choices[].logprobs = {"tokens", "token_logprobs", ...}``.
-- vLLM's ``prompt_logprobs``, a list that begins with null and then has ``{token_id: {"logprob", "rank", ...}}``:
+- vLLM's ``prompt_logprobs``, a list that begins with null and then has ``{token_id: {"logprob", "rank",
+...}}``:
   scores of given tokens, as one asks for to score another engine's samples.
-- TRL's vLLM server: ``/generate/`` (``completion_ids``, ``logprobs`` [B][T][k]) and ``/get_sequence_logprobs/``, also in
+- TRL's vLLM server: ``/generate/`` (``completion_ids``, ``logprobs`` [B][T][k]) and
+``/get_sequence_logprobs/``, also in
   base64.
 
-One line, or one document, is one answer; each choice is a sequence. A request that was saved around or beside the
-answer (``{"id": 7, "step": 3, "response": {...}}``) gives id, step and metadata.
+One line, or one document, is one answer; each choice is a sequence. A request that was saved around or beside
+the answer (``{"id": 7, "step": 3, "response": {...}}``) gives id, step and metadata.
 """
 
 from __future__ import annotations
@@ -73,18 +76,25 @@ def _rows(record: dict, line: int, wanted: Wanted, header: dict[str, Any]) -> Ro
     answer = _answer(record)
     if answer is None:
         found = ", ".join(sorted(map(repr, record))[:12]) or "none"
-        raise BadRow("is no answer with log-probs: neither choices, prompt_logprobs nor TRL's fields are there (fields"
-                     f" found: {found[:600]})")
-    places = [record, answer] + [record[name] for name in ("request", "sampling_params") if
-                                 isinstance(record.get(name), dict)]
+        raise BadRow(
+            "is no answer with log-probs: neither choices, prompt_logprobs nor TRL's fields are there (fields"
+            f" found: {found[:600]})"
+        )
+    places = [record, answer] + [
+        record[name] for name in ("request", "sampling_params") if isinstance(record.get(name), dict)
+    ]
     for place in places:
         for name in HEADER:
             if isinstance(place.get(name), (str, int, float)):
                 header[name] = place[name]
-    step = next((integer(place[name], name) for place in places for name in STEPS if name in place), wanted.step)
+    step = next(
+        (integer(place[name], name) for place in places for name in STEPS if name in place), wanted.step
+    )
     environment = next((record[name] for name in ENVIRONMENTS if isinstance(record.get(name), str)), "")
     if "choices" in answer and not (answer["choices"] == [] and "prompt_logprobs" in answer):
-        sequences = [_choice(choice, index, answer) for index, choice in enumerate(array(answer["choices"], "choices"))]
+        sequences = [
+            _choice(choice, index, answer) for index, choice in enumerate(array(answer["choices"], "choices"))
+        ]
     elif "prompt_logprobs" in answer:
         sequences = [(_prompt(answer, answer.get("prompt_token_ids")), 0)]
     else:
@@ -92,14 +102,25 @@ def _rows(record: dict, line: int, wanted: Wanted, header: dict[str, Any]) -> Ro
     if not sequences:
         raise BadRow("holds no sequence")
     # An id that the user saved beside the answer comes before the server's own, which no other engine knows.
-    own = next((record[name] for name in (LOCKSTEP_ID, "sequence_id", "id") if name in record), answer.get("id"))
+    own = next(
+        (record[name] for name in (LOCKSTEP_ID, "sequence_id", "id") if name in record), answer.get("id")
+    )
     rows = []
     for (values, token_ids), index in sequences:
         count = len(values)
         sides = {"trainer": None, "rollout": None} | {wanted.side: values}
-        rows.append(Rows(**sides, mask=np.ones(count, np.bool_), lengths=(count,), lines=(line,),
-                         ids=_identity(own, index, step), steps=(step,),
-                         token_ids=token_ids if wanted.token_ids else None, environments=(environment,)))
+        rows.append(
+            Rows(
+                **sides,
+                mask=np.ones(count, np.bool_),
+                lengths=(count,),
+                lines=(line,),
+                ids=_identity(own, index, step),
+                steps=(step,),
+                token_ids=token_ids if wanted.token_ids else None,
+                environments=(environment,),
+            )
+        )
     if any(row.token_ids is None for row in rows):
         for row in rows:
             row.token_ids = None
@@ -172,7 +193,9 @@ def _prompt(answer: dict, given: Any) -> tuple[NDArray, NDArray | None]:
                 raise BadRow(f"token {at} is null; only the first has no log-prob", "prompt_logprobs")
             continue
         if not isinstance(entry, dict) or not entry:
-            raise BadRow(f"token {at} is {kind(entry)} where an object of token ids is expected", "prompt_logprobs")
+            raise BadRow(
+                f"token {at} is {kind(entry)} where an object of token ids is expected", "prompt_logprobs"
+            )
         token = str(given[at]) if isinstance(given, list) and at < len(given) else next(iter(entry))
         one = entry.get(token)
         if not isinstance(one, dict) or "logprob" not in one or not token.lstrip("-").isdecimal():
@@ -200,12 +223,16 @@ def _trl(answer: dict) -> list[tuple[NDArray, NDArray | None]]:
         values = []
         for at, top in enumerate(array(tokens, where)):
             if not isinstance(top, list) or not top:
-                raise BadRow(f"token {at} is {kind(top)} where the log-probs of the first k tokens are expected", where)
+                raise BadRow(
+                    f"token {at} is {kind(top)} where the log-probs of the first k tokens are expected", where
+                )
             values.append(top[_which(ids, chosen, index, at, where) if len(top) > 1 else 0])
         if ids is None and chosen is not None:
             ids = [each[0] if isinstance(each, list) and each else None for each in chosen[index]]
         column = floats(values, where)
-        sequences.append((column, json_records.token_ids(ids, len(column), f"completion_ids[{index}]", where)))
+        sequences.append(
+            (column, json_records.token_ids(ids, len(column), f"completion_ids[{index}]", where))
+        )
     return sequences
 
 
@@ -214,16 +241,23 @@ def _which(ids: Any, chosen: Any, index: int, at: int, where: str) -> int:
     try:
         return chosen[index][at].index(ids[at])
     except (TypeError, IndexError, ValueError, AttributeError):
-        raise BadRow(f"token {at}: the sampled token is not among the {where} and logprob_token_ids", where) from None
+        raise BadRow(
+            f"token {at}: the sampled token is not among the {where} and logprob_token_ids", where
+        ) from None
 
 
 def _trl_binary(answer: dict) -> list[tuple[NDArray, NDArray | None]]:
     actual = answer.get("actual_logprobs_b64") is not None
     shape, lengths = answer.get("shape"), answer.get("completion_lengths")
-    if not (isinstance(shape, list) and len(shape) == 3 and all(type(each) is int and each >= 0 for each in shape)):
+    if not (
+        isinstance(shape, list) and len(shape) == 3 and all(type(each) is int and each >= 0 for each in shape)
+    ):
         raise BadRow("is not [sequences, tokens, k]", "shape")
-    if not (isinstance(lengths, list) and len(lengths) == shape[0]
-            and all(type(each) is int and 0 <= each <= shape[1] for each in lengths)):
+    if not (
+        isinstance(lengths, list)
+        and len(lengths) == shape[0]
+        and all(type(each) is int and 0 <= each <= shape[1] for each in lengths)
+    ):
         raise BadRow(f"does not have {shape[0]} lengths of at most {shape[1]}", "completion_lengths")
     width = 1 if actual else shape[2]
     if width == 0 or shape[0] * shape[1] * width * 4 > LONGEST_LINE:
@@ -235,11 +269,18 @@ def _trl_binary(answer: dict) -> list[tuple[NDArray, NDArray | None]]:
     if answer.get(name) is not None:
         ids = _decode(answer, name, "<i4", shape[0] * shape[1] * width).reshape(shape[0], shape[1], width)
     if not actual and width > 1:
-        raise BadRow("has several log-probs a token and does not say which was sampled: ask for actual_logprobs_b64",
-                     "logprobs_b64")
+        raise BadRow(
+            "has several log-probs a token and does not say which was sampled: ask for actual_logprobs_b64",
+            "logprobs_b64",
+        )
     values = values.reshape(shape[0], shape[1], width)
-    return [(values[row, :length, 0].astype(np.float32),
-             None if ids is None else ids[row, :length, 0].astype(np.int32)) for row, length in enumerate(lengths)]
+    return [
+        (
+            values[row, :length, 0].astype(np.float32),
+            None if ids is None else ids[row, :length, 0].astype(np.int32),
+        )
+        for row, length in enumerate(lengths)
+    ]
 
 
 def _decode(answer: dict, name: str, dtype: str, count: int) -> NDArray:

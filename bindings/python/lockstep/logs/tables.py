@@ -1,4 +1,4 @@
-"""Columns of many sequences at once, checked and cut into rows: what Parquet, Arrow and NPZ have in common."""
+"""Columns of many sequences at once, checked and cut into rows: common to Parquet, Arrow and NPZ."""
 
 from __future__ import annotations
 
@@ -45,8 +45,14 @@ class Ragged:
         return Ragged(self.values[at], offsets, self.null, None if self.holes is None else self.holes[at])
 
 
-def cut(arrays: Mapping[str, Ragged], scalars: Mapping[str, Any], names: Mapping[str, str], first_row: int,
-        wanted: Wanted, path: str) -> Iterator[tuple[int, Rows | LogError]]:
+def cut(
+    arrays: Mapping[str, Ragged],
+    scalars: Mapping[str, Any],
+    names: Mapping[str, str],
+    first_row: int,
+    wanted: Wanted,
+    path: str,
+) -> Iterator[tuple[int, Rows | LogError]]:
     """Rows of the sequences that are right, and an error in the place of each of the others.
 
     `arrays` has the roles with a value a token, `scalars` those with a value a sequence; `first_row` is the
@@ -63,13 +69,25 @@ def cut(arrays: Mapping[str, Ragged], scalars: Mapping[str, Any], names: Mapping
         if column.null is not None:
             for row in np.flatnonzero(column.null):
                 if role != "token_ids":
-                    wrong.setdefault(int(row), (names[role], "is null, so it was not recorded; export it, as without"
-                                                             " it there is nothing to compare"))
+                    wrong.setdefault(
+                        int(row),
+                        (
+                            names[role],
+                            "is null, so it was not recorded; export it, as without"
+                            " it there is nothing to compare",
+                        ),
+                    )
         for row in np.flatnonzero(column.lengths != lengths):
             if role != "token_ids" or column.null is None or not column.null[row]:
-                wrong.setdefault(int(row), (names[role], f"has {column.lengths[row]} values but {names[reference]} has"
-                                                         f" {lengths[row]}: all arrays of a row have one value a"
-                                                         " token"))
+                wrong.setdefault(
+                    int(row),
+                    (
+                        names[role],
+                        f"has {column.lengths[row]} values but {names[reference]} has"
+                        f" {lengths[row]}: all arrays of a row have one value a"
+                        " token",
+                    ),
+                )
         bad = _bad_values(role, column)
         if bad is not None:
             at = np.flatnonzero(bad[0])
@@ -79,7 +97,9 @@ def cut(arrays: Mapping[str, Ragged], scalars: Mapping[str, Any], names: Mapping
     rows = np.arange(len(lengths))
     if wanted.parts > 1:
         rows = rows[(rows + first_row) % wanted.parts == wanted.part]
-    errors = [row for row in sorted(wrong) if wanted.parts == 1 or (row + first_row) % wanted.parts == wanted.part]
+    errors = [
+        row for row in sorted(wrong) if wanted.parts == 1 or (row + first_row) % wanted.parts == wanted.part
+    ]
     if errors:
         keep = np.ones(len(lengths), np.bool_)
         keep[errors] = False
@@ -113,8 +133,14 @@ def _bad_values(role: str, column: Ragged) -> tuple[NDArray[np.bool_], str] | No
     return None
 
 
-def _rows(arrays: dict[str, Ragged], scalars: Mapping[str, Any], names: Mapping[str, str], which: NDArray,
-          first_row: int, wanted: Wanted) -> Rows:
+def _rows(
+    arrays: dict[str, Ragged],
+    scalars: Mapping[str, Any],
+    names: Mapping[str, str],
+    which: NDArray,
+    first_row: int,
+    wanted: Wanted,
+) -> Rows:
     whole = len(which) == len(next(iter(arrays.values())).offsets) - 1
 
     def flat(role: str, dtype: type) -> NDArray | None:
@@ -123,7 +149,11 @@ def _rows(arrays: dict[str, Ragged], scalars: Mapping[str, Any], names: Mapping[
         column = arrays[role] if whole else arrays[role].take(which)
         with np.errstate(over="ignore", invalid="ignore"):
             values = column.values[column.offsets[0] : column.offsets[-1]]
-            return values != 0 if dtype is np.bool_ and values.dtype != np.bool_ else values.astype(dtype, copy=False)
+            return (
+                values != 0
+                if dtype is np.bool_ and values.dtype != np.bool_
+                else values.astype(dtype, copy=False)
+            )
 
     sides = {side: flat(side, np.float32) for side in SIDES}
     lengths = arrays["trainer" if "trainer" in arrays else "rollout"].lengths[which]
@@ -135,11 +165,17 @@ def _rows(arrays: dict[str, Ragged], scalars: Mapping[str, Any], names: Mapping[
     if "step" in scalars:
         steps = scalars["step"][which]
     environments = scalars.get("environment")
-    return Rows(trainer=sides["trainer"], rollout=sides["rollout"],
-                mask=np.ones(int(lengths.sum()), np.bool_) if mask is None else mask, lengths=lengths,
-                lines=which + first_row, ids=_ids(scalars, names, which, steps), steps=steps,
-                token_ids=None if token_ids is None else flat("token_ids", np.int32),
-                environments=None if environments is None else [environments[row] for row in which])
+    return Rows(
+        trainer=sides["trainer"],
+        rollout=sides["rollout"],
+        mask=np.ones(int(lengths.sum()), np.bool_) if mask is None else mask,
+        lengths=lengths,
+        lines=which + first_row,
+        ids=_ids(scalars, names, which, steps),
+        steps=steps,
+        token_ids=None if token_ids is None else flat("token_ids", np.int32),
+        environments=None if environments is None else [environments[row] for row in which],
+    )
 
 
 def _ids(scalars: Mapping[str, Any], names: Mapping[str, str], which: NDArray, steps: NDArray):
@@ -154,14 +190,28 @@ def _ids(scalars: Mapping[str, Any], names: Mapping[str, str], which: NDArray, s
 
 def kind_of(dtype: np.dtype) -> str:
     """What a NumPy array holds, in words."""
-    return {"f": "numbers", "i": "integers", "u": "integers", "b": "booleans", "U": "text", "S": "bytes",
-            "O": "Python objects", "V": "raw bytes"}.get(dtype.kind, f"{dtype} values")
+    return {
+        "f": "numbers",
+        "i": "integers",
+        "u": "integers",
+        "b": "booleans",
+        "U": "text",
+        "S": "bytes",
+        "O": "Python objects",
+        "V": "raw bytes",
+    }.get(dtype.kind, f"{dtype} values")
 
 
 def check_kind(role: str, dtype: np.dtype, name: str) -> None:
     """That a column of a value a token holds what its role needs."""
-    allowed, expected = {"trainer": ("fiu", "numbers"), "rollout": ("fiu", "numbers"),
-                         "mask": ("biuf", "booleans, or 1 and 0,"), "token_ids": ("iu", "integers")}[role]
+    allowed, expected = {
+        "trainer": ("fiu", "numbers"),
+        "rollout": ("fiu", "numbers"),
+        "mask": ("biuf", "booleans, or 1 and 0,"),
+        "token_ids": ("iu", "integers"),
+    }[role]
     if dtype.kind not in allowed:
-        more = " (a 16-bit float that NumPy does not know? convert it to float32)" if dtype.kind == "V" else ""
+        more = (
+            " (a 16-bit float that NumPy does not know? convert it to float32)" if dtype.kind == "V" else ""
+        )
         raise BadRow(f"holds {kind_of(dtype)} where {expected} are expected{more}", name)

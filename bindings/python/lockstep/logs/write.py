@@ -21,13 +21,18 @@ try:
     def _dumps(value: dict) -> bytes:
         return dumps(value, option=OPT_SERIALIZE_NUMPY)
 except ModuleNotFoundError:
+
     def _dumps(value: dict) -> bytes:
         def plain(array: np.ndarray) -> list:
             # The shortest decimal of the float32, as orjson writes it.
-            return [None if v != v or v in (np.inf, -np.inf) else float(str(v)) for v in array] \
-                if array.dtype == np.float32 else array.tolist()
+            return (
+                [None if v != v or v in (np.inf, -np.inf) else float(str(v)) for v in array]
+                if array.dtype == np.float32
+                else array.tolist()
+            )
 
         return json.dumps(value, default=plain, separators=(",", ":")).encode()
+
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".arrow", ".feather")
 
@@ -35,10 +40,10 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".arrow", ".feather")
 def write_log(log: Batches, path: str | Path) -> int:
     """Writes a log, batch by batch; a name of SUFFIXES says the format. Returns the number of sequences.
 
-    Columns: ``lockstep_id``, ``step``, ``env_name``, ``token_ids``, ``mask``, ``trainer``, ``rollout``; what the log
-    says of how it was made goes into the table's metadata, or, in JSON, beside each sequence. Reading it gives the
-    same log, bit for bit; an infinite or NaN log-prob becomes null in JSON. The file takes its name when it is
-    complete.
+    Columns: ``lockstep_id``, ``step``, ``env_name``, ``token_ids``, ``mask``, ``trainer``, ``rollout``; what
+    the log says of how it was made goes into the table's metadata, or, in JSON, beside each sequence. Reading
+    it gives the same log, bit for bit; an infinite or NaN log-prob becomes null in JSON. The file takes its
+    name when it is complete.
     """
     path = Path(path)
     if not path.name.endswith(SUFFIXES):
@@ -61,9 +66,13 @@ def _json(log: Batches, part: Path, path: Path) -> int:
             header = dict(log.header)
             for index in range(batch.sequences):
                 span = slice(int(batch.offsets[index]), int(batch.offsets[index + 1]))
-                record = {"lockstep_id": int(batch.ids[index]), "step": int(batch.steps[index]),
-                          "env_name": batch.environments[batch.environment_of[index]], **header,
-                          "mask": batch.mask[span]}
+                record = {
+                    "lockstep_id": int(batch.ids[index]),
+                    "step": int(batch.steps[index]),
+                    "env_name": batch.environments[batch.environment_of[index]],
+                    **header,
+                    "mask": batch.mask[span],
+                }
                 if batch.token_ids is not None:
                     record["token_ids"] = batch.token_ids[span]
                 record |= {side: getattr(batch, side)[span] for side in log.sides}
@@ -77,14 +86,19 @@ def _table(log: Batches, part: Path, path: Path) -> int:
         import pyarrow as pa
         import pyarrow.parquet as parquet
     except ModuleNotFoundError as missing:
-        raise ValueError("writing Parquet and Arrow needs pyarrow: pip install 'lockstep[parquet]'") from missing
+        raise ValueError(
+            "writing Parquet and Arrow needs pyarrow: pip install 'lockstep[parquet]'"
+        ) from missing
     count, writer, schema = 0, None, None
     try:
         for batch in log:
             if writer is None:
                 schema = _schema(pa, log, batch)
-                writer = (parquet.ParquetWriter(part, schema, compression="zstd") if path.suffix == ".parquet"
-                          else pa.ipc.new_file(part, schema))
+                writer = (
+                    parquet.ParquetWriter(part, schema, compression="zstd")
+                    if path.suffix == ".parquet"
+                    else pa.ipc.new_file(part, schema)
+                )
             writer.write_batch(_record_batch(pa, batch, schema))
             count += batch.sequences
         if writer is None:
@@ -107,8 +121,11 @@ def _schema(pa: Any, log: Batches, batch: LogBatch) -> Any:
 def _record_batch(pa: Any, batch: LogBatch, schema: Any) -> Any:
     offsets = pa.array(batch.offsets.astype(np.int32))
     environments = np.array(batch.environments, object)[batch.environment_of]
-    columns: dict[str, Any] = {"lockstep_id": pa.array(batch.ids), "step": pa.array(batch.steps),
-                               "env_name": pa.array(environments, pa.string())}
+    columns: dict[str, Any] = {
+        "lockstep_id": pa.array(batch.ids),
+        "step": pa.array(batch.steps),
+        "env_name": pa.array(environments, pa.string()),
+    }
     for name in ("token_ids", "mask", "trainer", "rollout"):
         if name in schema.names:
             values = getattr(batch, name)
