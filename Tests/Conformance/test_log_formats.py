@@ -377,6 +377,15 @@ def test_columns_of_any_name(tmp_path):
         list(open_log(lines, columns={"trainer": "lp_a", "rollout": "lp_c"}))
 
 
+def test_columns_with_dots_in_their_names(tmp_path):
+    path = tmp_path / "own.parquet"
+    parquet.write_table(table(trainer="policy.train", rollout="policy.sample"), path)
+    names = {"trainer": "policy.train", "rollout": "policy.sample"}
+    batches = list(open_log(path, columns=names, batch_tokens=20))
+    assert len(batches) > 1
+    same(read(path, columns=names), EXPECTED)
+
+
 def test_the_columns_of_another_log_are_not_forced_on_prime_rl(tmp_path):
     """Given columns win over what is recognised: here the entropy stands in for the trainer."""
     path = write(

@@ -118,7 +118,7 @@ class ArrowSource:
                 meta.row_group(g).column(c).num_values
                 for g in range(meta.num_row_groups)
                 for c in range(meta.num_columns)
-                if meta.row_group(g).column(c).path_in_schema.split(".")[0] == columns[0]
+                if f"{meta.row_group(g).column(c).path_in_schema}.".startswith(f"{columns[0]}.")
             )
             size = max(1, int(wanted.batch_tokens * rows / max(values, 1)))
             return schema, file.iter_batches(
