@@ -412,7 +412,7 @@ def test_an_empty_file_is_an_error(tmp_path, content):
         ((SHIPPED["bf16"], "--html", "a.html", "--no-html"), "contradict each other"),
         ((SHIPPED["bf16"], "--threads", "-1"), "Invalid value for '--threads'"),
         ((SHIPPED["bf16"], "--html", "no/such/folder/a.html"), "the folder no/such/folder does not exist"),
-        ((".",), "the folder holds no .jsonl or .jsonl.gz file"),
+        ((".",), "the folder holds no log (.jsonl,"),
     ],
 )
 def test_usage_errors(arguments, words):

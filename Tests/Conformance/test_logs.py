@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rollouts import SHIPPED, sequence, write
 
-from lockstep.logs import LogError, find_files, files, read_prime_rl
+from lockstep.logs import LogError, files, find_files, gather, open_log, read_prime_rl
 
 
 def test_packs_the_columns(tmp_path):
@@ -66,7 +66,24 @@ def test_a_folder_is_the_files_in_it(tmp_path):
     (step / "STABLE").touch()
     second, first = write(step / "rank_1.jsonl", sequence()), write(step / "rank_0.jsonl.gz", sequence())
     assert find_files(step) == [first, second]
-    with pytest.raises(LogError, match=r"no \.jsonl .* give one of its folders, such as step_3"):
+
+
+def test_a_folder_of_steps_is_one_log_in_the_order_of_numbers(tmp_path):
+    files = []
+    for step in (2, 10):
+        (tmp_path / f"step_{step}").mkdir()
+        for rank in (2, 10):
+            path = tmp_path / f"step_{step}" / f"rank_{rank}.jsonl"
+            files.append(write(path, sequence(step=..., env_name=f"{step}.{rank}")))
+    assert find_files(tmp_path) == files
+    (batch,) = open_log(tmp_path)
+    assert batch.steps.tolist() == [2, 2, 10, 10], "from the folder's name, where the line has none"
+    assert batch.file_of.tolist() == [0, 1, 2, 3] and batch.environments == ("2.2", "2.10", "10.2", "10.10")
+
+
+def test_a_folder_without_logs(tmp_path):
+    (tmp_path / "other").mkdir()
+    with pytest.raises(LogError, match=r"holds no log .* give one of its folders, such as other"):
         find_files(tmp_path)
 
 
@@ -214,3 +231,10 @@ def test_the_shipped_logs_keep_every_bit(path):
                 assert [str(np.float32(value)) for value in record[name]] == [
                     str(value) for value in record[name]
                 ]
+
+
+def test_a_part_of_a_log_knows_its_files(tmp_path):
+    paths = [write(tmp_path / f"rank_{i}.jsonl", sequence(), sequence()) for i in range(3)]
+    part = gather(open_log(paths, shard=(1, 2)))
+    assert part.file_of.tolist() == [0, 0] and [file.path for file in part.files] == [str(paths[1])]
+    assert [batch.file_of.tolist() for batch in open_log(paths, shard=(1, 2))] == [[1, 1]]

@@ -12,6 +12,7 @@ import click
 
 import lockstep
 
+from .convert import convert
 from .diagnose import diagnose
 
 __all__ = ["commands"]
@@ -26,4 +27,5 @@ def commands() -> None:
             stream.reconfigure(errors="replace")
 
 
+commands.add_command(convert)
 commands.add_command(diagnose)

@@ -12,7 +12,7 @@ from ..report.diagnosis import diagnose as measure
 from ..report.machine import document
 from ..report.terminal import print_diagnosis, printable
 from ..report.verdict import judge
-from .shared import default_labels, read_logs, told
+from .shared import ReadOptions, default_labels, read_logs, read_options, told
 
 DEFAULT_REPORT = Path("lockstep-report.html")
 
@@ -29,17 +29,16 @@ DEFAULT_REPORT = Path("lockstep-report.html")
 @click.option("--json", "as_json", is_flag=True,
               help="Print one JSON document with every statistic, not the table.")
 @click.option("--all", "every", is_flag=True, help="Show every statistic in the table.")
-@click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be read, and count them.")
-@click.option("--exclude-non-finite", is_flag=True,
-              help="Leave out tokens whose log-prob is NaN or infinite (null in the log), and count them.")
+@read_options
 @click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N",
               help="Threads that compute; 0: one for each processor. The result does not depend on it.")
 def diagnose(files: tuple[Path, ...], labels: tuple[str, ...], report: Path | None, no_html: bool,
-             as_json: bool, every: bool, skip_bad: bool, exclude_non_finite: bool, threads: int) -> None:
+             as_json: bool, every: bool, threads: int, reading: ReadOptions) -> None:
     """Measure the training-inference mismatch in rollout logs: is it harmful, why, and what to do.
 
-    FILE is a prime-rl token export (JSON lines, plain or gzip), or a folder with the files of all ranks of
-    one step, which is one log. Two logs are compared.
+    FILE is a log with both engines' log-probs: a prime-rl token export, or JSON lines, Parquet, Arrow or .npz
+    with the columns of verl, TRL, slime and others, or your own (--column). A folder with the files of all
+    ranks of one step, or of all steps, is one log. Two logs are compared.
 
     \b
     One log:
@@ -49,7 +48,8 @@ def diagnose(files: tuple[Path, ...], labels: tuple[str, ...], report: Path | No
     In a test, failing above a limit:
         lockstep diagnose run.jsonl --json | jq -e '.logs[0].mismatch.k3.value < 1e-3'
 
-    prime-rl writes such files with enable_token_export in the trainer's configuration.
+    prime-rl writes such files with enable_token_export in the trainer's configuration; docs/Logs.md says how
+    to get them from the others.
     """
     if labels and len(labels) != len(files):
         raise click.UsageError(f"--label was given {len(labels)} times for {len(files)} files: name each, in"
@@ -64,14 +64,13 @@ def diagnose(files: tuple[Path, ...], labels: tuple[str, ...], report: Path | No
         with told():
             page.check_path(report)
     with told():
-        logs = read_logs(files, labels or default_labels(files), skip_bad, exclude_non_finite, report is not None)
-        diagnoses = [measure(log, exclude_non_finite=exclude_non_finite, threads=threads) for log in logs]
+        logs = read_logs(files, labels or default_labels(files), reading, token_ids=report is not None)
+        diagnoses = [measure(log, exclude_non_finite=reading.exclude_non_finite, threads=threads)
+                     for log in logs]
         verdicts = [judge(diagnosis, threads=threads) for diagnosis in diagnoses]
     if report is not None:  # before the table, which `| head` may cut short
-        given = {"--skip-bad": skip_bad, "--exclude-non-finite": exclude_non_finite}
-        options = [name for name, is_given in given.items() if is_given]
         with told():
-            page.write(report, page.page(diagnoses, verdicts, options=options, threads=threads))
+            page.write(report, page.page(diagnoses, verdicts, options=reading.given, threads=threads))
     if as_json:
         click.echo(json.dumps(document(diagnoses, verdicts), indent=2, allow_nan=False))
     else:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -12,8 +14,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 import lockstep
 
-from ..logs import Log, LogError, find_files, read_prime_rl
+from ..logs import Log, LogError, LogReader, find_files, gather, open_log
 from ..logs.files import SUFFIXES
+from ..logs.formats import FORMATS
+from ..logs.reader import ROLES
 from ..report.terminal import printable
 
 # Below this many bytes reading takes no time that a progress bar could tell of.
@@ -44,31 +48,97 @@ def default_labels(paths: Sequence[Path]) -> list[str]:
     return [".".join(each) for each in words]
 
 
-def read_logs(paths: Sequence[Path], labels: Sequence[str], skip_bad: bool, exclude_non_finite: bool,
-          token_ids: bool) -> list[Log]:
+@dataclass(frozen=True)
+class ReadOptions:
+    """How the logs of a command are read: what `read_options` makes of its options."""
+
+    format: str | None
+    columns: dict[str, str]
+    skip_bad: bool
+    exclude_non_finite: bool
+    mixed: bool
+
+    def open(self, paths: Path | Sequence[Path], label: str | None = None, *, token_ids: bool = True,
+             side: str = "rollout", advance: Callable[[int], None] | None = None) -> LogReader:
+        """Opens a log with them."""
+        return open_log(paths, format=self.format, columns=self.columns, side=side, label=label,
+                        skip_bad=self.skip_bad, exclude_non_finite=self.exclude_non_finite,
+                        token_ids=token_ids, mixed=self.mixed, advance=advance)
+
+    @property
+    def given(self) -> list[str]:
+        """The options that change what is measured, by name, for the report."""
+        flags = {"--skip-bad": self.skip_bad, "--exclude-non-finite": self.exclude_non_finite,
+                 "--mixed": self.mixed}
+        return [name for name, is_given in flags.items() if is_given]
+
+
+def read_options(command: Callable) -> Callable:
+    """Adds the options by which every command reads logs of every format, and passes them as `reading`."""
+    def wrapped(*arguments, format, columns, skip_bad, exclude_non_finite, mixed, **options):
+        reading = ReadOptions(format, _columns(columns), skip_bad, exclude_non_finite, mixed)
+        return command(*arguments, reading=reading, **options)
+
+    functools.update_wrapper(wrapped, command)
+    for option in reversed((
+        click.option("--format", type=click.Choice(list(FORMATS)), metavar="NAME",
+                     help=f"What the files are ({', '.join(FORMATS)}). Default: recognised from what they"
+                          " hold."),
+        click.option("--column", "columns", multiple=True, metavar="ROLE=NAME",
+                     help="The log's own name of a column, such as trainer=my_logp; once for each. Roles:"
+                          f" {', '.join(ROLES)}."),
+        click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be read, and count them."),
+        click.option("--exclude-non-finite", is_flag=True,
+                     help="Leave out tokens whose log-prob is NaN or infinite (null in the log), and count"
+                          " them."),
+        click.option("--mixed", is_flag=True,
+                     help="Accept a log that says its sequences were sampled at several temperatures or the"
+                          " like."),
+    )):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def _columns(given: Sequence[str]) -> dict[str, str]:
+    columns = {}
+    for text in given:
+        role, equals, name = text.partition("=")
+        if role not in ROLES or not equals or not name:
+            raise click.UsageError(f"--column {printable(text)}: give ROLE=NAME, where ROLE is one of"
+                                   f" {', '.join(ROLES)}")
+        columns[role] = name
+    return columns
+
+
+def read_logs(paths: Sequence[Path], labels: Sequence[str], reading: ReadOptions,
+              token_ids: bool) -> list[Log]:
     """The logs, read one after the other, with what was left out told on stderr."""
     groups = [find_files(path) for path in paths]
     logs = []
-    with _progress(sum(file.stat().st_size for group in groups for file in group)) as advance:
-        for path, group, label in zip(paths, groups, labels, strict=True):
-            log = read_prime_rl(group, label=label, skip_bad=skip_bad, exclude_non_finite=exclude_non_finite,
-                                token_ids=token_ids, advance=advance)
+    with progress(sum(file.stat().st_size for group in groups for file in group)) as advance:
+        for path, label in zip(paths, labels, strict=True):
+            log = gather(reading.open(path, label, token_ids=token_ids, advance=advance), token_ids=token_ids)
             if log.sequences == 0:
                 first = next((file.first_skipped for file in log.files if file.first_skipped), "")
                 reason = f"; no line could be read, the first: {first}" if first else ""
                 raise LogError("holds no sequence" + reason, str(path))
             logs.append(log)
     for log in logs:
-        if log.skipped_lines:
-            first = next(file.first_skipped for file in log.files if file.first_skipped)
-            lines = log.skipped_lines + log.sequences
-            click.echo(f"{printable(log.label)}: left out {log.skipped_lines:,} of {lines:,} lines; the"
-                       f" first: {printable(first)}", err=True)
+        tell_skipped(log)
     return logs
 
 
+def tell_skipped(log: Log | LogReader) -> None:
+    """Says on stderr what was left out of a log."""
+    if log.skipped_lines:
+        first = next(file.first_skipped for file in log.files if file.first_skipped)
+        lines = log.skipped_lines + log.sequences
+        click.echo(f"{printable(log.label)}: left out {log.skipped_lines:,} of {lines:,} lines; the"
+                   f" first: {printable(first)}", err=True)
+
+
 @contextmanager
-def _progress(size: int) -> Iterator[Callable[[int], None] | None]:
+def progress(size: int) -> Iterator[Callable[[int], None] | None]:
     """A progress bar on stderr over `size` bytes, where somebody watches and it takes a while."""
     console = Console(stderr=True)
     if not console.is_terminal or size < LARGE:

@@ -1,11 +1,30 @@
-"""Readers of the logs that training frameworks write.
+"""Readers of the logs that training and inference frameworks write.
 
-A reader streams a file line by line and packs what a diagnosis needs: the two log-prob columns, the
-mask, and where each sequence begins. Nothing else of the file is kept in memory.
+`open_log` recognises the format and streams a log as batches of whole sequences, in constant memory: log-
+probs, mask, where each sequence begins, and who it is. `gather` holds a whole log in memory, `join_logs`
+makes one of two that have one engine's log-probs each, `write_log` writes what was read.
 """
 
 from .files import find_files
-from .log import Log, LogError, LogFile
-from .prime_rl import read_prime_rl
+from .gather import gather, read_prime_rl
+from .join import Agreement, JoinedLog, check_same_tokens, join_logs
+from .log import Log, LogBatch, LogError, LogFile
+from .reader import LogReader, open_log
+from .write import write_log
 
-__all__ = ["Log", "LogError", "LogFile", "find_files", "read_prime_rl"]
+__all__ = [
+    "Agreement",
+    "JoinedLog",
+    "Log",
+    "LogBatch",
+    "LogError",
+    "LogFile",
+    "LogReader",
+    "check_same_tokens",
+    "find_files",
+    "gather",
+    "join_logs",
+    "open_log",
+    "read_prime_rl",
+    "write_log",
+]

@@ -5,13 +5,18 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .log import LogError
 
-SUFFIXES = (".jsonl", ".jsonl.gz")
+LINES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+TABLES = (".parquet", ".arrow", ".arrows", ".feather", ".ipc")
+ARRAYS = (".npz",)
+DOCUMENTS = (".json", ".json.gz")
+SUFFIXES = LINES + TABLES + ARRAYS + DOCUMENTS
 
 # A sequence of a million tokens with all of prime-rl's columns is below this. A longer "line" is
 # a file of another kind, and would be read into memory whole.
@@ -19,27 +24,63 @@ LONGEST_LINE = 512 << 20
 
 
 def find_files(path: str | Path) -> list[Path]:
-    """The files of one log: `path` itself, or, for a folder, its .jsonl and .jsonl.gz files by name.
+    """The files of one log: `path` itself, or, for a folder, the logs in it, rank_2 before rank_10.
 
-    prime-rl writes one file a rank, ``step_7/rank_0.jsonl``: the folder ``step_7`` is one log.
-    Sub-folders are not entered, as they are other steps. Raises LogError where nothing is found.
+    prime-rl writes one file a rank, ``step_7/rank_0.jsonl``: the folder ``step_7`` is one log, and so is the
+    folder of all steps, ``token_exports``. Other sub-folders are not entered. Raises LogError where nothing
+    is found, or files of several kinds.
     """
     path = Path(path)
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and file.is_file())
+    files = _logs_in(path)
     if not files:
-        folders = sorted(child.name for child in path.iterdir() if child.is_dir())
-        hint = f"; give one of its folders, such as {folders[0]}" if folders else ""
-        raise LogError(f"the folder holds no .jsonl or .jsonl.gz file{hint}", str(path))
+        children = sorted((child for child in path.iterdir() if child.is_dir()), key=_natural)
+        for child in children:
+            if step_of(child.name) >= 0:
+                files += _logs_in(child)
+        if not files:
+            hint = f"; give one of its folders, such as {children[0].name}" if children else ""
+            raise LogError(
+                f"the folder holds no log ({', '.join(SUFFIXES)}) and no folders of steps, step_N,"
+                f" with logs{hint}",
+                str(path),
+            )
     return files
 
 
-class _Watched(io.RawIOBase):
-    """A file that hashes and counts the bytes that are read from it."""
+def step_of(name: str) -> int:
+    """N of a folder or file named step_N or the like, else -1."""
+    found = re.fullmatch(r"(?:.*[_.-])?(?:global_)?step[_-]?(\d{1,18})(?:\..*)?", name)
+    return int(found[1]) if found else -1
+
+
+def _logs_in(folder: Path) -> list[Path]:
+    """The logs directly in a folder. A .json beside logs of another kind is taken for a configuration."""
+    files = [file for file in folder.iterdir() if file.name.endswith(SUFFIXES) and file.is_file()]
+    data = [file for file in files if not file.name.endswith(DOCUMENTS)] or files
+    kinds = {kind: file.name for kind in (LINES, TABLES, ARRAYS) for file in data if file.name.endswith(kind)}
+    if len(kinds) > 1:
+        raise LogError(
+            f"the folder holds logs of several kinds, {' and '.join(kinds.values())}: give the files of one",
+            str(folder),
+        )
+    return sorted(data, key=_natural)
+
+
+def _natural(path: Path) -> list:
+    """Orders numbers in names as numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+class WatchedFile(io.RawIOBase):
+    """A file that hashes and counts the bytes that are read from it, from start to end."""
 
     def __init__(self, path: Path, advance: Callable[[int], None] | None):
-        self._file = open(path, "rb", buffering=0)
+        try:
+            self._file = open(path, "rb", buffering=0)
+        except OSError as error:
+            raise LogError(f"cannot be opened: {error.strerror or error}", str(path)) from error
         self._advance = advance
         self._sha256 = hashlib.sha256()
         self.count = 0
@@ -78,13 +119,9 @@ class LineReader:
 
     def __init__(self, path: Path, advance: Callable[[int], None] | None = None):
         self.path = str(path)
-        try:
-            with open(path, "rb") as file:
-                compressed = file.read(2) == b"\x1f\x8b"
-            self._raw = _Watched(path, advance)
-        except OSError as error:
-            raise LogError(f"cannot be opened: {error.strerror or error}", self.path) from error
+        self._raw = WatchedFile(path, advance)
         buffered = io.BufferedReader(self._raw, 1 << 20)
+        compressed = buffered.peek(2)[:2] == b"\x1f\x8b"
         # GzipFile has a buffer of its own, from which the lines before a damage can still be read.
         self._lines = gzip.GzipFile(fileobj=buffered) if compressed else buffered
 
@@ -105,14 +142,27 @@ class LineReader:
                 if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
                     while line and not line.endswith(b"\n"):
                         line = self._lines.readline(LONGEST_LINE)
-                    yield number, LogError(
-                        f"the line is longer than {LONGEST_LINE >> 20} MiB: this is no token export, which"
-                        " has one JSON object a line", self.path, number)
+                    yield (
+                        number,
+                        LogError(
+                            f"the line is longer than {LONGEST_LINE >> 20} MiB: this is no log, which has one"
+                            " JSON object a line",
+                            self.path,
+                            number,
+                        ),
+                    )
                     continue
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 # What lies beyond the damage cannot be read, but the lines before it were.
-                yield number, LogError(f"the gzip stream is damaged or cut off here ({error}); copy the file"
-                                       " again, or read it with gzip -t", self.path, number)
+                yield (
+                    number,
+                    LogError(
+                        f"the gzip stream is damaged or cut off here ({error}); copy the file"
+                        " again, or read it with gzip -t",
+                        self.path,
+                        number,
+                    ),
+                )
                 break
             except OSError as error:
                 raise LogError(f"cannot be read: {error.strerror or error}", self.path, number) from error

@@ -1,0 +1,178 @@
+"""JSON lines with named columns: one object a line with arrays of equal length, or a whole batch a line.
+
+``{"id": 7, "step": 3, "token_ids": [...], "mask": [...], "trainer": [...], "rollout": [...]}`` by Lockstep's
+names, by those of the frameworks in `columns`, or by any that the user gives. Where each array holds arrays,
+a line is a batch, as `tensor.tolist()` writes it: ``{"old_log_probs": [[...], [...]], ...}``. Without a mask
+all tokens count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import json_records
+from .columns import HEADER, LOCKSTEP_ID, WITH_PROMPT, resolve
+from .identity import OWN, identity, text_identity
+from .json_records import JsonSource, array, field, floats, integer, kind, same_length
+from .rows import SIDES, BadRow, Rows, Wanted
+
+
+def recognises(head) -> bool:
+    """Whether the first record has log-probs under a known name, as an array."""
+    if head.record is None:
+        return False
+    columns = resolve(head.record, Wanted({}))
+    return columns is not None and any(
+        isinstance(head.record[columns.names[side]], list) for side in SIDES if side in columns.names
+    )
+
+
+def source(path: Path, wanted: Wanted, advance: Callable[[int], None] | None) -> JsonSource:
+    """The sequences of one file."""
+    records = _Records(wanted)
+    source = JsonSource(path, wanted, advance, records, records.fields)
+    records.header = source.header
+    return source
+
+
+class _Records:
+    """Makes rows of objects, whose columns are settled by the first that has any."""
+
+    def __init__(self, wanted: Wanted):
+        self.wanted = wanted
+        self.fields: dict[str, str] = {}
+        self.header: dict[str, Any] = {}
+
+    def __call__(self, record: dict, line: int) -> Rows:
+        if not self.fields:
+            columns = resolve(record, self.wanted)
+            if columns is None:
+                found = ", ".join(sorted(map(repr, record))[:16]) or "none"
+                raise BadRow(
+                    "has no log-probs under a known name; say which columns hold them (columns,"
+                    f" --column trainer=NAME --column rollout=NAME; fields found: {found[:800]})"
+                )
+            self.fields.update(columns.names)
+        read_header(record, self.header)
+        names = self.fields
+        first = names.get("rollout") or names["trainer"]
+        values = array(field(record, first), first)
+        if values and all(type(each) is list for each in values):
+            return self._batch(record, line, len(values), first)
+        return self._sequence(record, line)
+
+    def _sequence(self, record: dict, line: int) -> Rows:
+        names, wanted = self.fields, self.wanted
+        sides: dict[str, Any] = {"trainer": None, "rollout": None}
+        reference = None
+        for side in SIDES:
+            if side in names:
+                name = names[side]
+                sides[side] = floats(array(field(record, name), name), name)
+                if reference is None:
+                    reference, reference_name = sides[side], name
+                same_length(sides[side], name, reference, reference_name)
+        if "mask" in names:
+            name = names["mask"]
+            mask = json_records.mask(array(field(record, name), name), name)
+            same_length(mask, name, reference, reference_name)
+        else:
+            mask = np.ones(len(reference), np.bool_)
+        ids = None
+        if "token_ids" in names:
+            name = names["token_ids"]
+            values = record.get(name)
+            if isinstance(values, list) and name in WITH_PROMPT and len(values) > len(mask):
+                values = values[len(values) - len(mask) :]
+            ids = json_records.token_ids(values, len(mask), name, reference_name)
+        step = wanted.step
+        if "step" in names:
+            step = integer(record.get(names["step"]), names["step"], step)
+        environment = record.get(names.get("environment", ""))
+        return Rows(
+            trainer=sides["trainer"],
+            rollout=sides["rollout"],
+            mask=mask,
+            lengths=(len(mask),),
+            lines=(line,),
+            ids=own_id(record, names, step),
+            steps=(step,),
+            token_ids=ids,
+            environments=(environment if isinstance(environment, str) else "",),
+        )
+
+    def _batch(self, record: dict, line: int, count: int, first: str) -> Rows:
+        """A line that holds [B][T]: the sequences one after the other."""
+        names = list(dict.fromkeys(self.fields.values()))
+        for name in names:
+            value = record.get(name)
+            if isinstance(value, list) and len(value) != count:
+                raise BadRow(f"has {len(value)} sequences but {first} has {count}", name)
+        rows = []
+        for index in range(count):
+            one = {
+                name: value[index] if isinstance(value, list) else value
+                for name in names
+                if (value := record.get(name)) is not None
+            }
+            try:
+                rows.append(self._sequence(one, line))
+            except BadRow as bad:
+                raise BadRow(f"sequence {index}: {bad.message}", bad.field) from None
+        if len({row.ids is None for row in rows}) > 1 or len({row.token_ids is None for row in rows}) > 1:
+            raise BadRow("some of its sequences have ids or token ids and some have none")
+        scalar = "id" in self.fields and not isinstance(record.get(self.fields["id"]), list)
+        return concatenate(rows, drop_ids=scalar)
+
+
+def concatenate(rows: list[Rows], drop_ids: bool = False) -> Rows:
+    """One Rows of several of the same kind."""
+
+    def join(name: str):
+        parts = [getattr(row, name) for row in rows]
+        return None if parts[0] is None else np.concatenate(parts)
+
+    def chain(name: str):
+        parts = [getattr(row, name) for row in rows]
+        return None if parts[0] is None else [value for part in parts for value in part]
+
+    return Rows(
+        trainer=join("trainer"),
+        rollout=join("rollout"),
+        mask=join("mask"),
+        lengths=chain("lengths"),
+        lines=chain("lines"),
+        ids=None if drop_ids else chain("ids"),
+        steps=chain("steps"),
+        token_ids=join("token_ids"),
+        environments=chain("environments"),
+    )
+
+
+def read_header(record: dict, header: dict[str, Any]) -> None:
+    """Keeps what a record says of how the log was made."""
+    for name in HEADER:
+        value = record.get(name)
+        if isinstance(value, (str, int, float)):
+            header[name] = value
+
+
+def own_id(record: dict, names: dict[str, str], step: int) -> tuple[int] | None:
+    """The identity by the record's own id, or None where it has none."""
+    if "id" not in names:
+        return None
+    name = names["id"]
+    value = record.get(name)
+    if value is None:
+        raise BadRow("the id is missing, though other sequences have one", name)
+    if isinstance(value, str):
+        return (text_identity(value),)
+    if type(value) is not int or not -(2**63) <= value < 2**64:
+        raise BadRow(f"is {kind(value)} where an id, text or an integer of 64 bits, is expected", name)
+    if name == LOCKSTEP_ID:
+        return (value % 2**64,)
+    return (identity(OWN, step, value),)

@@ -1,0 +1,256 @@
+"""JSON logs of any format: one object a line, or one document; and the checks of JSON values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import files
+from .files import LineReader
+from .log import LogError
+from .rows import BadRow, Rows, Wanted
+
+_loads: Callable[[bytes], Any]
+try:
+    from orjson import loads as _loads
+except ModuleNotFoundError:  # it comes with lockstep[report]; without it reading is about 5 times slower
+    _loads = json.loads
+
+FLOATS = {float, int, type(None)}
+# The first line of a document that json.dump(indent=...) or jq wrote, over many lines.
+OPENINGS = (b"{", b"[", b"[{")
+
+
+class JsonSource:
+    """Reads a JSON file with `parse`, which makes Rows of one object or raises BadRow."""
+
+    unit = "line"
+    null = "null (non-finite when it was written)"
+
+    def __init__(
+        self,
+        path: Path,
+        wanted: Wanted,
+        advance: Callable[[int], None] | None,
+        parse: Callable[[dict, int], Rows | list[Rows]],
+        fields: dict[str, str],
+    ):
+        self._reader = LineReader(path, advance)
+        self._parse, self._wanted = parse, wanted
+        self.fields = fields
+        self.header: dict[str, Any] = {}
+
+    def close(self) -> None:
+        self._reader.__exit__()
+
+    @property
+    def bytes(self) -> int:
+        return self._reader.bytes
+
+    @property
+    def sha256(self) -> str:
+        return self._reader.sha256
+
+    def __iter__(self) -> Iterator[tuple[int, Rows | LogError]]:
+        path, part, parts = self._reader.path, self._wanted.part, self._wanted.parts
+        for number, record in self._records():
+            if parts > 1 and number % parts != part:
+                continue
+            try:
+                if isinstance(record, LogError):
+                    raise record
+                if isinstance(record, bytes):
+                    record = parse(record)
+                if not isinstance(record, dict):
+                    raise BadRow(f"holds {kind(record)} where one JSON object, a sequence, is expected")
+                rows = self._parse(record, number)
+            except BadRow as bad:
+                yield number, LogError(bad.message, path, number, bad.field)
+            except LogError as damaged:
+                yield number, damaged
+            else:
+                for each in rows if isinstance(rows, list) else [rows]:
+                    yield number, each
+
+    def _records(self) -> Iterator[tuple[int, bytes | LogError | Any]]:
+        """Lines that are not blank, or the objects of a document, numbered from 1."""
+        lines = iter(self._reader)
+        for number, line in lines:
+            if isinstance(line, bytes):
+                if line.isspace():
+                    continue
+                if number == 1 and is_document(line):
+                    yield from self._document(line, lines)
+                    return
+            yield number, line
+
+    def _document(self, first: bytes, lines: Iterator) -> Iterator[tuple[int, LogError | Any]]:
+        text = bytearray(first)
+        for number, line in lines:
+            if isinstance(line, LogError):
+                yield 1, line
+                return
+            text += line
+            if len(text) > files.LONGEST_LINE:
+                yield (
+                    1,
+                    LogError(
+                        f"is one JSON document of more than {files.LONGEST_LINE >> 20} MiB, which cannot"
+                        " be streamed: write one object a line",
+                        self._reader.path,
+                    ),
+                )
+                return
+        try:
+            document = parse(bytes(text))
+        except BadRow as bad:
+            yield 1, LogError(bad.message, self._reader.path, 1)
+            return
+        yield from enumerate(document if isinstance(document, list) else [document], 1)
+
+
+def is_document(line: bytes) -> bool:
+    """Whether the first line of a file begins a document, an array of sequences or an indented object."""
+    stripped = line.strip()
+    return stripped in OPENINGS or (stripped.startswith(b"[{") and stripped.endswith(b"]"))
+
+
+def parse(text: bytes) -> Any:
+    """The JSON value of a line."""
+    try:
+        return _loads(text)
+    except (ValueError, RecursionError) as error:
+        if not text.endswith(b"\n"):
+            raise BadRow(
+                "the last line is cut off: the log was still being written, or the disk was"
+                " full; read it when it is complete (prime-rl: when the step's STABLE marker is there),"
+                " or leave the line out"
+            ) from error
+        if b"NaN" in text or b"Infinity" in text:
+            raise BadRow(
+                "is not JSON: it holds NaN or Infinity, which JSON does not have; write null for them"
+            ) from error
+        raise BadRow(f"is not JSON ({_first_line(str(error))})") from error
+
+
+def field(record: dict, name: str, what: str = "log") -> Any:
+    """A required field."""
+    if name not in record:
+        found = ", ".join(sorted(map(repr, record))[:12]) or "none"
+        raise BadRow(f"the field is missing: this is no {what} (fields found: {found[:600]})", name)
+    return record[name]
+
+
+def array(value: Any, name: str) -> list:
+    """A required array."""
+    if value is None:
+        raise BadRow(
+            "is null, so it was not recorded; export it from the trainer, as without it there is"
+            " nothing to compare",
+            name,
+        )
+    if not isinstance(value, list):
+        raise BadRow(f"is {kind(value)} where an array, one value a token, is expected", name)
+    return value
+
+
+def floats(values: list, name: str) -> NDArray[np.float32]:
+    """Log-probs; null becomes NaN, and what is beyond float32 infinite."""
+    if not set(map(type, values)) <= FLOATS:
+        index = next(i for i, value in enumerate(values) if type(value) not in FLOATS)
+        raise BadRow(f"token {index} is {kind(values[index])} where a number or null is expected", name)
+    with np.errstate(over="ignore"):
+        try:
+            return np.array(values, np.float32)
+        except OverflowError:  # an integer of hundreds of digits
+            raise BadRow("holds a number beyond any float", name) from None
+
+
+def mask(values: list, name: str, numbers: bool = True) -> NDArray[np.bool_]:
+    """True or false a token; with `numbers`, 1 and 0 too."""
+    kinds = set(map(type, values))
+    if kinds <= {bool}:
+        return np.frombuffer(bytes(values), np.bool_)
+    if numbers and kinds <= {bool, int, float}:
+        column = np.array(values, np.float64) if _small(values) else np.array([2.0])
+        if ((column == 0) | (column == 1)).all():
+            return column != 0
+        raise BadRow("holds a number other than 0 and 1", name)
+    good = {bool, int, float} if numbers else {bool}
+    index = next(i for i, value in enumerate(values) if type(value) not in good)
+    expected = "true or false, or 1 or 0," if numbers else "true or false"
+    raise BadRow(f"token {index} is {kind(values[index])} where {expected} is expected", name)
+
+
+def token_ids(values: Any, length: int, name: str, reference: str) -> NDArray[np.int32] | None:
+    """The token ids, or None where they were not recorded."""
+    if values is None:
+        return None
+    if not isinstance(values, list):
+        raise BadRow("is not an array of integers", name)
+    try:
+        ids = np.array(values) if values else np.zeros(0, np.int64)
+    except ValueError:  # ragged
+        ids = np.zeros((0, 0))
+    if (
+        ids.ndim != 1
+        or ids.dtype.kind not in "iuO"
+        or (ids.dtype.kind == "O" and set(map(type, values)) != {int})
+    ):
+        raise BadRow("is not an array of integers", name)
+    if len(ids) != length:
+        raise BadRow(
+            f"has {len(ids)} values but {reference} has {length}: all arrays of a line have one value a"
+            " token",
+            name,
+        )
+    if len(ids) and not (-(2**31) <= ids.min() and ids.max() < 2**31):
+        raise BadRow("holds a token id beyond 32 bits", name)
+    return ids.astype(np.int32)
+
+
+def same_length(values: NDArray, name: str, reference: NDArray, reference_name: str) -> None:
+    if len(values) != len(reference):
+        raise BadRow(
+            f"has {len(values)} values but {reference_name} has {len(reference)}: all arrays of a line"
+            " have one value a token",
+            name,
+        )
+
+
+def integer(value: Any, name: str, otherwise: int = -1) -> int:
+    """A small integer, such as a step; `otherwise` where it is null or missing."""
+    if value is None:
+        return otherwise
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not int or not -(2**63) <= value < 2**63:
+        raise BadRow(f"is {kind(value)} where an integer is expected", name)
+    return value
+
+
+def kind(value: Any) -> str:
+    """What a JSON value is, in words."""
+    for kinds, name in (
+        (bool, "a boolean"),
+        ((int, float), "a number"),
+        (str, "a string"),
+        (list, "an array"),
+        (dict, "an object"),
+    ):
+        if isinstance(value, kinds):
+            return name
+    return "null"
+
+
+def _small(values: list) -> bool:
+    return -1 < min(values) and max(values) < 2
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0][:120] if text else "no reason given"

@@ -1,0 +1,53 @@
+"""What a format hands to the reader: sequences as it found them, to be checked and packed into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIDES = ("trainer", "rollout")
+
+
+class BadRow(Exception):
+    """What is wrong with a line or row; the reader adds where."""
+
+    def __init__(self, message: str, field: str | None = None):
+        super().__init__(message)
+        self.message, self.field = message, field
+
+
+@dataclass
+class Rows:
+    """One or more whole sequences, packed. A side that the log does not have is None."""
+
+    trainer: NDArray[np.float32] | None
+    rollout: NDArray[np.float32] | None
+    mask: NDArray[np.bool_]
+    lengths: Sequence[int] | NDArray[np.int64]
+    lines: Sequence[int] | NDArray[np.int64]
+    ids: Sequence[int] | NDArray[np.uint64] | None
+    """None where the format has no ids of its own."""
+    steps: Sequence[int] | NDArray[np.int64]
+    token_ids: NDArray[np.int32] | None = None
+    environments: Sequence[str] | None = None
+    """One name a sequence, or None: no sequence has one."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of a log is wanted: the part of `open_log`'s options that a format sees."""
+
+    columns: dict[str, str]
+    """Roles mapped to columns by the user."""
+    side: str = "rollout"
+    """Whose log-probs they are where the log does not say."""
+    token_ids: bool = True
+    batch_tokens: int = 1 << 20
+    part: int = 0
+    parts: int = 1
+    """Of each file, the lines whose number is ``part`` modulo ``parts``."""
+    step: int = -1
+    """The step that the name of the file or its folder gives, for sequences that do not say."""
