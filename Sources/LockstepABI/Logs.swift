@@ -9,7 +9,9 @@ public func lockstep_log_writer_create(
     _ header: UnsafePointer<lockstep_log_header>!, _ options: UnsafePointer<lockstep_log_writer_options>!
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
-        guard let writer else { throw invalid("writer is NULL; give the address of a lockstep_log_writer pointer") }
+        guard let writer else {
+            throw invalid("writer is NULL; give the address of a lockstep_log_writer pointer")
+        }
         let path = try text(path, "path")
         let options = try read(options, defaults: .defaults)
         guard let mode = LogWriter.Mode(rawValue: options.mode) else {
@@ -54,7 +56,9 @@ public func lockstep_log_reader_open(
     _ options: UnsafePointer<lockstep_log_reader_options>!
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
-        guard let reader else { throw invalid("reader is NULL; give the address of a lockstep_log_reader pointer") }
+        guard let reader else {
+            throw invalid("reader is NULL; give the address of a lockstep_log_reader pointer")
+        }
         let damage = try damage(options)
         reader.pointee = ReaderHandle(try LogReader(path: text(path, "path"), damage: damage)).retained()
     }
@@ -66,7 +70,9 @@ public func lockstep_log_reader_open_memory(
     _ options: UnsafePointer<lockstep_log_reader_options>!
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
-        guard let reader else { throw invalid("reader is NULL; give the address of a lockstep_log_reader pointer") }
+        guard let reader else {
+            throw invalid("reader is NULL; give the address of a lockstep_log_reader pointer")
+        }
         let damage = try damage(options)
         guard size >= 0, size == 0 || bytes != nil else {
             throw invalid("bytes is NULL, or size, \(UInt(bitPattern: size)), is beyond any memory")
@@ -172,7 +178,8 @@ private final class ReaderHandle {
         func tensor<Element>(
             _ column: UnsafeBufferPointer<Element>, _ dtype: Int, shape: Int
         ) -> lockstep_tensor {
-            lockstep_tensor_of(UnsafeMutableRawPointer(mutating: column.baseAddress), Int32(dtype), 1, shapes + shape)
+            lockstep_tensor_of(
+                UnsafeMutableRawPointer(mutating: column.baseAddress), Int32(dtype), 1, shapes + shape)
         }
         return lockstep_log_batch(
             struct_size: 0, reserved: 0, sequences: shapes[1], tokens: shapes[0],
@@ -181,7 +188,8 @@ private final class ReaderHandle {
             mask: tensor(batch.mask, LOCKSTEP_BOOL, shape: 0),
             offsets: tensor(batch.offsets, LOCKSTEP_INT64, shape: 2),
             token_ids: tensor(batch.tokenIDs, LOCKSTEP_INT32, shape: 0),
-            ids: tensor(batch.ids, LOCKSTEP_UINT64, shape: 1), steps: tensor(batch.steps, LOCKSTEP_INT64, shape: 1),
+            ids: tensor(batch.ids, LOCKSTEP_UINT64, shape: 1),
+            steps: tensor(batch.steps, LOCKSTEP_INT64, shape: 1),
             prompt_tokens: tensor(batch.promptTokens, LOCKSTEP_INT64, shape: 1),
             rewards: tensor(batch.rewards, LOCKSTEP_FLOAT32, shape: 1),
             advantages: tensor(batch.advantages, LOCKSTEP_FLOAT32, shape: 1),

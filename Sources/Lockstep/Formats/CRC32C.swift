@@ -1,5 +1,7 @@
 /// CRC-32C (Castagnoli), the checksum of Lockstep's byte formats: polynomial 0x1EDC6F41 reflected, initial
-/// value and final XOR 0xFFFFFFFF, as in iSCSI, ext4 and RFC 3720. Of "123456789" it is 0xE3069283.
+/// value and final XOR 0xFFFFFFFF, as in iSCSI, ext4 and RFC 3720.
+///
+/// Of "123456789" it is 0xE3069283.
 ///
 /// Sixteen bytes a step from sixteen tables of 1 KB: no instruction that a machine might lack.
 enum CRC32C {

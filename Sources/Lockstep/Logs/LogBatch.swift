@@ -1,6 +1,6 @@
 /// Some whole sequences of a log, packed: sequence i is tokens `offsets[i] ..< offsets[i + 1]`.
 ///
-/// The columns are the reader's memory, valid until it is asked for the next batch.
+/// The columns are the reader's memory: valid while the batch is kept, until the reader is asked for the next.
 public struct LogBatch {
     /// [tokens] ln pi; NaN in a sequence that has none.
     public let trainer: UnsafeBufferPointer<Float>
@@ -32,17 +32,25 @@ public struct LogBatch {
     /// Number of tokens, whether they count or not.
     public var tokens: Int { trainer.count }
 
-    /// The two log-prob columns, for the mismatch calls.
-    public func pair() throws(LockstepError) -> LogProbPair {
-        try LogProbPair(
+    /// Whose memory the columns are.
+    let owner: LogReader
+
+    /// Lends the two log-prob columns to `body`, for the mismatch calls.
+    public func withPair<Result>(
+        _ body: (LogProbPair) throws(LockstepError) -> Result
+    ) throws(LockstepError) -> Result {
+        let pair = try LogProbPair(
             trainer: MatrixView(trainer.baseAddress, .fp32, rows: 1, columns: tokens),
             rollout: MatrixView(rollout.baseAddress, .fp32, rows: 1, columns: tokens),
             mask: MaskView(mask.baseAddress, rows: 1, columns: tokens),
             offsets: TokenView(offsets.baseAddress, byteCount: 8, count: offsets.count))
+        defer { withExtendedLifetime(owner) {} }
+        return try body(pair)
     }
 
     /// Sequence `index`, copied.
     public subscript(index: Int) -> LogSequence {
+        defer { withExtendedLifetime(owner) {} }
         let range = Int(offsets[index])..<Int(offsets[index + 1])
         let parts = LogParts(rawValue: columns[index])
         return LogSequence(
@@ -56,7 +64,9 @@ public struct LogBatch {
     }
 }
 
-/// Turns the payloads of frames back into columns. Keeps its memory from one batch to the next.
+/// Turns the payloads of frames back into columns.
+///
+/// Keeps its memory from one batch to the next.
 struct LogDecoder: ~Copyable {
     private var trainer = Growing<Float>()
     private var rollout = Growing<Float>()
@@ -95,21 +105,27 @@ struct LogDecoder: ~Copyable {
         positions.count = 0
     }
 
-    var batch: LogBatch {
+    /// The batch as it is, in the memory of this decoder of `owner`.
+    func batch(of owner: LogReader) -> LogBatch {
         LogBatch(
-            trainer: .init(start: trainer.base, count: tokens), rollout: .init(start: rollout.base, count: tokens),
-            mask: .init(start: mask.base, count: tokens), tokenIDs: .init(start: tokenIDs.base, count: tokens),
-            offsets: .init(start: offsets.base, count: sequences + 1), ids: .init(start: ids.base, count: sequences),
+            trainer: .init(start: trainer.base, count: tokens),
+            rollout: .init(start: rollout.base, count: tokens),
+            mask: .init(start: mask.base, count: tokens),
+            tokenIDs: .init(start: tokenIDs.base, count: tokens),
+            offsets: .init(start: offsets.base, count: sequences + 1),
+            ids: .init(start: ids.base, count: sequences),
             steps: .init(start: steps.base, count: sequences),
             promptTokens: .init(start: promptTokens.base, count: sequences),
             rewards: .init(start: rewards.base, count: sequences),
             advantages: .init(start: advantages.base, count: sequences),
             columns: .init(start: columns.base, count: sequences),
-            positions: .init(start: positions.base, count: sequences))
+            positions: .init(start: positions.base, count: sequences), owner: owner)
     }
 
     /// What the first bytes of a payload say; the checks that bound what will be allocated are here.
-    static func beginning(of payload: UnsafeRawBufferPointer) -> (parts: LogParts, tokens: Int, rest: ByteCursor)? {
+    static func beginning(of payload: UnsafeRawBufferPointer) -> (
+        parts: LogParts, tokens: Int, rest: ByteCursor
+    )? {
         var cursor = ByteCursor(payload)
         guard let parts = cursor.number(UInt8.self).map(LogParts.init), parts.columnCount > 0,
             let tokens = cursor.count(upTo: LogFormat.largestSequence),
@@ -118,7 +134,9 @@ struct LogDecoder: ~Copyable {
         return (parts, tokens, cursor)
     }
 
-    /// Adds a sequence. False, and nothing added, if the payload is not one.
+    /// Adds a sequence.
+    ///
+    /// False, and nothing added, if the payload is not one.
     mutating func add(_ payload: UnsafeRawBufferPointer, at position: Int) throws(LockstepError) -> Bool {
         guard let (parts, tokens, rest) = LogDecoder.beginning(of: payload) else { return false }
         var cursor = rest
@@ -194,7 +212,9 @@ struct LogDecoder: ~Copyable {
         runs.count = 0
         var (covered, counted) = (0, 0)
         while covered < tokens {
-            guard let length = cursor.count(upTo: tokens - covered), length > 0 || runs.count == 0 else { return nil }
+            guard let length = cursor.count(upTo: tokens - covered), length > 0 || runs.count == 0 else {
+                return nil
+            }
             if runs.count & 1 == 1 { counted += length }
             covered += length
             try runs.reserve(1)
@@ -209,7 +229,9 @@ struct LogDecoder: ~Copyable {
     ) -> Bool {
         let masked = parts.contains(.mask)
         if parts.contains(.tokenIDs) {
-            guard cursor.packedWords(into: LogDecoder.words(tokenIDs.end), count: tokens) else { return false }
+            guard cursor.packedWords(into: LogDecoder.words(tokenIDs.end), count: tokens) else {
+                return false
+            }
         } else {
             tokenIDs.end.update(repeating: -1, count: tokens)
         }
@@ -249,9 +271,13 @@ struct LogDecoder: ~Copyable {
         }
     }
 
-    /// A column's memory as words. Floats and integers of 4 bytes share layout; the memory is only ever
-    /// written through this, then read as what it is.
-    private static func words<Element>(_ pointer: UnsafeMutablePointer<Element>) -> UnsafeMutablePointer<UInt32> {
+    /// A column's memory as words.
+    ///
+    /// Floats and integers of 4 bytes share layout; the memory is only ever written through this, then read
+    /// as what it is.
+    private static func words<Element>(_ pointer: UnsafeMutablePointer<Element>) -> UnsafeMutablePointer<
+        UInt32
+    > {
         UnsafeMutableRawPointer(pointer).assumingMemoryBound(to: UInt32.self)
     }
 }

@@ -2,8 +2,9 @@
 
 /// What is fixed about the bytes.
 enum LogFormat {
-    /// The first eight bytes of every log. The first is not ASCII and the last two are a line end, so that a
-    /// transfer as text shows.
+    /// The first eight bytes of every log.
+    ///
+    /// The first is not ASCII and the last two are a line end, so that a transfer as text shows.
     static let magic: [UInt8] = [0x89, 0x4C, 0x53, 0x4C, 0x4F, 0x47, 0x0D, 0x0A]  // \x89 L S L O G \r \n
     /// The version of the format that this library writes, and the newest it reads.
     static let version: UInt32 = 1
@@ -90,7 +91,8 @@ extension LogSource {
             throw LockstepError(.badData, "\(name): is empty: no log was written")
         }
         guard prefix.starts(with: LogFormat.magic.prefix(prefix.count)) else {
-            throw LockstepError(.badData, "\(name): is no Lockstep log: it does not begin with the bytes of one")
+            throw LockstepError(
+                .badData, "\(name): is no Lockstep log: it does not begin with the bytes of one")
         }
         func word(_ offset: Int) -> UInt32 {
             UInt32(littleEndian: prefix.loadUnaligned(fromByteOffset: offset, as: UInt32.self))
@@ -107,9 +109,12 @@ extension LogSource {
                     + "version \(LogFormat.version); load a newer library")
         }
         guard version > 0, length <= LogHeader.largest else {
-            throw LockstepError(.badData, "\(name): the header is damaged: version \(version), \(length) bytes")
+            throw LockstepError(
+                .badData, "\(name): the header is damaged: version \(version), \(length) bytes")
         }
-        guard let payload = try bytes(at: LogFormat.headerPrefix, count: length) else { throw cutOffInHeader() }
+        guard let payload = try bytes(at: LogFormat.headerPrefix, count: length) else {
+            throw cutOffInHeader()
+        }
         guard CRC32C.checksum(payload) == checksum else {
             throw LockstepError(.badData, "\(name): the header is damaged: its checksum does not match")
         }
@@ -128,7 +133,8 @@ extension LogSource {
     }
 
     private func cutOffInHeader() -> LockstepError {
-        LockstepError(.badData, "\(name): is cut off in its header, after \(size) bytes; it holds no sequence")
+        LockstepError(
+            .badData, "\(name): is cut off in its header, after \(size) bytes; it holds no sequence")
     }
 
     /// Whether the first bytes are those of a log.
@@ -138,7 +144,9 @@ extension LogSource {
 
     /// Whether what is there, if anything, can only be the beginning of a header whose rest was never written.
     func isCutOffInHeader() throws(LockstepError) -> Bool {
-        guard size > 0, let prefix = try bytes(at: 0, count: min(LogFormat.headerPrefix, size)) else { return true }
+        guard size > 0, let prefix = try bytes(at: 0, count: min(LogFormat.headerPrefix, size)) else {
+            return true
+        }
         guard prefix.starts(with: LogFormat.magic.prefix(prefix.count)) else { return false }
         guard prefix.count == LogFormat.headerPrefix else { return true }
         func word(_ offset: Int) -> UInt32 {
@@ -199,15 +207,18 @@ extension LogSource {
     private func isZero(from position: Int) throws(LockstepError) -> Bool {
         var place = position
         while place < size {
-            guard let chunk = try bytes(at: place, count: min(LogSource.chunk, size - place)) else { return false }
+            guard let chunk = try bytes(at: place, count: min(LogSource.chunk, size - place)) else {
+                return false
+            }
             guard chunk.allSatisfy({ $0 == 0 }) else { return false }
             place += chunk.count
         }
         return true
     }
 
-    /// The first place from `position` on where a frame's prefix stands, or the end of the log. A prefix has
-    /// a checksum of its own, so ordinary bytes are not taken for one.
+    /// The first place from `position` on where a frame's prefix stands, or the end of the log.
+    ///
+    /// A prefix has a checksum of its own, so ordinary bytes are not taken for one.
     func nextFrame(from position: Int) throws(LockstepError) -> Int {
         var place = position
         while size - place >= LogFormat.framePrefix {

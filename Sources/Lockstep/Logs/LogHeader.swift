@@ -1,4 +1,6 @@
-/// What the rollout's log-probs are the log-probs of. Raw values are those of `lockstep_log_prob_mode`.
+/// What the rollout's log-probs are the log-probs of.
+///
+/// Raw values are those of `lockstep_log_prob_mode`.
 public enum LogProbMode: Int32, Sendable {
     /// Nobody said.
     case unknown = 0
@@ -8,7 +10,9 @@ public enum LogProbMode: Int32, Sendable {
     case processed = 2
 }
 
-/// What is true of a whole log: who wrote it, with which engines and which sampling. Everything is optional.
+/// What is true of a whole log: who wrote it, with which engines and which sampling.
+///
+/// Everything is optional.
 public struct LogHeader: Equatable, Sendable {
     /// One of the two engines and its recipe; the formats are free text such as "bf16".
     public struct Engine: Equatable, Sendable {
@@ -105,10 +109,12 @@ extension LogHeader {
         static let pair: UInt16 = 64
     }
 
-    private static let engineTexts: [(name: StaticString, path: WritableKeyPath<Engine, String?> & Sendable)] = [
-        ("engine", \.name), ("version", \.version), ("weights", \.weights), ("body", \.body), ("head", \.head),
-        ("logits", \.logits),
-    ]
+    private static let engineTexts:
+        [(name: StaticString, path: WritableKeyPath<Engine, String?> & Sendable)] = [
+            ("engine", \.name), ("version", \.version), ("weights", \.weights), ("body", \.body),
+            ("head", \.head),
+            ("logits", \.logits),
+        ]
 
     /// The fields in the order of their tags, checked.
     func fields() throws(LockstepError) -> [Field] {
@@ -165,21 +171,26 @@ extension LogHeader {
             guard index == 0 || pairs[index - 1].key != key else {
                 throw LockstepError(
                     .invalidArgument,
-                    "header: the key \"\(String(decoding: key, as: UTF8.self))\" is given twice; give it once")
+                    "header: the key \"\(String(decoding: key, as: UTF8.self))\" is given twice; give it once"
+                )
             }
             fields.append(Field(tag: Tag.pair, bytes: key + [0] + value))
         }
         return fields
     }
 
-    /// The header that `fields` describe; nil if one is not what its tag says. Unknown tags are passed over.
+    /// The header that `fields` describe; nil if one is not what its tag says.
+    ///
+    /// Unknown tags are passed over.
     init?(fields: [Field]) {
         self.init()
         var before: (tag: UInt16, key: [UInt8]) = (0, [])
         for field in fields {
             let key = field.tag == Tag.pair ? Array(field.bytes.prefix { $0 != 0 }) : []
-            guard field.tag > before.tag || field.tag == Tag.pair && before.tag == Tag.pair
-                && before.key.lexicographicallyPrecedes(key)
+            guard
+                field.tag > before.tag
+                    || field.tag == Tag.pair && before.tag == Tag.pair
+                        && before.key.lexicographicallyPrecedes(key)
             else { return nil }
             before = (field.tag, key)
             guard read(field) else { return nil }
@@ -209,7 +220,11 @@ extension LogHeader {
         case Tag.trainer..<Tag.trainer + 6, Tag.rollout..<Tag.rollout + 6:
             let path = LogHeader.engineTexts[Int(field.tag & 15)].path
             let text = LogHeader.text(field.bytes[...])
-            if field.tag < Tag.rollout { trainer[keyPath: path] = text } else { rollout[keyPath: path] = text }
+            if field.tag < Tag.rollout {
+                trainer[keyPath: path] = text
+            } else {
+                rollout[keyPath: path] = text
+            }
             return text != nil
         case Tag.pair:
             guard let cut = field.bytes.firstIndex(of: 0), let key = LogHeader.text(field.bytes[..<cut]),
@@ -250,8 +265,9 @@ extension LogHeader {
             ("min_p", mine.minP == theirs.minP), ("log_prob_mode", mine.logProbMode == theirs.logProbMode),
         ]
         if let different = names.first(where: { !$0.1 }) { return different.0 }
-        for (side, a, b) in [("trainer", mine.trainer, theirs.trainer), ("rollout", mine.rollout, theirs.rollout)]
-        {
+        for (side, a, b) in [
+            ("trainer", mine.trainer, theirs.trainer), ("rollout", mine.rollout, theirs.rollout),
+        ] {
             for text in LogHeader.engineTexts where a[keyPath: text.path] != b[keyPath: text.path] {
                 return "\(side)_\(text.name)"
             }

@@ -3,7 +3,9 @@
 /// Nothing in a file is believed before its checksum is seen to match, and no memory is taken for what a
 /// count says alone. Not to be used from two threads at once.
 public final class LogReader {
-    /// What to do about a damaged record. Raw values are those of `lockstep_log_damage`.
+    /// What to do about a damaged record.
+    ///
+    /// Raw values are those of `lockstep_log_damage`.
     public enum Damage: Int32, Sendable {
         /// An error that names it, after everything before it has been given.
         case strict = 0
@@ -122,7 +124,7 @@ public final class LogReader {
                 state.position = end
             }
         }
-        return decoder.batch
+        return decoder.batch(of: self)
     }
 
     /// Goes to a byte of the log: one of a batch's `positions`, or 0 for the first record.
@@ -162,8 +164,11 @@ public final class LogReader {
         guard let sequences = cursor.number(UInt64.self), let tokens = cursor.number(UInt64.self),
             cursor.remaining == 0
         else { return "it does not fit together" }
-        guard isComplete, sequences != UInt64(state.sequences) || tokens != UInt64(state.tokens) else { return nil }
-        return "it closes a log of \(sequences) sequences and \(tokens) tokens, but there are \(state.sequences) "
+        guard isComplete, sequences != UInt64(state.sequences) || tokens != UInt64(state.tokens) else {
+            return nil
+        }
+        return
+            "it closes a log of \(sequences) sequences and \(tokens) tokens, but there are \(state.sequences) "
             + "and \(state.tokens)"
     }
 }

@@ -1,3 +1,11 @@
+#if canImport(Glibc)
+    import Glibc
+#elseif canImport(Musl)
+    import Musl
+#elseif canImport(Darwin)
+    import Darwin
+#endif
+
 /// One sequence of a log, with arrays of its own: what Swift programs append and read.
 public struct LogSequence: Equatable, Sendable {
     /// What identifies the sequence, however the log is cut over processes.
@@ -78,7 +86,9 @@ struct LogParts: OptionSet {
     var columnCount: Int { LogParts.columns.count { contains($0) } }
 }
 
-/// Turns sequences into frames. Keeps its memory from one to the next.
+/// Turns sequences into frames.
+///
+/// Keeps its memory from one to the next.
 struct LogEncoder: ~Copyable {
     private(set) var frame = Growing<UInt8>()
     private var runs = Growing<Int>()
@@ -117,7 +127,11 @@ struct LogEncoder: ~Copyable {
         try words.reserve(tokens)
         try others.reserve(tokens)
         if let ids = sequence.tokenIDs {
-            for index in 0..<tokens { words.base[index] = UInt32(truncatingIfNeeded: ids[index]) }
+            if ids.byteCount == 4, ids.stride == 1, let base = ids.base {
+                UnsafeMutableRawPointer(words.base).copyMemory(from: base, byteCount: 4 * tokens)
+            } else {
+                for index in 0..<tokens { words.base[index] = UInt32(truncatingIfNeeded: ids[index]) }
+            }
             try pack(words.base, tokens)
         }
         if let rollout = sequence.rollout {
@@ -143,12 +157,14 @@ struct LogEncoder: ~Copyable {
         guard let first = lengths.first(where: { $0.count != nil }), let tokens = first.count else {
             throw LockstepError(
                 .invalidArgument,
-                "sequence: has neither token_ids nor rollout_log_probs nor trainer_log_probs; give one of them")
+                "sequence: has neither token_ids nor rollout_log_probs nor trainer_log_probs; give one of them"
+            )
         }
         func sameLength(_ name: StaticString, _ count: Int) throws(LockstepError) {
             guard count != tokens else { return }
             throw LockstepError(
-                .invalidArgument, "\(name): has \(count) tokens but \(first.name) has \(tokens); give the same")
+                .invalidArgument,
+                "\(name): has \(count) tokens but \(first.name) has \(tokens); give the same")
         }
         for case let (name, count?) in lengths { try sameLength(name, count) }
         if let mask = sequence.mask { try sameLength("mask", mask.rows == 1 ? mask.columns : -1) }
@@ -162,7 +178,8 @@ struct LogEncoder: ~Copyable {
         for case let (name, view?) in columns where ![.fp32, .fp16, .bf16].contains(view.format) {
             throw LockstepError(
                 .invalidArgument,
-                "\(name): format is \(view.format); a log holds fp32 (or fp16 and bf16, widened): convert it first")
+                "\(name): format is \(view.format); a log holds fp32 (or fp16 and bf16, widened): convert it first"
+            )
         }
         guard sequence.promptTokens >= -1, sequence.promptTokens <= tokens else {
             throw LockstepError(
@@ -184,15 +201,29 @@ struct LogEncoder: ~Copyable {
     private mutating func findRuns(_ mask: MaskView?, _ tokens: Int) throws(LockstepError) -> Int {
         runs.count = 0
         guard let mask, let bytes = mask.base, tokens > 0 else { return tokens }
-        var (counted, start, counts) = (0, 0, false)
-        for index in 0...tokens where index == tokens || (bytes[index] != 0) != counts {
-            try runs.reserve(1)
-            runs.push(index - start)
-            if counts { counted += index - start }
-            start = index
-            counts.toggle()
+        var (counted, start) = (0, 0)
+        while start < tokens {
+            let masked = LogEncoder.zeros(bytes + start, tokens - start)
+            let end = start + masked
+            let found = memchr(bytes + end, 0, tokens - end)
+            let length = found.map { UnsafeRawPointer($0) - UnsafeRawPointer(bytes + end) } ?? tokens - end
+            try runs.reserve(2)
+            runs.push(masked)
+            if length > 0 { runs.push(length) }
+            counted += length
+            start = end + length
         }
         return counted
+    }
+
+    /// How many of `count` bytes, from the first on, are 0.
+    private static func zeros(_ bytes: UnsafePointer<UInt8>, _ count: Int) -> Int {
+        var index = 0
+        while index + 8 <= count, UnsafeRawPointer(bytes + index).loadUnaligned(as: UInt64.self) == 0 {
+            index += 8
+        }
+        while index < count, bytes[index] == 0 { index += 1 }
+        return index
     }
 
     /// The bits of a column, those of counted tokens first, so that what masked ones hold costs nothing when

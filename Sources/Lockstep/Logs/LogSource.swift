@@ -9,26 +9,34 @@
 /// The message of the operating system's last error, "No space left on device".
 func systemError(_ code: Int32 = errno) -> String { String(cString: strerror(code)) }
 
-/// An open file; closed with its owner. Interrupted calls are made again.
+/// An open file; closed with its owner.
+///
+/// Interrupted calls are made again.
 final class SystemFile {
     let descriptor: Int32
     let name: String
 
-    /// Opens a regular file. Child processes that run another program do not inherit it.
+    /// Opens a regular file.
+    ///
+    /// Child processes that run another program do not inherit it.
     init(_ path: String, _ flags: Int32) throws(LockstepError) {
         guard !path.isEmpty, !path.utf8.contains(0) else {
             throw LockstepError(.invalidArgument, "path: is empty or holds a byte 0; give the path of a file")
         }
         var found: Int32 = -1
-        repeat { found = open(path, flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0o666) } while found < 0 && errno == EINTR
+        repeat {
+            found = open(path, flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0o666)
+        } while found < 0 && errno == EINTR
         guard found >= 0 else {
-            let hint = errno == EEXIST ? "; append to it or replace it by saying so, or choose another name" : ""
+            let hint =
+                errno == EEXIST ? "; append to it or replace it by saying so, or choose another name" : ""
             throw LockstepError(.file, "\(path): cannot be opened: \(systemError())\(hint)")
         }
         descriptor = found
         name = path
         guard try status().st_mode & S_IFMT == S_IFREG else {
-            throw LockstepError(.file, "\(path): is not a regular file; read a stream into memory and give that")
+            throw LockstepError(
+                .file, "\(path): is not a regular file; read a stream into memory and give that")
         }
     }
 
@@ -45,13 +53,15 @@ final class SystemFile {
     func size() throws(LockstepError) -> Int { Int(try status().st_size) }
 
     /// Reads up to `count` bytes; fewer only at the end of the file.
-    func read(into target: UnsafeMutableRawPointer, at position: Int, count: Int) throws(LockstepError) -> Int {
+    func read(into target: UnsafeMutableRawPointer, at position: Int, count: Int) throws(LockstepError) -> Int
+    {
         var done = 0
         while done < count {
             let got = pread(descriptor, target + done, count - done, off_t(position + done))
             if got < 0 && errno == EINTR { continue }
             guard got >= 0 else {
-                throw LockstepError(.file, "\(name): cannot be read at byte \(position + done): \(systemError())")
+                throw LockstepError(
+                    .file, "\(name): cannot be read at byte \(position + done): \(systemError())")
             }
             if got == 0 { break }
             done += got
@@ -63,7 +73,8 @@ final class SystemFile {
     func write(_ bytes: UnsafeRawBufferPointer, at position: Int) -> String? {
         var done = 0
         while done < bytes.count {
-            let put = pwrite(descriptor, bytes.baseAddress! + done, bytes.count - done, off_t(position + done))
+            let put = pwrite(
+                descriptor, bytes.baseAddress! + done, bytes.count - done, off_t(position + done))
             if put < 0 && errno == EINTR { continue }
             guard put > 0 else { return put < 0 ? systemError() : "nothing was written" }
             done += put
@@ -87,7 +98,9 @@ final class SystemFile {
         return nil
     }
 
-    /// Takes the advisory lock; false if another writer has it. A file system without locks gives it too.
+    /// Takes the advisory lock; false if another writer has it.
+    ///
+    /// A file system without locks gives it too.
     func lock() -> Bool {
         while flock(descriptor, LOCK_EX | LOCK_NB) != 0 {
             if errno == EWOULDBLOCK { return false }

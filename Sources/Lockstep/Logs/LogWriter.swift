@@ -13,7 +13,9 @@
 /// replaced by the next writer. One writer a file, in one process: others are refused while the file is
 /// locked. Not to be used from two threads at once.
 public final class LogWriter {
-    /// What to do about a file of that name. Raw values are those of `lockstep_log_mode`.
+    /// What to do about a file of that name.
+    ///
+    /// Raw values are those of `lockstep_log_mode`.
     public enum Mode: Int32, Sendable {
         /// Make a new file; it is an error if there is one.
         case create = 0
@@ -97,13 +99,16 @@ public final class LogWriter {
         if let field = header?.difference(from: found) {
             throw LockstepError(
                 .invalidArgument,
-                "header: \(field) differs from that of \(file.name); one log has one header, so begin a new log")
+                "header: \(field) differs from that of \(file.name); one log has one header, so begin a new log"
+            )
         }
         position = start
         scan: while true {
             switch try source.frame(at: position) {
             case .whole(.sequence, let payload, let end):
-                guard let (_, count, _) = LogDecoder.beginning(of: payload) else { throw damaged("it does not fit") }
+                guard let (_, count, _) = LogDecoder.beginning(of: payload) else {
+                    throw damaged("it does not fit")
+                }
                 sequences += 1
                 tokens += count
                 isEnded = false
@@ -140,7 +145,9 @@ public final class LogWriter {
                 + "read what is whole and write a new log")
     }
 
-    /// Appends one sequence. When this returns it survives the end of the process.
+    /// Appends one sequence.
+    ///
+    /// When this returns it survives the end of the process.
     ///
     /// - Throws: `.invalidArgument` for columns that do not fit together; `.file` if it cannot be written:
     ///   then the log holds what it held before, and the call may be made again.
@@ -191,7 +198,9 @@ public final class LogWriter {
         unsynced = 0
     }
 
-    /// Marks the end of the log, waits for the disk and closes the file. Closing again does nothing.
+    /// Marks the end of the log, waits for the disk and closes the file.
+    ///
+    /// Closing again does nothing.
     public func close() throws(LockstepError) {
         if isClosed { return }
         try checkUsable()

@@ -19,7 +19,9 @@ enum PackedWords {
     static func room(_ count: Int) -> Int { smallest(count) + 4 * count + 8 }
 
     /// Writes `count` words and returns how many bytes they took.
-    static func encode(_ words: UnsafePointer<UInt32>, count: Int, into target: UnsafeMutableRawPointer) -> Int {
+    static func encode(_ words: UnsafePointer<UInt32>, count: Int, into target: UnsafeMutableRawPointer)
+        -> Int
+    {
         var out = target
         var start = 0
         while start < count {
@@ -91,7 +93,8 @@ enum PackedWords {
                 withUnsafeTemporaryAllocation(byteCount: 4 * blockLength + 8, alignment: 8) { copy in
                     copy.baseAddress!.copyMemory(from: first + position, byteCount: size)
                     load(
-                        UnsafeRawPointer(copy.baseAddress!), length, base, UInt32(shift), width, words + start)
+                        UnsafeRawPointer(copy.baseAddress!), length, base, UInt32(shift), width, words + start
+                    )
                 }
             }
             position += size
@@ -108,7 +111,8 @@ enum PackedWords {
         let mask = UInt32(truncatingIfNeeded: UInt64(1) &<< UInt64(width) &- 1)
         var bit = 0
         for index in 0..<length {
-            let window = UInt64(littleEndian: source.loadUnaligned(fromByteOffset: bit &>> 3, as: UInt64.self))
+            let window = UInt64(
+                littleEndian: source.loadUnaligned(fromByteOffset: bit &>> 3, as: UInt64.self))
             let value = UInt32(truncatingIfNeeded: window &>> UInt64(bit & 7)) & mask
             words[index] = base &+ value &<< shift
             bit &+= width
