@@ -783,7 +783,8 @@ enum {
  *
  * A damaged record is LOCKSTEP_ERROR_BAD_DATA naming its place, after the sequences before it have been
  * given, and again at each call. A record that was not written whole ends the log: see the summary.
- * Memory: what the batch has, 45 bytes a token at most, and the longest record. */
+ * Memory: 21 bytes a token and 49 a sequence of the largest batch, up to twice that as it grows, and
+ * the longest record. */
 lockstep_status lockstep_log_reader_next(lockstep_log_batch *batch, lockstep_log_reader *reader,
                                          int64_t max_tokens);
 

@@ -174,7 +174,7 @@ def test_the_shipped_rollouts_take_a_tenth_of_the_json(tmp_path):
         for column in ("trainer", "rollout", "mask", "token_ids"):
             found = np.concatenate([getattr(batch, column) for batch in batches])
             assert found.tobytes() == getattr(log, column).tobytes(), column
-        # The full export, 17 columns, has 115 bytes a token (benchmarks/results/logs.json).
+        # The full export has 115 bytes a token (benchmarks/results/logs.json).
         assert path.stat().st_size < 11.5 * len(log.mask)
 
 

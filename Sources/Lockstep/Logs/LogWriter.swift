@@ -71,7 +71,12 @@ public final class LogWriter {
         let source = try LogSource(file: file)
         // A header without its end is the work of a writer that died at once: nothing can be lost.
         if try source.isCutOffInHeader() {
-            try begin(bytes, clearing: source.size)
+            do throws(LockstepError) {
+                try begin(bytes, clearing: source.size)
+            } catch {
+                if mode == .create { unlink(path) }  // made here, and of no use
+                throw error
+            }
         } else if mode == .replace {
             guard try source.beginsLikeALog() else {
                 throw LockstepError(
