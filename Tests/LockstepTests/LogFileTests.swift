@@ -149,7 +149,9 @@ private func sequences(_ path: String, maxTokens: Int = 1000) throws -> [LogSequ
                     ))
             }
             try writer.close()
-            let found = try LogReader(path: path).next(maxTokens: 1000).withPair { try $0.mismatch() }
+            let found = try LogReader(path: path).next(maxTokens: 1000).withPair {
+                (pair) throws(LockstepError) in try pair.mismatch()
+            }
             let direct = try mismatch(trainer: trainer, rollout: rollout, mask: mask)
             #expect(found.k3.value.bitPattern == direct.k3.value.bitPattern && found.tokens == direct.tokens)
         }

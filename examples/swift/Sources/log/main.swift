@@ -41,7 +41,7 @@ print(
 while true {
     let batch = try reader.next(maxTokens: 6000)
     if batch.sequences == 0 { break }
-    let found = try batch.withPair { pair throws(LockstepError) in try pair.mismatch() }
+    let found = try batch.withPair { (pair) throws(LockstepError) in try pair.mismatch() }
     print(
         "\(batch.sequences) sequences from id \(batch.ids[0]), \(found.tokens) tokens that count, k3 "
             + String(format: "%.4g", found.k3.value))
