@@ -40,6 +40,7 @@
  * Logarithms are natural; entropies and divergences are in nats.
  *
  * Sections: 1 version, status, errors.  2 tensors and number formats.  3 log-probs.  4 mismatch.
+ * 5 logs.
  */
 #ifndef LOCKSTEP_H
 #define LOCKSTEP_H
@@ -77,7 +78,11 @@ enum {
     LOCKSTEP_ERROR_NON_FINITE = 3,
     LOCKSTEP_ERROR_OUT_OF_MEMORY = 4,
     /* A defect of this library: please report the message. */
-    LOCKSTEP_ERROR_INTERNAL = 5
+    LOCKSTEP_ERROR_INTERNAL = 5,
+    /* The operating system refused a file: it is not there, locked, or the disk is full. */
+    LOCKSTEP_ERROR_FILE = 6,
+    /* Bytes that were read are not what was written: damaged, cut off, or of another kind. */
+    LOCKSTEP_ERROR_BAD_DATA = 7
 };
 
 /* "LOCKSTEP_OK", "LOCKSTEP_ERROR_...", or "unknown status". A static string; never NULL. */
@@ -566,6 +571,247 @@ lockstep_status lockstep_mismatch_exact(lockstep_divergence *mean, lockstep_dive
                                         const lockstep_tensor *rollout_logits,
                                         const lockstep_tensor *mask,
                                         const lockstep_log_probs_options *options);
+
+/* ---------------------------------------------------------------------------------------------
+ * 5. Logs
+ *
+ * Lockstep's own log: what each engine said of each token, lossless, in about 8 bytes a token with
+ * both engines (prime-rl's JSON takes about 115). A file is a header, then one record a sequence; its
+ * name ends in ".lockstep" by custom. docs/LogFormat.md specifies every byte.
+ *
+ *     lockstep_log_header header = LOCKSTEP_LOG_HEADER_INIT;
+ *     lockstep_log_writer *writer;
+ *     header.model = "my-model";
+ *     lockstep_log_writer_create(&writer, "run.lockstep", &header, NULL);
+ *     lockstep_log_writer_append(writer, &sequence);            (once for each sequence)
+ *     lockstep_log_writer_close(writer);
+ *     lockstep_log_writer_destroy(writer);
+ *
+ * A record is in the file when append returns, so the death of the process loses none; after sync a
+ * power cut loses none either. What was being written at that moment is left out by readers, who
+ * report it, and replaced by the next writer that appends. Writers and readers are not `const`: one
+ * thread at a time each; any number of readers beside one writer.
+ *
+ * A log in a file is read, never mapped, and nothing in it is believed before its checksum matches:
+ * whatever the bytes, the outcome is a status.
+ * ------------------------------------------------------------------------------------------ */
+
+/* What the rollout's log-probs are the log-probs of. */
+typedef int32_t lockstep_log_prob_mode;
+enum {
+    LOCKSTEP_LOG_PROB_UNKNOWN = 0,
+    LOCKSTEP_LOG_PROB_RAW = 1,      /* the model's distribution, before temperature and truncation */
+    LOCKSTEP_LOG_PROB_PROCESSED = 2 /* the one that was sampled from, after both */
+};
+
+/* What is true of a whole log. Everything is optional: a text that is not known is NULL or "", a
+ * number that is not known is -1 (`created`: 0). Texts are UTF-8 of at most 65,535 bytes. Growable:
+ * appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    lockstep_log_prob_mode log_prob_mode;
+    double temperature;    /* of sampling; 0 is greedy, -1 not known */
+    double top_p;          /* in (0, 1], 1 is none, -1 not known */
+    double min_p;          /* in [0, 1], 0 is none, -1 not known */
+    int32_t top_k;         /* 0 is none, -1 not known */
+    int32_t format_version; /* of the file; set by lockstep_log_reader_header, not read by writers */
+    int64_t created;       /* seconds since 1970-01-01 UTC, 0 not known; this library reads no clock */
+    const char *model;
+    /* The engine that trains: its name and version, the weights it ran with if the whole log is of one,
+     * and its number formats as free text, such as "bf16": of the body, of the head's product, and of
+     * the logits that the log-softmax saw. */
+    const char *trainer_engine;
+    const char *trainer_version;
+    const char *trainer_weights;
+    const char *trainer_body;
+    const char *trainer_head;
+    const char *trainer_logits;
+    /* The same of the engine that samples. */
+    const char *rollout_engine;
+    const char *rollout_version;
+    const char *rollout_weights;
+    const char *rollout_body;
+    const char *rollout_head;
+    const char *rollout_logits;
+    /* Anything else: `pairs` keys, all different and not empty, each with its value. They are stored in
+     * the order of the keys' bytes. */
+    size_t pairs;
+    const char *const *keys;
+    const char *const *values;
+} lockstep_log_header;
+
+#define LOCKSTEP_LOG_HEADER_INIT \
+    { sizeof(lockstep_log_header), 0, -1, -1, -1, -1, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
+      NULL, NULL, NULL, NULL, NULL, NULL, 0, NULL, NULL }
+
+/* One sequence to append. Growable: appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    uint32_t reserved;     /* 0 */
+    uint64_t id;           /* what identifies the sequence, however a log is cut over processes */
+    int64_t step;          /* the training step; -1 not known */
+    int64_t prompt_tokens; /* tokens at the beginning that are the prompt; -1 not known */
+    const float *reward;   /* one value; optional */
+    const float *advantage; /* one value; optional */
+    /* At least one of the three columns; all that are given have one length. Every bit of a float comes
+     * back, those of NaN and of masked tokens too; fp16 and bf16 are widened to fp32 exactly. */
+    const lockstep_tensor *token_ids;         /* [tokens] int32, or int64 within its range; optional */
+    const lockstep_tensor *rollout_log_probs; /* [tokens] fp32, fp16 or bf16; optional */
+    const lockstep_tensor *trainer_log_probs; /* [tokens] likewise; optional */
+    const lockstep_tensor *mask;              /* [tokens] uint8 or bool; optional: all tokens count */
+} lockstep_log_sequence;
+
+#define LOCKSTEP_LOG_SEQUENCE_INIT \
+    { sizeof(lockstep_log_sequence), 0, 0, -1, -1, NULL, NULL, NULL, NULL, NULL, NULL }
+
+/* What to do about a file of the name that a writer is given. */
+typedef int32_t lockstep_log_mode;
+enum {
+    /* Make a new file; it is an error if there is one. */
+    LOCKSTEP_LOG_CREATE = 0,
+    /* Go on with a log after its last whole record, removing an unfinished one; or make a new file. */
+    LOCKSTEP_LOG_APPEND = 1,
+    /* Make a new log in place of another log; a file of another kind is left alone. */
+    LOCKSTEP_LOG_REPLACE = 2
+};
+
+/* Growable: appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    lockstep_log_mode mode;
+    int64_t sync_every; /* sync after so many records; 0: only when asked, and on close */
+} lockstep_log_writer_options;
+
+#define LOCKSTEP_LOG_WRITER_OPTIONS_INIT { sizeof(lockstep_log_writer_options), 0, 0 }
+
+/* A log that is being written. */
+typedef struct lockstep_log_writer lockstep_log_writer;
+
+/* Opens a log for writing. `path` is UTF-8. `header` NULL: nothing is known, or, going on with a log,
+ * the header it has; one that is given must then be the same, `created` aside.
+ *
+ * The file is locked for writers (flock) until it is closed: a second writer is LOCKSTEP_ERROR_FILE. On
+ * a file system without locks, see to it that there is one. Going on reads the log once. A log that is
+ * damaged before its end is LOCKSTEP_ERROR_BAD_DATA and is left as it is. */
+lockstep_status lockstep_log_writer_create(lockstep_log_writer **writer, const char *path,
+                                           const lockstep_log_header *header,
+                                           const lockstep_log_writer_options *options);
+
+/* Appends one record. When this returns LOCKSTEP_OK the record survives the end of the process.
+ * LOCKSTEP_ERROR_FILE, a full disk: the log holds what it held before, and the call may be made
+ * again. */
+lockstep_status lockstep_log_writer_append(lockstep_log_writer *writer,
+                                           const lockstep_log_sequence *sequence);
+
+/* Waits until all that was appended is on the disk. After a failure the writer cannot be used: the
+ * system may have dropped what it could not write. */
+lockstep_status lockstep_log_writer_sync(lockstep_log_writer *writer);
+
+/* Marks the end of the log, syncs, and unlocks the file. Closing again does nothing; appending is then
+ * an error. A log without the mark is as good: the mark lets a reader say that nothing is missing. */
+lockstep_status lockstep_log_writer_close(lockstep_log_writer *writer);
+
+/* Frees a writer, closing it first if that was not done; errors are then not seen. In a child made by
+ * fork() nothing is written. NULL is a no-op. */
+void lockstep_log_writer_destroy(lockstep_log_writer *writer);
+
+/* What to do about a damaged record. */
+typedef int32_t lockstep_log_damage;
+enum {
+    LOCKSTEP_LOG_DAMAGE_STRICT = 0, /* an error that names it, after everything before it was given */
+    LOCKSTEP_LOG_DAMAGE_SKIP = 1    /* go on with the next whole record, and count */
+};
+
+/* Growable: appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    lockstep_log_damage damage;
+} lockstep_log_reader_options;
+
+#define LOCKSTEP_LOG_READER_OPTIONS_INIT { sizeof(lockstep_log_reader_options), 0 }
+
+/* A log that is being read. */
+typedef struct lockstep_log_reader lockstep_log_reader;
+
+/* Opens a log in a file, which may still be written. `path` is UTF-8. LOCKSTEP_ERROR_BAD_DATA if it is
+ * no log or its header is damaged, LOCKSTEP_ERROR_UNSUPPORTED if it is of a newer format. */
+lockstep_status lockstep_log_reader_open(lockstep_log_reader **reader, const char *path,
+                                         const lockstep_log_reader_options *options);
+
+/* The same for the bytes of a log in memory, which must stay until the reader is destroyed. */
+lockstep_status lockstep_log_reader_open_memory(lockstep_log_reader **reader, const void *bytes,
+                                                size_t size,
+                                                const lockstep_log_reader_options *options);
+
+/* The header. Set struct_size before the call; only that many bytes are written. Texts are valid until
+ * the reader is destroyed; a text that is not known is "", never NULL. */
+lockstep_status lockstep_log_reader_header(lockstep_log_header *header,
+                                           const lockstep_log_reader *reader);
+
+/* Some whole sequences, packed as in section 4. The tensors are the reader's memory: they, and their
+ * shapes, are valid until its next call. Growable: set struct_size before the call; only that many
+ * bytes are written. */
+typedef struct {
+    uint32_t struct_size;
+    uint32_t reserved;  /* 0 */
+    int64_t sequences;  /* 0 at the end of the log */
+    int64_t tokens;
+    lockstep_tensor trainer_log_probs; /* [tokens] fp32; NaN in a sequence that has none */
+    lockstep_tensor rollout_log_probs; /* [tokens] fp32; NaN in a sequence that has none */
+    lockstep_tensor mask;              /* [tokens] bool */
+    lockstep_tensor offsets;           /* [sequences + 1] int64: where each sequence begins */
+    lockstep_tensor token_ids;         /* [tokens] int32; -1 in a sequence that has none */
+    lockstep_tensor ids;               /* [sequences] uint64 */
+    lockstep_tensor steps;             /* [sequences] int64; -1 not known */
+    lockstep_tensor prompt_tokens;     /* [sequences] int64; -1 not known */
+    lockstep_tensor rewards;           /* [sequences] fp32; NaN not known */
+    lockstep_tensor advantages;        /* [sequences] fp32; NaN not known */
+    lockstep_tensor columns;           /* [sequences] uint8: LOCKSTEP_LOG_HAS_... added up */
+    lockstep_tensor positions;         /* [sequences] int64: the byte where each record begins */
+} lockstep_log_batch;
+
+/* Which columns a sequence has. */
+enum {
+    LOCKSTEP_LOG_HAS_TOKEN_IDS = 1,
+    LOCKSTEP_LOG_HAS_ROLLOUT = 2,
+    LOCKSTEP_LOG_HAS_TRAINER = 4
+};
+
+/* The next sequences: as many as have `max_tokens` tokens or fewer together, but at least one (one
+ * without tokens weighs as one token). At the end of the log LOCKSTEP_OK and 0 sequences; ask again
+ * later, and a log that is still being written may have more.
+ *
+ * A damaged record is LOCKSTEP_ERROR_BAD_DATA naming its place, after the sequences before it have been
+ * given, and again at each call. A record that was not written whole ends the log: see the summary.
+ * Memory: 21 bytes a token and 49 a sequence of the largest batch, up to twice that as it grows, and
+ * the longest record. */
+lockstep_status lockstep_log_reader_next(lockstep_log_batch *batch, lockstep_log_reader *reader,
+                                         int64_t max_tokens);
+
+/* Goes to a record: one of a batch's `positions`, or 0 for the first. Counts of the summary begin
+ * anew. */
+lockstep_status lockstep_log_reader_seek(lockstep_log_reader *reader, int64_t position);
+
+/* How a log was found to be, up to what was read. Growable: set struct_size before the call; only that
+ * many bytes are written. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t is_closed;     /* 1: what was read last is the mark of a writer that closed the log */
+    int64_t sequences;     /* read */
+    int64_t tokens;        /* of these */
+    int64_t position;      /* the byte after the last record read */
+    int64_t size;          /* bytes of the log */
+    int64_t cut_off_bytes; /* at the end, of a record that was not written whole; 0 if none, and
+                            * before the end was reached */
+    int64_t damaged_places; /* skipped (LOCKSTEP_LOG_DAMAGE_SKIP) ... */
+    int64_t skipped_bytes;  /* ... and the bytes there */
+} lockstep_log_summary;
+
+lockstep_status lockstep_log_reader_summary(lockstep_log_summary *summary,
+                                            const lockstep_log_reader *reader);
+
+/* Frees a reader. NULL is a no-op. */
+void lockstep_log_reader_destroy(lockstep_log_reader *reader);
 
 #ifdef __cplusplus
 }

@@ -12,6 +12,10 @@ public struct LockstepError: Error, Equatable, CustomStringConvertible, Sendable
         case outOfMemory = 4
         /// A defect of this library.
         case internalError = 5
+        /// The operating system refused a file: it is not there, locked, or the disk is full.
+        case file = 6
+        /// Bytes that were read are not what was written: damaged, cut off, or of another kind.
+        case badData = 7
     }
 
     /// The kind of failure.

@@ -27,7 +27,7 @@ protocol GrowableOptions {
 /// Reads an options struct of the caller, whatever its version: NULL gives `defaults`, fields the caller
 /// does not know keep theirs, fields this library does not know must be zero.
 func read<Options: GrowableOptions>(
-    _ pointer: UnsafePointer<Options>?, defaults: Options
+    _ pointer: UnsafePointer<Options>?, _ name: StaticString = "options", defaults: Options
 ) throws(LockstepError) -> Options {
     guard let pointer else { return defaults }
     let raw = UnsafeRawPointer(pointer)
@@ -35,13 +35,13 @@ func read<Options: GrowableOptions>(
     let known = MemoryLayout<Options>.size
     guard size >= Options.firstSize, size <= 4096 else {
         throw invalid(
-            "options: struct_size is \(size); set it to sizeof the options struct (\(known)), as its "
+            "\(name): struct_size is \(size); set it to sizeof the \(name) struct (\(known)), as its "
                 + "_INIT macro does")
     }
     for offset in stride(from: known, to: size, by: 1)
     where raw.load(fromByteOffset: offset, as: UInt8.self) != 0 {
         throw invalid(
-            "options: the byte at offset \(offset) is set, but this library (\(versionString)) knows only "
+            "\(name): the byte at offset \(offset) is set, but this library (\(versionString)) knows only "
                 + "\(known) bytes of the struct; load a newer library or leave it zero")
     }
     var options = defaults
@@ -49,6 +49,34 @@ func read<Options: GrowableOptions>(
         target.copyMemory(from: UnsafeRawBufferPointer(start: raw, count: min(size, known)))
     }
     return options
+}
+
+/// Writes a result struct of the caller, whatever its version: as many bytes as its struct_size says.
+func write<Value: GrowableOptions>(
+    _ value: Value, to pointer: UnsafeMutablePointer<Value>?, _ name: StaticString
+) throws(LockstepError) {
+    let size = try checkGrowable(pointer, name)
+    withUnsafeBytes(of: value) { source in
+        let raw = UnsafeMutableRawPointer(pointer!)
+        let first = MemoryLayout<UInt32>.size
+        raw.advanced(by: first).copyMemory(
+            from: source.baseAddress! + first, byteCount: min(size, source.count) - first)
+    }
+}
+
+/// Checks a result struct of the caller before anything is done for it; returns its struct_size.
+@discardableResult
+func checkGrowable<Value: GrowableOptions>(
+    _ pointer: UnsafeMutablePointer<Value>?, _ name: StaticString
+) throws(LockstepError) -> Int {
+    guard let pointer else { throw invalid("\(name) is NULL") }
+    let size = Int(UnsafeRawPointer(pointer).loadUnaligned(as: UInt32.self))
+    guard size >= Value.firstSize, size <= 1 << 16 else {
+        throw invalid(
+            "\(name): struct_size is \(size); set it to sizeof the \(name) struct "
+                + "(\(MemoryLayout<Value>.size))")
+    }
+    return size
 }
 
 /// The execution two option fields describe.

@@ -23,6 +23,8 @@ public func lockstep_status_name(_ status: lockstep_status) -> UnsafePointer<CCh
     case LOCKSTEP_ERROR_NON_FINITE: text("LOCKSTEP_ERROR_NON_FINITE")
     case LOCKSTEP_ERROR_OUT_OF_MEMORY: text("LOCKSTEP_ERROR_OUT_OF_MEMORY")
     case LOCKSTEP_ERROR_INTERNAL: text("LOCKSTEP_ERROR_INTERNAL")
+    case LOCKSTEP_ERROR_FILE: text("LOCKSTEP_ERROR_FILE")
+    case LOCKSTEP_ERROR_BAD_DATA: text("LOCKSTEP_ERROR_BAD_DATA")
     default: text("unknown status")
     }
 }

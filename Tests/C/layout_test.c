@@ -62,10 +62,39 @@ OFFSET(lockstep_mismatch_options, instruction_set, 12);
 OFFSET(lockstep_mismatch, tokens, 8);
 OFFSET(lockstep_mismatch, mean_log_ratio, 48);
 OFFSET(lockstep_mismatch, max_abs_log_ratio, 144);
+STATIC_CHECK(sizeof(lockstep_log_header) >= 176);
+OFFSET(lockstep_log_header, temperature, 8);
+OFFSET(lockstep_log_header, top_k, 32);
+OFFSET(lockstep_log_header, format_version, 36);
+OFFSET(lockstep_log_header, created, 40);
+OFFSET(lockstep_log_header, model, 48);
+OFFSET(lockstep_log_header, trainer_engine, 56);
+OFFSET(lockstep_log_header, rollout_engine, 104);
+OFFSET(lockstep_log_header, pairs, 152);
+OFFSET(lockstep_log_header, values, 168);
+STATIC_CHECK(sizeof(lockstep_log_sequence) >= 80);
+OFFSET(lockstep_log_sequence, id, 8);
+OFFSET(lockstep_log_sequence, prompt_tokens, 24);
+OFFSET(lockstep_log_sequence, reward, 32);
+OFFSET(lockstep_log_sequence, token_ids, 48);
+OFFSET(lockstep_log_sequence, mask, 72);
+STATIC_CHECK(sizeof(lockstep_log_writer_options) >= 16);
+OFFSET(lockstep_log_writer_options, mode, 4);
+OFFSET(lockstep_log_writer_options, sync_every, 8);
+STATIC_CHECK(sizeof(lockstep_log_reader_options) >= 8);
+OFFSET(lockstep_log_reader_options, damage, 4);
+STATIC_CHECK(sizeof(lockstep_log_batch) >= 600);
+OFFSET(lockstep_log_batch, sequences, 8);
+OFFSET(lockstep_log_batch, trainer_log_probs, 24);
+OFFSET(lockstep_log_batch, positions, 552);
+STATIC_CHECK(sizeof(lockstep_log_summary) >= 64);
+OFFSET(lockstep_log_summary, is_closed, 4);
+OFFSET(lockstep_log_summary, cut_off_bytes, 40);
+OFFSET(lockstep_log_summary, skipped_bytes, 56);
 
 STATIC_CHECK(LOCKSTEP_OK == 0 && LOCKSTEP_ERROR_INVALID_ARGUMENT == 1 && LOCKSTEP_ERROR_UNSUPPORTED == 2 &&
              LOCKSTEP_ERROR_NON_FINITE == 3 && LOCKSTEP_ERROR_OUT_OF_MEMORY == 4 &&
-             LOCKSTEP_ERROR_INTERNAL == 5);
+             LOCKSTEP_ERROR_INTERNAL == 5 && LOCKSTEP_ERROR_FILE == 6 && LOCKSTEP_ERROR_BAD_DATA == 7);
 STATIC_CHECK(LOCKSTEP_INSTRUCTION_SET_BEST == 0 && LOCKSTEP_INSTRUCTION_SET_BASELINE == 1 &&
              LOCKSTEP_INSTRUCTION_SET_AVX2 == 2 && LOCKSTEP_INSTRUCTION_SET_AVX512 == 3 &&
              LOCKSTEP_INSTRUCTION_SET_NEON == 4);
@@ -73,6 +102,10 @@ STATIC_CHECK(LOCKSTEP_ROUND_NEAREST_EVEN == 0 && LOCKSTEP_ROUND_TOWARD_ZERO == 1
              LOCKSTEP_ROUND_STOCHASTIC == 2);
 STATIC_CHECK(LOCKSTEP_NON_FINITE_STRICT == 0 && LOCKSTEP_NON_FINITE_EXCLUDE == 1);
 STATIC_CHECK(LOCKSTEP_AXIS_POSITION == 0 && LOCKSTEP_AXIS_PROBABILITY == 1 && LOCKSTEP_AXIS_LOG_RATIO == 2);
+STATIC_CHECK(LOCKSTEP_LOG_PROB_UNKNOWN == 0 && LOCKSTEP_LOG_PROB_RAW == 1 && LOCKSTEP_LOG_PROB_PROCESSED == 2);
+STATIC_CHECK(LOCKSTEP_LOG_CREATE == 0 && LOCKSTEP_LOG_APPEND == 1 && LOCKSTEP_LOG_REPLACE == 2);
+STATIC_CHECK(LOCKSTEP_LOG_DAMAGE_STRICT == 0 && LOCKSTEP_LOG_DAMAGE_SKIP == 1);
+STATIC_CHECK(LOCKSTEP_LOG_HAS_TOKEN_IDS == 1 && LOCKSTEP_LOG_HAS_ROLLOUT == 2 && LOCKSTEP_LOG_HAS_TRAINER == 4);
 
 /* The code of a dtype is the bytes of DLPack's struct: code, bits, lanes. */
 static void dtype_codes_are_dlpacks(void) {
@@ -107,6 +140,17 @@ static void init_macros_hold_the_defaults(void) {
     CHECK(convert.struct_size == sizeof convert && convert.rounding == LOCKSTEP_ROUND_NEAREST_EVEN);
     lockstep_mismatch_options mismatch = LOCKSTEP_MISMATCH_OPTIONS_INIT;
     CHECK(mismatch.struct_size == sizeof mismatch && mismatch.non_finite == LOCKSTEP_NON_FINITE_STRICT);
+    lockstep_log_header header = LOCKSTEP_LOG_HEADER_INIT;
+    CHECK(header.struct_size == sizeof header && header.temperature == -1 && header.top_p == -1);
+    CHECK(header.min_p == -1 && header.top_k == -1 && header.created == 0 && header.model == NULL);
+    CHECK(header.rollout_logits == NULL && header.pairs == 0 && header.keys == NULL && header.values == NULL);
+    lockstep_log_sequence sequence = LOCKSTEP_LOG_SEQUENCE_INIT;
+    CHECK(sequence.struct_size == sizeof sequence && sequence.id == 0 && sequence.step == -1);
+    CHECK(sequence.prompt_tokens == -1 && sequence.reward == NULL && sequence.mask == NULL);
+    lockstep_log_writer_options writer = LOCKSTEP_LOG_WRITER_OPTIONS_INIT;
+    CHECK(writer.struct_size == sizeof writer && writer.mode == LOCKSTEP_LOG_CREATE && writer.sync_every == 0);
+    lockstep_log_reader_options reader = LOCKSTEP_LOG_READER_OPTIONS_INIT;
+    CHECK(reader.struct_size == sizeof reader && reader.damage == LOCKSTEP_LOG_DAMAGE_STRICT);
 }
 
 static void library_has_the_headers_version(void) {
@@ -125,7 +169,9 @@ static void every_status_has_its_name(void) {
     CHECK(strcmp(lockstep_status_name(LOCKSTEP_ERROR_NON_FINITE), "LOCKSTEP_ERROR_NON_FINITE") == 0);
     CHECK(strcmp(lockstep_status_name(LOCKSTEP_ERROR_OUT_OF_MEMORY), "LOCKSTEP_ERROR_OUT_OF_MEMORY") == 0);
     CHECK(strcmp(lockstep_status_name(LOCKSTEP_ERROR_INTERNAL), "LOCKSTEP_ERROR_INTERNAL") == 0);
-    CHECK(strcmp(lockstep_status_name(6), "unknown status") == 0);
+    CHECK(strcmp(lockstep_status_name(LOCKSTEP_ERROR_FILE), "LOCKSTEP_ERROR_FILE") == 0);
+    CHECK(strcmp(lockstep_status_name(LOCKSTEP_ERROR_BAD_DATA), "LOCKSTEP_ERROR_BAD_DATA") == 0);
+    CHECK(strcmp(lockstep_status_name(8), "unknown status") == 0);
     CHECK(strcmp(lockstep_status_name(INT32_MIN), "unknown status") == 0);
 }
 

@@ -13,7 +13,7 @@ import pytest
 import lockstep
 from conftest import ROOT
 from lockstep import _library as c
-from lockstep import _mismatch
+from lockstep import _log_file, _mismatch
 
 HEADER = re.sub(r"/\*.*?\*/", " ", (ROOT / "include" / "lockstep.h").read_text(), flags=re.S)
 
@@ -29,6 +29,7 @@ FUNCTIONS = {
     for result, name, arguments in re.findall(
         r"^((?:const )?\w+ \*?)\s*(lockstep_\w+)\(([^)]*)\)\s*;", HEADER, flags=re.M)
 }
+HANDLES = set(re.findall(r"typedef struct (\w+) \w+;", HEADER))
 # int32_t under other names
 NAMES_OF_INT32 = set(re.findall(r"typedef int32_t (\w+);", HEADER))
 
@@ -103,13 +104,13 @@ def allowed(declaration: str) -> list:
     if kind in NAMES_OF_INT32:
         kind = "int32_t"
     if not pointer:
-        plain = {"int32_t": ctypes.c_int32, "size_t": ctypes.c_size_t, "float": ctypes.c_float, "void": None}
+        plain = {"int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "size_t": ctypes.c_size_t, "float": ctypes.c_float, "void": None}
         return [plain[kind]] if kind in plain else [struct_class(kind)]
     if kind == "char":
         return [ctypes.c_char_p]
-    if kind == "lockstep_head":
+    if kind in HANDLES:
         return [ctypes.POINTER(ctypes.c_void_p) if declaration.count("*") == 2 else ctypes.c_void_p]
-    if kind == "double":
+    if kind in ("double", "void"):
         return [ctypes.c_void_p]
     # An array of structs may be passed as a plain address; a tensor never is.
     return [ctypes.POINTER(struct_class(kind))] + ([ctypes.c_void_p] if kind != "lockstep_tensor" else [])
@@ -141,6 +142,7 @@ def test_option_defaults_are_the_macros(run_c):
             ctypes.sizeof(c.ConvertOptions), c.ROUNDINGS["nearest_even"]),
         "lockstep_log_probs_options": lockstep._log_probs._options(1.0, None, -100, None, 0, "best"),
         "lockstep_mismatch_options": _mismatch._options("strict", 0, "best"),
+        "lockstep_log_header": _log_file._header_struct(None, {}),
     }
     for name, options in defaults.items():
         assert bytes(options) == run_c(

@@ -19,10 +19,11 @@ log-probs for PyTorch's autograd.
 
 from . import _library
 from ._errors import (
-    InternalError, InvalidArgumentError, LockstepError, NonFiniteError, OutOfMemoryError,
-    UnsupportedError,
+    BadDataError, FileError, InternalError, InvalidArgumentError, LockstepError, NonFiniteError,
+    OutOfMemoryError, UnsupportedError,
 )
 from ._formats import Converted, ConvertCounts, convert, ulp_distance
+from ._log_file import LogHeader, LogReader, LogRecords, LogSummary, LogWriter
 from ._log_probs import (
     Head, LinearGradients, LogProbs, linear_log_probs, linear_log_probs_backward, log_probs,
     log_probs_backward,
@@ -34,8 +35,9 @@ from ._mismatch import (
 )
 
 __all__ = [
-    "LOG_RATIO_QUANTILES", "ConvertCounts", "Converted", "Divergence", "Estimate", "ExactMismatch",
-    "Head", "InternalError", "InvalidArgumentError", "LinearGradients", "LockstepError", "LogProbs",
+    "LOG_RATIO_QUANTILES", "BadDataError", "ConvertCounts", "Converted", "Divergence", "Estimate",
+    "ExactMismatch", "FileError", "Head", "InternalError", "InvalidArgumentError", "LinearGradients",
+    "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter",
     "Mismatch", "NonFiniteError", "OutOfMemoryError", "UnsupportedError", "convert",
     "exact_mismatch", "has_instruction_set", "linear_log_probs", "linear_log_probs_backward",
     "log_probs", "log_probs_backward", "metrics", "mismatch", "mismatch_profile", "mismatch_sequences",

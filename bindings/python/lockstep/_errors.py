@@ -46,10 +46,23 @@ class InternalError(LockstepError, RuntimeError):
     status = 5
 
 
+class FileError(LockstepError, OSError):
+    """The operating system refused a file: it is not there, locked, or the disk is full."""
+
+    status = 6
+
+
+class BadDataError(LockstepError, ValueError):
+    """Bytes that were read are not what was written: damaged, cut off, or of another kind."""
+
+    status = 7
+
+
 _BY_STATUS = {
     kind.status: kind
     for kind in (
-        InvalidArgumentError, UnsupportedError, NonFiniteError, OutOfMemoryError, InternalError
+        InvalidArgumentError, UnsupportedError, NonFiniteError, OutOfMemoryError, InternalError, FileError,
+        BadDataError,
     )
 }
 

@@ -25,6 +25,8 @@ ERROR_UNSUPPORTED = 2
 ERROR_NON_FINITE = 3
 ERROR_OUT_OF_MEMORY = 4
 ERROR_INTERNAL = 5
+ERROR_FILE = 6
+ERROR_BAD_DATA = 7
 
 INSTRUCTION_SET_BEST = 0
 INSTRUCTION_SET_BASELINE = 1
@@ -203,6 +205,74 @@ class Divergence(Structure):
     ]
 
 
+# 5. Logs
+
+LOG_PROB_UNKNOWN = 0
+LOG_PROB_RAW = 1
+LOG_PROB_PROCESSED = 2
+
+
+class LogHeader(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("log_prob_mode", c_int32), ("temperature", c_double), ("top_p", c_double),
+        ("min_p", c_double), ("top_k", c_int32), ("format_version", c_int32), ("created", c_int64),
+        ("model", c_char_p), ("trainer_engine", c_char_p), ("trainer_version", c_char_p),
+        ("trainer_weights", c_char_p), ("trainer_body", c_char_p), ("trainer_head", c_char_p),
+        ("trainer_logits", c_char_p), ("rollout_engine", c_char_p), ("rollout_version", c_char_p),
+        ("rollout_weights", c_char_p), ("rollout_body", c_char_p), ("rollout_head", c_char_p),
+        ("rollout_logits", c_char_p), ("pairs", c_size_t), ("keys", POINTER(c_char_p)),
+        ("values", POINTER(c_char_p)),
+    ]
+
+
+class LogSequence(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("reserved", c_uint32), ("id", c_uint64), ("step", c_int64),
+        ("prompt_tokens", c_int64), ("reward", POINTER(c_float)), ("advantage", POINTER(c_float)),
+        ("token_ids", POINTER(Tensor)), ("rollout_log_probs", POINTER(Tensor)),
+        ("trainer_log_probs", POINTER(Tensor)), ("mask", POINTER(Tensor)),
+    ]
+
+
+LOG_CREATE = 0
+LOG_APPEND = 1
+LOG_REPLACE = 2
+
+
+class LogWriterOptions(Structure):
+    _fields_ = [("struct_size", c_uint32), ("mode", c_int32), ("sync_every", c_int64)]
+
+
+LOG_DAMAGE_STRICT = 0
+LOG_DAMAGE_SKIP = 1
+
+
+class LogReaderOptions(Structure):
+    _fields_ = [("struct_size", c_uint32), ("damage", c_int32)]
+
+
+class LogBatch(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("reserved", c_uint32), ("sequences", c_int64), ("tokens", c_int64),
+        ("trainer_log_probs", Tensor), ("rollout_log_probs", Tensor), ("mask", Tensor), ("offsets", Tensor),
+        ("token_ids", Tensor), ("ids", Tensor), ("steps", Tensor), ("prompt_tokens", Tensor),
+        ("rewards", Tensor), ("advantages", Tensor), ("columns", Tensor), ("positions", Tensor),
+    ]
+
+
+LOG_HAS_TOKEN_IDS = 1
+LOG_HAS_ROLLOUT = 2
+LOG_HAS_TRAINER = 4
+
+
+class LogSummary(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("is_closed", c_int32), ("sequences", c_int64), ("tokens", c_int64),
+        ("position", c_int64), ("size", c_int64), ("cut_off_bytes", c_int64), ("damaged_places", c_int64),
+        ("skipped_bytes", c_int64),
+    ]
+
+
 # Functions: name -> (result, arguments), in the header's order. Arrays of structs are plain addresses.
 
 _tensor = POINTER(Tensor)
@@ -242,6 +312,20 @@ SIGNATURES = {
         c_int32, [c_void_p, c_size_t, c_void_p, c_int32] + [_tensor] * 4 + [_mismatch_options]),
     "lockstep_mismatch_exact": (
         c_int32, [POINTER(Divergence), c_void_p, c_size_t] + [_tensor] * 3 + [_log_probs_options]),
+    "lockstep_log_writer_create": (
+        c_int32, [POINTER(c_void_p), c_char_p, POINTER(LogHeader), POINTER(LogWriterOptions)]),
+    "lockstep_log_writer_append": (c_int32, [c_void_p, POINTER(LogSequence)]),
+    "lockstep_log_writer_sync": (c_int32, [c_void_p]),
+    "lockstep_log_writer_close": (c_int32, [c_void_p]),
+    "lockstep_log_writer_destroy": (None, [c_void_p]),
+    "lockstep_log_reader_open": (c_int32, [POINTER(c_void_p), c_char_p, POINTER(LogReaderOptions)]),
+    "lockstep_log_reader_open_memory": (
+        c_int32, [POINTER(c_void_p), c_void_p, c_size_t, POINTER(LogReaderOptions)]),
+    "lockstep_log_reader_header": (c_int32, [POINTER(LogHeader), c_void_p]),
+    "lockstep_log_reader_next": (c_int32, [POINTER(LogBatch), c_void_p, c_int64]),
+    "lockstep_log_reader_seek": (c_int32, [c_void_p, c_int64]),
+    "lockstep_log_reader_summary": (c_int32, [POINTER(LogSummary), c_void_p]),
+    "lockstep_log_reader_destroy": (None, [c_void_p]),
 }
 
 FILE_NAME = "liblockstep.so.1"
@@ -317,6 +401,8 @@ NON_FINITE = {"strict": NON_FINITE_STRICT, "exclude": NON_FINITE_EXCLUDE}
 AXES = {
     "position": AXIS_POSITION, "probability": AXIS_PROBABILITY, "log_ratio": AXIS_LOG_RATIO,
 }
+LOG_MODES = {"create": LOG_CREATE, "append": LOG_APPEND, "replace": LOG_REPLACE}
+LOG_DAMAGE = {"strict": LOG_DAMAGE_STRICT, "skip": LOG_DAMAGE_SKIP}
 
 
 def choice(values: dict[str, int], value: str, name: str) -> int:
