@@ -18,6 +18,7 @@ log-probs for PyTorch's autograd.
 """
 
 from . import _library
+from ._accumulator import MismatchAccumulator
 from ._errors import (
     InternalError, InvalidArgumentError, LockstepError, NonFiniteError, OutOfMemoryError,
     UnsupportedError,
@@ -36,7 +37,7 @@ from ._mismatch import (
 __all__ = [
     "LOG_RATIO_QUANTILES", "ConvertCounts", "Converted", "Divergence", "Estimate", "ExactMismatch",
     "Head", "InternalError", "InvalidArgumentError", "LinearGradients", "LockstepError", "LogProbs",
-    "Mismatch", "NonFiniteError", "OutOfMemoryError", "UnsupportedError", "convert",
+    "Mismatch", "MismatchAccumulator", "NonFiniteError", "OutOfMemoryError", "UnsupportedError", "convert",
     "exact_mismatch", "has_instruction_set", "linear_log_probs", "linear_log_probs_backward",
     "log_probs", "log_probs_backward", "metrics", "mismatch", "mismatch_profile", "mismatch_sequences",
     "ulp_distance",

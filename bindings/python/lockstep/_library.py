@@ -173,6 +173,11 @@ class Mismatch(Structure):
         ("slope_per_1000", Estimate),
         ("mean_sequence_length", c_double),
         ("max_sequence_length", c_int64),
+        ("ess_standard_error", c_double),
+        ("trainer_perplexity_standard_error", c_double),
+        ("rollout_perplexity_standard_error", c_double),
+        ("perplexity_ratio_standard_error", c_double),
+        ("sequence_log_ratio_std_standard_error", c_double),
     ]
 
 
@@ -194,6 +199,10 @@ class MismatchBucket(Structure):
         ("lower", c_double), ("upper", c_double), ("tokens", c_int64), ("mean_log_ratio", c_double),
         ("mean_abs_log_ratio", c_double), ("k3", c_double),
     ]
+
+
+class MismatchAccumulatorOptions(Structure):
+    _fields_ = [("struct_size", c_uint32), ("exact_quantiles", c_int32)]
 
 
 class Divergence(Structure):
@@ -240,6 +249,15 @@ SIGNATURES = {
         c_int32, [c_void_p, c_size_t] + [_tensor] * 4 + [_mismatch_options]),
     "lockstep_mismatch_profile": (
         c_int32, [c_void_p, c_size_t, c_void_p, c_int32] + [_tensor] * 4 + [_mismatch_options]),
+    "lockstep_mismatch_accumulator_create": (
+        c_int32, [POINTER(c_void_p), POINTER(MismatchAccumulatorOptions)]),
+    "lockstep_mismatch_accumulator_destroy": (None, [c_void_p]),
+    "lockstep_mismatch_accumulator_update": (
+        c_int32, [c_void_p] + [_tensor] * 5 + [_mismatch_options]),
+    "lockstep_mismatch_accumulator_merge": (c_int32, [c_void_p, c_void_p]),
+    "lockstep_mismatch_accumulator_report": (c_int32, [POINTER(Mismatch), c_void_p]),
+    "lockstep_mismatch_accumulator_save": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p]),
+    "lockstep_mismatch_accumulator_load": (c_int32, [POINTER(c_void_p), c_void_p, c_size_t]),
     "lockstep_mismatch_exact": (
         c_int32, [POINTER(Divergence), c_void_p, c_size_t] + [_tensor] * 3 + [_log_probs_options]),
 }

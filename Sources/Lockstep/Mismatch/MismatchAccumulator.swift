@@ -1,0 +1,83 @@
+/// The mismatch of a log that comes in parts: in constant memory, on any number of machines.
+///
+/// Parts may be added in any order, in any number of accumulators, and the accumulators merged in any order:
+/// while no sequence is cut in two, the result is the same bits. It equals that of `LogProbPair.mismatch` of
+/// the whole log but for the quantiles, which come from a sketch unless every difference is kept.
+///
+/// *Memory*: see `memoryBound`; with exact quantiles also 8 bytes for each token whose d is not 0.
+///
+/// *Concurrency*: calls that only read may run at the same time; `update` and `merge` must be alone.
+public final class MismatchAccumulator: @unchecked Sendable {
+    private var state: MismatchState
+
+    /// Creates an accumulator of nothing.
+    ///
+    /// - Parameter exactQuantiles: keep every d that is not 0, 8 bytes each, so that quantiles are exact.
+    public init(exactQuantiles: Bool = false) {
+        state = MismatchState(MismatchExtent(exactQuantiles: exactQuantiles))
+    }
+
+    init(_ state: consuming MismatchState) { self.state = state }
+
+    /// Whether every d that is not 0 is kept.
+    public var exactQuantiles: Bool { state.extent.exactQuantiles }
+
+    /// Adds whole sequences. On an error nothing is added.
+    ///
+    /// - Parameters:
+    ///   - pair: the sequences.
+    ///   - ids: one number for each sequence, the same however the log is cut; by default sequences are numbered
+    ///     as they come. They decide ties, so an accumulator's bits depend on them.
+    ///   - policy: what to do with a NaN or an infinite log-prob at a token that counts.
+    ///   - execution: threads and instruction set; the result does not depend on them.
+    /// - Throws: `.nonFinite` naming sequence and position; `.invalidArgument` for a wrong number of ids.
+    public func update(
+        _ pair: LogProbPair, ids: TokenView? = nil, nonFinite policy: NonFinitePolicy = .strict,
+        execution: Execution = Execution()
+    ) throws(LockstepError) {
+        if let ids, ids.count != pair.sequences {
+            throw LockstepError(
+                .invalidArgument,
+                "ids: has \(ids.count) values but there are \(pair.sequences) sequences; give one for each")
+        }
+        let seen = UInt64(state.moments.sequences + state.moments.emptySequences)
+        try withLockstepFloatMode { () throws(LockstepError) in
+            let added = try MismatchState(
+                of: pair, ids: ids.map { .given($0) } ?? .index(from: seen), state.extent, policy, execution)
+            state.merge(added)
+        }
+    }
+
+    /// Adds all that another accumulator holds; the other stays as it is.
+    ///
+    /// - Throws: `.invalidArgument` if one keeps values for exact quantiles and the other does not.
+    public func merge(_ other: MismatchAccumulator) throws(LockstepError) {
+        guard exactQuantiles == other.exactQuantiles else {
+            throw LockstepError(
+                .invalidArgument,
+                "other: exact_quantiles is \(other.exactQuantiles) but this accumulator's is "
+                    + "\(exactQuantiles); create both with the same options")
+        }
+        if self === other {
+            let copy = try MismatchAccumulator(bytes: bytes())
+            state.merge(copy.state)
+        } else {
+            state.merge(other.state)
+        }
+    }
+
+    /// Every statistic of what was added.
+    public func mismatch() -> Mismatch {
+        withLockstepFloatMode { state.mismatch() }
+    }
+
+    /// The state as bytes: equal states give equal bytes.
+    public func bytes() -> [UInt8] { state.bytes() }
+
+    /// Restores an accumulator from its bytes.
+    ///
+    /// - Throws: `.invalidArgument` for bytes that are damaged, cut off, too long, or of a newer format.
+    public convenience init(bytes: [UInt8]) throws(LockstepError) {
+        self.init(try MismatchState.restored(from: bytes))
+    }
+}
