@@ -604,6 +604,70 @@ lockstep_status lockstep_mismatch_accumulator_merge(lockstep_mismatch_accumulato
 lockstep_status lockstep_mismatch_accumulator_report(lockstep_mismatch *mismatch,
                                                      const lockstep_mismatch_accumulator *accumulator);
 
+/* Below, an array's count is asked for and given alike: `count` (never NULL) holds on entry the room in the
+ * array, which is not read if the array is NULL; on return, how many elements there are. */
+
+/* Statistics by bucket. Position and probability have fixed buckets, all of which are returned:
+ *   position     0, 1, 2, 3, 4, 6, 8, 12...: two an octave, the last from 1.5 2^20 on
+ *   probability  -ln mu between 2^-20 and 64 in two buckets an octave, one beyond each end. A token's bucket
+ *                is decided by ln mu; the edges, exp of that, are rounded
+ *   log ratio    the bins of the sketch that have tokens, 128 an octave for 2^-24 <= |d| < 2^8: `tokens`
+ *                alone, the means are NaN */
+lockstep_status lockstep_mismatch_accumulator_profile(lockstep_mismatch_bucket *buckets, size_t *count,
+                                                      const lockstep_mismatch_accumulator *accumulator,
+                                                      lockstep_mismatch_axis axis);
+
+/* What a histogram over sequences counts by. */
+typedef int32_t lockstep_sequence_quantity;
+enum {
+    LOCKSTEP_SEQUENCE_LOG_RATIO = 0,     /* S, the sum of d */
+    LOCKSTEP_SEQUENCE_MEAN_LOG_RATIO = 1 /* the mean of d */
+};
+
+/* Sequences of one class of lengths with a value in [lower, upper). Frozen. */
+typedef struct {
+    int64_t min_tokens, max_tokens; /* counted tokens; the last class is open: INT64_MAX */
+    double lower, upper;
+    int64_t sequences;
+} lockstep_mismatch_sequence_bin;
+
+/* How many sequences have which S or mean d, by length (powers of two; all from 2^23 on in one class): the
+ * bins with sequences, by length, then value. Bins are those of the log-ratio profile. From them follows
+ * what a threshold on sequences would drop. */
+lockstep_status lockstep_mismatch_accumulator_histogram(lockstep_mismatch_sequence_bin *bins, size_t *count,
+                                                        const lockstep_mismatch_accumulator *accumulator,
+                                                        lockstep_sequence_quantity quantity);
+
+/* A sequence of the sample. Frozen. */
+typedef struct {
+    uint64_t id;
+    int64_t tokens;            /* counted tokens */
+    double log_ratio;          /* S = sum d */
+    double mean_log_ratio;     /* S / tokens */
+    double mean_abs_log_ratio; /* mean |d| */
+    double max_abs_log_ratio;  /* max |d| */
+    double mean_exp_abs;       /* mean exp|d| */
+    double k3;                 /* mean(exp(d) - 1 - d) */
+} lockstep_mismatch_sample;
+
+/* A sample of at most 1,024 sequences with counted tokens: those whose ids have the smallest hashes
+ * (splitmix64), in that order, so the first of them are a sample too. The same however the log was cut. */
+lockstep_status lockstep_mismatch_accumulator_sample(lockstep_mismatch_sample *sample, size_t *count,
+                                                     const lockstep_mismatch_accumulator *accumulator);
+
+/* One token. Frozen. */
+typedef struct {
+    uint64_t id;              /* of its sequence */
+    int64_t position;         /* index in the sequence */
+    double log_ratio;         /* d */
+    double rollout_log_prob;  /* ln mu */
+} lockstep_mismatch_token;
+
+/* The at most 32 tokens with the largest |d| above 0, the worst first; of equals those with the smaller id,
+ * then position. */
+lockstep_status lockstep_mismatch_accumulator_worst(lockstep_mismatch_token *tokens, size_t *count,
+                                                    const lockstep_mismatch_accumulator *accumulator);
+
 /* Writes an accumulator as bytes, to be stored or sent and loaded anywhere.
  *
  * bytes  [*size], or NULL to ask for the size

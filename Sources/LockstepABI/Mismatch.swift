@@ -285,7 +285,7 @@ extension lockstep_mismatch_sequence {
 }
 
 extension lockstep_mismatch_bucket {
-    fileprivate init(_ bucket: MismatchBucket) {
+    init(_ bucket: MismatchBucket) {
         self.init(
             lower: bucket.lower, upper: bucket.upper, tokens: Int64(bucket.tokens),
             mean_log_ratio: bucket.meanLogRatio, mean_abs_log_ratio: bucket.meanAbsLogRatio, k3: bucket.k3)

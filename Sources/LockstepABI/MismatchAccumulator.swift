@@ -64,22 +64,77 @@ public func lockstep_mismatch_accumulator_report(
     }
 }
 
+@_cdecl("lockstep_mismatch_accumulator_profile") @implementation
+public func lockstep_mismatch_accumulator_profile(
+    _ buckets: UnsafeMutablePointer<lockstep_mismatch_bucket>!, _ count: UnsafeMutablePointer<Int>!,
+    _ accumulator: OpaquePointer!, _ axis: lockstep_mismatch_axis
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let accumulator = try mismatchAccumulator(accumulator, "accumulator")
+        guard let axis = MismatchAxis(rawValue: axis) else {
+            throw invalid("axis is \(axis); see the LOCKSTEP_AXIS constants")
+        }
+        try give(accumulator.profile(over: axis), to: buckets, "buckets", count) { lockstep_mismatch_bucket($0) }
+    }
+}
+
+@_cdecl("lockstep_mismatch_accumulator_histogram") @implementation
+public func lockstep_mismatch_accumulator_histogram(
+    _ bins: UnsafeMutablePointer<lockstep_mismatch_sequence_bin>!, _ count: UnsafeMutablePointer<Int>!,
+    _ accumulator: OpaquePointer!, _ quantity: lockstep_sequence_quantity
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let accumulator = try mismatchAccumulator(accumulator, "accumulator")
+        guard let quantity = SequenceQuantity(rawValue: quantity) else {
+            throw invalid("quantity is \(quantity); see the LOCKSTEP_SEQUENCE constants")
+        }
+        try give(accumulator.histogram(of: quantity), to: bins, "bins", count) {
+            lockstep_mismatch_sequence_bin(
+                min_tokens: Int64($0.minTokens), max_tokens: Int64($0.maxTokens), lower: $0.lower,
+                upper: $0.upper, sequences: Int64($0.sequences))
+        }
+    }
+}
+
+@_cdecl("lockstep_mismatch_accumulator_sample") @implementation
+public func lockstep_mismatch_accumulator_sample(
+    _ sample: UnsafeMutablePointer<lockstep_mismatch_sample>!, _ count: UnsafeMutablePointer<Int>!,
+    _ accumulator: OpaquePointer!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let accumulator = try mismatchAccumulator(accumulator, "accumulator")
+        try give(accumulator.sampledSequences, to: sample, "sample", count) {
+            let sequence = $0.mismatch
+            return lockstep_mismatch_sample(
+                id: $0.id, tokens: Int64(sequence.tokens), log_ratio: sequence.logRatio,
+                mean_log_ratio: sequence.meanLogRatio, mean_abs_log_ratio: sequence.meanAbsLogRatio,
+                max_abs_log_ratio: sequence.maxAbsLogRatio, mean_exp_abs: sequence.meanExpAbs, k3: sequence.k3)
+        }
+    }
+}
+
+@_cdecl("lockstep_mismatch_accumulator_worst") @implementation
+public func lockstep_mismatch_accumulator_worst(
+    _ tokens: UnsafeMutablePointer<lockstep_mismatch_token>!, _ count: UnsafeMutablePointer<Int>!,
+    _ accumulator: OpaquePointer!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let accumulator = try mismatchAccumulator(accumulator, "accumulator")
+        try give(accumulator.worstTokens, to: tokens, "tokens", count) {
+            lockstep_mismatch_token(
+                id: $0.id, position: Int64($0.position), log_ratio: $0.logRatio,
+                rollout_log_prob: $0.rolloutLogProb)
+        }
+    }
+}
+
 @_cdecl("lockstep_mismatch_accumulator_save") @implementation
 public func lockstep_mismatch_accumulator_save(
     _ bytes: UnsafeMutableRawPointer!, _ size: UnsafeMutablePointer<Int>!, _ accumulator: OpaquePointer!
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
-        try checkArray(size, "size", count: 1)
         let saved = try mismatchAccumulator(accumulator, "accumulator").bytes()
-        if let bytes {
-            guard UInt(bitPattern: size.pointee) >= UInt(saved.count) else {
-                throw invalid(
-                    "size is \(UInt(bitPattern: size.pointee)) but the accumulator takes \(saved.count) bytes; "
-                        + "ask with bytes NULL")
-            }
-            saved.withUnsafeBytes { bytes.copyMemory(from: $0.baseAddress!, byteCount: $0.count) }
-        }
-        size.pointee = saved.count
+        try give(saved, to: bytes?.assumingMemoryBound(to: UInt8.self), "bytes", size, "size") { $0 }
     }
 }
 
@@ -99,6 +154,24 @@ public func lockstep_mismatch_accumulator_load(
 
 private var noPlaceForAccumulator: LockstepError {
     invalid("accumulator is NULL; give the address of a lockstep_mismatch_accumulator pointer")
+}
+
+/// Writes values to an array of the caller, which has room for `count`, and sets `count` to how many there are;
+/// without an array, only that.
+private func give<Value, Element>(
+    _ values: [Value], to array: UnsafeMutablePointer<Element>?, _ name: StaticString,
+    _ count: UnsafeMutablePointer<Int>?, _ countName: StaticString = "count", _ convert: (Value) -> Element
+) throws(LockstepError) {
+    try checkArray(count, countName, count: 1)
+    if let array {
+        try checkArray(array, name, count: 1)
+        let room = UInt(bitPattern: count!.pointee)
+        guard room >= UInt(values.count) else {
+            throw invalid("\(countName) is \(room) but there are \(values.count); ask with \(name) NULL")
+        }
+        for (index, value) in values.enumerated() { array[index] = convert(value) }
+    }
+    count!.pointee = values.count
 }
 
 private func handle(_ accumulator: MismatchAccumulator) -> OpaquePointer {

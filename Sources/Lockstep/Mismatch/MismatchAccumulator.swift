@@ -4,7 +4,8 @@
 /// while no sequence is cut in two, the result is the same bits. It equals that of `LogProbPair.mismatch` of
 /// the whole log but for the quantiles, which come from a sketch unless every difference is kept.
 ///
-/// *Memory*: see `memoryBound`; with exact quantiles also 8 bytes for each token whose d is not 0.
+/// *Memory*: about 1 MB, at most 10 MB, whatever the number of tokens; with exact quantiles also 8 bytes for
+/// each token whose d is not 0. An update takes as much again for each thread while it runs.
 ///
 /// *Concurrency*: calls that only read may run at the same time; `update` and `merge` must be alone.
 public final class MismatchAccumulator: @unchecked Sendable {
@@ -14,7 +15,7 @@ public final class MismatchAccumulator: @unchecked Sendable {
     ///
     /// - Parameter exactQuantiles: keep every d that is not 0, 8 bytes each, so that quantiles are exact.
     public init(exactQuantiles: Bool = false) {
-        state = MismatchState(MismatchExtent(exactQuantiles: exactQuantiles))
+        state = MismatchState(MismatchExtent(details: true, exactQuantiles: exactQuantiles))
     }
 
     init(_ state: consuming MismatchState) { self.state = state }
@@ -70,6 +71,35 @@ public final class MismatchAccumulator: @unchecked Sendable {
     public func mismatch() -> Mismatch {
         withLockstepFloatMode { state.mismatch() }
     }
+
+    /// Statistics by bucket.
+    ///
+    /// The buckets of position (0, 1, 2, 3, 4, 6, 8, 12 and so on, two an octave, the last from 1.5 2^20 on)
+    /// and of probability (two an octave of -ln mu between 2^-20 and 64; edges are exp of that, rounded) are
+    /// fixed, and all are returned. By log ratio, the bins of the sketch that have tokens are returned: tokens
+    /// alone, the means are NaN.
+    public func profile(over axis: MismatchAxis) -> [MismatchBucket] {
+        withLockstepFloatMode {
+            switch axis {
+            case .position: state.details.profile.byPosition()
+            case .probability: state.details.profile.byProbability()
+            case .logRatio: state.sketch.buckets()
+            }
+        }
+    }
+
+    /// How many sequences have which value, by class of lengths (powers of two of counted tokens): the bins
+    /// with sequences, by length, then value.
+    public func histogram(of quantity: SequenceQuantity) -> [SequenceBin] {
+        state.details.histograms.bins(of: quantity)
+    }
+
+    /// A sample of at most 1,024 sequences that count, the same however the log was cut: those whose ids have
+    /// the smallest hashes, in that order.
+    public var sampledSequences: [SampledSequence] { state.details.sample.sorted() }
+
+    /// The at most 32 tokens with the largest |d| above 0, the worst first; ties by id, then position.
+    public var worstTokens: [WorstToken] { state.details.worst.tokens }
 
     /// The state as bytes: equal states give equal bytes.
     public func bytes() -> [UInt8] { state.bytes() }

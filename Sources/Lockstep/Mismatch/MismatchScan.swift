@@ -99,7 +99,7 @@ struct MismatchSequences: ~Copyable {
         scan.forEachTask { range, _ in
             for index in range {
                 var view = scan.view(scan.spans[index])
-                scan.kernels.pointee.mismatch_sums!(parts + index, nil, &view)
+                scan.kernels.pointee.mismatch_sums!(parts + index, nil, nil, &view)
             }
         }
         var owners: [Int] = []

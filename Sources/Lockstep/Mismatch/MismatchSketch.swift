@@ -31,10 +31,10 @@ struct MismatchSketch: ~Copyable {
         for bin in 0..<MismatchSketch.bins { counts[bin] &+= other.counts[bin] }
     }
 
-    /// The bin of a value: what the kernels compute.
+    /// The bin of a value: what the kernels compute. A NaN, which no token has, is put into the last.
     static func bin(of d: Double) -> Int {
         if d == 0 { return zero }
-        let magnitude = min(max(d.magnitude, 0x1p-24), 0x1.fffffffffffffp7)
+        let magnitude = d.magnitude < 0x1p8 ? max(d.magnitude, 0x1p-24) : 0x1.fffffffffffffp7
         let step = Int(magnitude.bitPattern >> 45) - Int(0x1p-24.bitPattern >> 45) + 1
         return d < 0 ? zero - step : zero + step
     }
@@ -63,6 +63,14 @@ struct MismatchSketch: ~Copyable {
         let (low, high) = magnitudes((bin - zero).magnitude.asInt)
         let value = low == 0 ? 0x1p-24 : high == .infinity ? 0x1p8 : (low + high) / 2
         return bin < zero ? -value : value
+    }
+
+    /// The bins with tokens, as buckets without means.
+    func buckets() -> [MismatchBucket] {
+        (0..<MismatchSketch.usedBins).filter { counts[$0] > 0 }.map { bin in
+            let (lower, upper) = MismatchSketch.edges(bin)
+            return MismatchBucket(lower: lower, upper: upper, tokens: Int(counts[bin]))
+        }
     }
 
     /// The reported quantiles of d over the `tokens` counted ones, each order statistic replaced by the middle

@@ -27,7 +27,8 @@ extension MismatchState {
         out.append(UInt32(extent.exactQuantiles ? 1 : 0))
         out.append(UInt64(0))
         moments.write(to: &out)
-        sketch.write(to: &out)
+        writeCounts(UnsafeBufferPointer(start: sketch.counts, count: MismatchSketch.usedBins), to: &out)
+        details.write(to: &out)
         if extent.exactQuantiles {
             out.append(values.count)
             for value in values.sorted() { out.append(value) }
@@ -64,9 +65,10 @@ extension MismatchState {
         guard version == 1, flags <= 1 else { throw header.damaged("its header is not one") }
 
         var body = ByteReader(bytes, MismatchState.headerSize..<bytes.count - 4, name)
-        var state = MismatchState(MismatchExtent(exactQuantiles: flags == 1))
+        var state = MismatchState(MismatchExtent(details: true, exactQuantiles: flags == 1))
         try state.moments.read(from: &body)
-        try state.sketch.read(from: &body)
+        for (bin, count) in try readCounts(from: &body) { state.sketch.counts[bin] = count }
+        try state.details.read(from: &body)
         if state.extent.exactQuantiles {
             let count = try body.readTotal()
             guard count <= body.remaining / 8 else { throw body.damaged("it ends early") }
@@ -81,7 +83,8 @@ extension MismatchState {
 
     /// Whether the parts can be of one log.
     private var isConsistent: Bool {
-        sketch.total == moments.tokens && moments.sequences <= moments.tokens
+        sketch.total == moments.tokens && details.profile.isOf(moments.tokens)
+            && details.histograms.isOf(moments.sequences) && moments.sequences <= moments.tokens
             && (moments.tokens == 0) == (moments.largest == nil)
             && (!extent.exactQuantiles
                 || values.count + sketch.zeros == moments.tokens && values.allSatisfy { $0 != 0 && !$0.isNaN })
@@ -128,24 +131,43 @@ extension MismatchSketch {
 
     /// The counted tokens.
     fileprivate var total: Int { histogram.reduce(0, &+) }
+}
 
-    /// Counts that are not 0: how many, then bin and count of each.
+extension MismatchDetails {
     fileprivate func write(to out: inout ByteWriter) {
-        let used = (0..<MismatchSketch.usedBins).filter { counts[$0] > 0 }
-        out.append(UInt32(used.count))
-        for bin in used {
-            out.append(UInt16(bin))
-            out.append(counts[bin])
-        }
+        profile.write(to: &out)
+        histograms.write(to: &out)
+        sample.write(to: &out)
+        worst.write(to: &out)
     }
 
-    fileprivate func read(from body: inout ByteReader) throws(LockstepError) {
-        for _ in 0..<(try body.readCount(of: 10)) {
-            let bin = Int(try body.read(UInt16.self))
-            guard bin < MismatchSketch.usedBins else { throw body.damaged("a bin is \(bin)") }
-            counts[bin] = UInt64(try body.readTotal())
-        }
+    fileprivate mutating func read(from body: inout ByteReader) throws(LockstepError) {
+        try profile.read(from: &body)
+        try histograms.read(from: &body)
+        try sample.read(from: &body)
+        try worst.read(from: &body)
     }
+}
+
+/// Writes the counts of bins that are not 0: how many, then bin and count of each.
+func writeCounts(_ counts: some Collection<UInt64>, to out: inout ByteWriter) {
+    let used = counts.enumerated().filter { $0.element > 0 }
+    out.append(UInt32(used.count))
+    for (bin, count) in used {
+        out.append(UInt16(bin))
+        out.append(count)
+    }
+}
+
+/// Reads what `writeCounts` wrote for the bins of the sketch.
+func readCounts(from body: inout ByteReader) throws(LockstepError) -> [(bin: Int, count: UInt64)] {
+    var counts: [(Int, UInt64)] = []
+    for _ in 0..<(try body.readCount(of: 10)) {
+        let bin = Int(try body.read(UInt16.self))
+        guard bin < MismatchSketch.usedBins else { throw body.damaged("a bin is \(bin)") }
+        counts.append((bin, UInt64(try body.readTotal())))
+    }
+    return counts
 }
 
 extension ExactSums {

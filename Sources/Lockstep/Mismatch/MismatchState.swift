@@ -1,9 +1,33 @@
 import CLockstepKernels
 
-/// What a state keeps beside the moments and the sketch, which a report needs.
+/// What a state keeps beside what a report needs.
 struct MismatchExtent: Equatable {
+    /// Keep `MismatchDetails`.
+    var details = false
     /// Keep every d that is not 0, for exact quantiles.
     var exactQuantiles = false
+}
+
+/// What an accumulator offers beside the report.
+struct MismatchDetails: ~Copyable {
+    var profile = MismatchProfileSums()
+    var histograms = SequenceHistograms()
+    var sample = SequenceSample()
+    var worst = WorstTokens()
+
+    /// Adds a sequence, its spans apart.
+    mutating func add(_ sums: lsk_mismatch_sums, id: UInt64) {
+        histograms.add(tokens: Int(sums.tokens), logRatio: sums.log_ratio)
+        sample.add(SampledSequence(id: id, mismatch: SequenceMismatch(sums)))
+    }
+
+    /// Adds the details of another part of the log.
+    mutating func merge(_ other: borrowing MismatchDetails) {
+        profile.merge(other.profile)
+        histograms.merge(other.histograms)
+        sample.merge(other.sample)
+        worst.merge(other.worst)
+    }
 }
 
 /// How the sequences of a log are called.
@@ -29,6 +53,8 @@ struct MismatchState: ~Copyable {
     let sketch = MismatchSketch()
     /// Every d that is not 0, in no order; empty unless `extent` asks for them.
     var values: [Double] = []
+    /// Unused unless `extent` asks for it.
+    var details = MismatchDetails()
 
     /// The state of an empty log.
     init(_ extent: MismatchExtent) { self.extent = extent }
@@ -89,21 +115,32 @@ struct MismatchState: ~Copyable {
         let length = pair.length(of: sequence)
         var sums = lsk_mismatch_sums()
         var part = lsk_mismatch_sums()
+        let profile = extent.details ? details.profile.span : nil
+        profile?.pointee.before = 0
         for start in stride(from: 0, to: length, by: MismatchSpan.tokens) {
             let count = min(MismatchSpan.tokens, length - start)
             var view = pair.tokens(of: sequence, from: start, count: count)
-            kernels.pointee.mismatch_sums!(&part, sketch.counts, &view)
+            kernels.pointee.mismatch_sums!(&part, sketch.counts, profile, &view)
             if part.non_finite > 0, policy == .strict {
                 return MismatchSpan(sequence: sequence, start: start, count: count)
             }
             if start == 0 { sums = part } else { sums.add(part, from: start) }
             moments.addProbabilities(part)
+            if extent.details {
+                details.profile.addSpan()
+                details.worst.add(view, largest: part.largest, id: id, start: start)
+            }
             if extent.exactQuantiles, part.differing > 0 { keepValues(&view, kernels) }
         }
         let (tokens, excluded) = (Int(sums.tokens), Int(sums.non_finite))
         moments.excludedTokens += excluded
         moments.maskedTokens += length - tokens - excluded
-        if tokens > 0 { moments.add(sums, id: id) } else { moments.emptySequences += 1 }
+        if tokens == 0 {
+            moments.emptySequences += 1
+            return nil
+        }
+        moments.add(sums, id: id)
+        if extent.details { details.add(sums, id: id) }
         return nil
     }
 
@@ -127,6 +164,7 @@ struct MismatchState: ~Copyable {
         moments.merge(other.moments)
         sketch.merge(other.sketch)
         values.append(contentsOf: other.values)
+        if extent.details { details.merge(other.details) }
     }
 
     /// Every statistic; the quantiles are those of the sketch, or exact where every d was kept.

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import byref, c_size_t, c_void_p, sizeof
+from typing import Callable
 
 import numpy as np
 
 from . import _library as c
 from ._errors import InvalidArgumentError
-from ._library import check, library
+from ._library import check, choice, library
 from ._log_probs import _tensor
-from ._mismatch import Log, Mismatch, _Log, _options, _statistics
+from ._mismatch import _BUCKET, Log, Mismatch, _Log, _options, _record, _statistics
 from ._tensors import Array, compact, view
+
+_BIN = _record(c.MismatchSequenceBin)
+_SAMPLE = _record(c.MismatchSample)
+_TOKEN = _record(c.MismatchToken)
 
 
 class MismatchAccumulator:
@@ -123,6 +128,87 @@ class MismatchAccumulator:
         raw = c.Mismatch(sizeof(c.Mismatch))
         check(library.lockstep_mismatch_accumulator_report(raw, self._handle))
         return _statistics(raw)
+
+    def profile(self, axis: str = "position") -> np.ndarray:
+        """Statistics by bucket of position, of probability, or of the log ratio.
+
+        Args:
+            axis: "position" (0, 1, 2, 3, 4, 6, 8, 12 and so on, two buckets an octave), "probability" (two
+                an octave of -ln mu between 2^-20 and 64), or "log_ratio" (the bins of the sketch that have
+                tokens, 128 an octave; the means are NaN).
+
+        Returns:
+            [buckets] structured array: lower, upper, tokens, mean_log_ratio, mean_abs_log_ratio, k3. Means
+            are NaN in an empty bucket.
+
+        Example:
+            >>> accumulator = MismatchAccumulator()
+            >>> accumulator.update(np.array([-1.0, -2.0, -0.1]), np.array([-1.0, -2.5, -0.1]))
+            >>> accumulator.profile()["tokens"][:4]
+            array([1, 1, 1, 0])
+        """
+        return self._array(
+            library.lockstep_mismatch_accumulator_profile, _BUCKET, choice(c.AXES, axis, "axis"))
+
+    def histogram(self, quantity: str = "log_ratio") -> np.ndarray:
+        """How many sequences have which value, by length in powers of two.
+
+        Args:
+            quantity: "log_ratio" (S, the sum of d over a sequence) or "mean_log_ratio".
+
+        Returns:
+            [bins] structured array of the bins with sequences, by length, then value: min_tokens,
+            max_tokens, lower, upper, sequences. A bin holds values in [lower, upper), 128 to an octave.
+
+        Example:
+            >>> accumulator = MismatchAccumulator()
+            >>> accumulator.update([np.array([-1.0, -2.0])], [np.array([-1.5, -2.5])])
+            >>> accumulator.histogram()[["min_tokens", "lower", "sequences"]]
+            array([(2, 1., 1)],
+                  dtype={'names': ['min_tokens', 'lower', 'sequences'], ...
+        """
+        return self._array(
+            library.lockstep_mismatch_accumulator_histogram, _BIN,
+            choice(c.SEQUENCE_QUANTITIES, quantity, "quantity"))
+
+    def sample(self) -> np.ndarray:
+        """A sample of at most 1,024 sequences: those whose ids have the smallest hashes, in that order.
+
+        The same however the log was cut, and its first part is a sample too.
+
+        Returns:
+            [sequences] structured array: id, and the fields of `lockstep.mismatch_sequences`.
+
+        Example:
+            >>> accumulator = MismatchAccumulator()
+            >>> accumulator.update([np.array([-1.0, -2.0])], [np.array([-1.5, -2.5])], ids=[7])
+            >>> accumulator.sample()[["id", "log_ratio"]].tolist()
+            [(7, 1.0)]
+        """
+        return self._array(library.lockstep_mismatch_accumulator_sample, _SAMPLE)
+
+    def worst(self) -> np.ndarray:
+        """The at most 32 tokens with the largest |d| above 0, the worst first; ties by id, then position.
+
+        Returns:
+            [tokens] structured array: id (of the sequence), position (in it), log_ratio (d),
+            rollout_log_prob (ln mu).
+
+        Example:
+            >>> accumulator = MismatchAccumulator()
+            >>> accumulator.update([np.array([-1.0, -2.0])], [np.array([-1.5, -2.0])], ids=[7])
+            >>> accumulator.worst().tolist()
+            [(7, 0, 0.5, -1.5)]
+        """
+        return self._array(library.lockstep_mismatch_accumulator_worst, _TOKEN)
+
+    def _array(self, function: Callable, dtype: np.dtype, *choices: int) -> np.ndarray:
+        """What a function gives that is asked for its count first."""
+        count = c_size_t()
+        check(function(None, byref(count), self._handle, *choices))
+        rows = np.empty(count.value, dtype)
+        check(function(rows.ctypes.data, byref(count), self._handle, *choices))
+        return rows
 
     def to_bytes(self) -> bytes:
         """All it holds, checksummed, for a file or another machine. Equal content gives equal bytes.

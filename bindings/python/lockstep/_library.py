@@ -205,6 +205,31 @@ class MismatchAccumulatorOptions(Structure):
     _fields_ = [("struct_size", c_uint32), ("exact_quantiles", c_int32)]
 
 
+SEQUENCE_LOG_RATIO = 0
+SEQUENCE_MEAN_LOG_RATIO = 1
+
+
+class MismatchSequenceBin(Structure):
+    _fields_ = [
+        ("min_tokens", c_int64), ("max_tokens", c_int64), ("lower", c_double), ("upper", c_double),
+        ("sequences", c_int64),
+    ]
+
+
+class MismatchSample(Structure):
+    _fields_ = [
+        ("id", c_uint64), ("tokens", c_int64), ("log_ratio", c_double), ("mean_log_ratio", c_double),
+        ("mean_abs_log_ratio", c_double), ("max_abs_log_ratio", c_double), ("mean_exp_abs", c_double),
+        ("k3", c_double),
+    ]
+
+
+class MismatchToken(Structure):
+    _fields_ = [
+        ("id", c_uint64), ("position", c_int64), ("log_ratio", c_double), ("rollout_log_prob", c_double),
+    ]
+
+
 class Divergence(Structure):
     _fields_ = [
         ("kl_rollout_trainer", c_double), ("kl_trainer_rollout", c_double),
@@ -256,6 +281,12 @@ SIGNATURES = {
         c_int32, [c_void_p] + [_tensor] * 5 + [_mismatch_options]),
     "lockstep_mismatch_accumulator_merge": (c_int32, [c_void_p, c_void_p]),
     "lockstep_mismatch_accumulator_report": (c_int32, [POINTER(Mismatch), c_void_p]),
+    "lockstep_mismatch_accumulator_profile": (
+        c_int32, [c_void_p, POINTER(c_size_t), c_void_p, c_int32]),
+    "lockstep_mismatch_accumulator_histogram": (
+        c_int32, [c_void_p, POINTER(c_size_t), c_void_p, c_int32]),
+    "lockstep_mismatch_accumulator_sample": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p]),
+    "lockstep_mismatch_accumulator_worst": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p]),
     "lockstep_mismatch_accumulator_save": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p]),
     "lockstep_mismatch_accumulator_load": (c_int32, [POINTER(c_void_p), c_void_p, c_size_t]),
     "lockstep_mismatch_exact": (
@@ -334,6 +365,10 @@ ROUNDINGS = {
 NON_FINITE = {"strict": NON_FINITE_STRICT, "exclude": NON_FINITE_EXCLUDE}
 AXES = {
     "position": AXIS_POSITION, "probability": AXIS_PROBABILITY, "log_ratio": AXIS_LOG_RATIO,
+}
+
+SEQUENCE_QUANTITIES = {
+    "log_ratio": SEQUENCE_LOG_RATIO, "mean_log_ratio": SEQUENCE_MEAN_LOG_RATIO,
 }
 
 

@@ -144,8 +144,8 @@ class ExactMismatch(NamedTuple):
 
 
 def _record(struct: type[ctypes.Structure]) -> np.dtype:
-    """The NumPy dtype of a frozen C struct of int64 and double."""
-    kinds = {ctypes.c_int64: np.int64, ctypes.c_double: np.float64}
+    """The NumPy dtype of a frozen C struct of 64-bit integers and doubles."""
+    kinds = {ctypes.c_int64: np.int64, ctypes.c_uint64: np.uint64, ctypes.c_double: np.float64}
     return np.dtype([(name, kinds[kind]) for name, kind in struct._fields_])  # type: ignore
 
 
