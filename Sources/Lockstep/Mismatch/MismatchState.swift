@@ -68,14 +68,14 @@ struct MismatchState: ~Copyable {
         _ execution: Execution
     ) throws(LockstepError) {
         self.init(extent)
+        let (kernels, threads) = (try execution.kernels(), try execution.threadCount())
         if pair.trainer.columns == 0 {
             // There may be any number of rows, and nothing to see in them.
             moments.emptySequences = pair.sequences
             return
         }
-        let kernels = try execution.kernels()
         let tasks = pair.sequenceTasks()
-        let workers = max(1, min(try execution.threadCount(), tasks.count))
+        let workers = max(1, min(threads, tasks.count))
         let states = UnsafeMutablePointer<MismatchState>.allocate(capacity: workers)
         for worker in 0..<workers { (states + worker).initialize(to: MismatchState(extent)) }
         let refused = try Scratch<Refusal>(count: tasks.count, filledWith: Refusal())
