@@ -74,7 +74,9 @@ public func lockstep_mismatch_accumulator_profile(
         guard let axis = MismatchAxis(rawValue: axis) else {
             throw invalid("axis is \(axis); see the LOCKSTEP_AXIS constants")
         }
-        try give(accumulator.profile(over: axis), to: buckets, "buckets", count) { lockstep_mismatch_bucket($0) }
+        try give(accumulator.profile(over: axis), to: buckets, "buckets", count) {
+            lockstep_mismatch_bucket($0)
+        }
     }
 }
 
@@ -108,7 +110,8 @@ public func lockstep_mismatch_accumulator_sample(
             return lockstep_mismatch_sample(
                 id: $0.id, tokens: Int64(sequence.tokens), log_ratio: sequence.logRatio,
                 mean_log_ratio: sequence.meanLogRatio, mean_abs_log_ratio: sequence.meanAbsLogRatio,
-                max_abs_log_ratio: sequence.maxAbsLogRatio, mean_exp_abs: sequence.meanExpAbs, k3: sequence.k3)
+                max_abs_log_ratio: sequence.maxAbsLogRatio, mean_exp_abs: sequence.meanExpAbs, k3: sequence.k3
+            )
         }
     }
 }

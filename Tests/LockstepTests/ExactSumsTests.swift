@@ -97,7 +97,9 @@ import Testing
             for part in stride(from: 0, to: 300, by: 37) {
                 var one = ExactSums(count: 1)
                 for term in terms.shuffled(using: &random)[..<0] { one.add(term, to: 0) }
-                for term in terms[part..<min(part + 37, 300)].shuffled(using: &random) { one.add(term, to: 0) }
+                for term in terms[part..<min(part + 37, 300)].shuffled(using: &random) {
+                    one.add(term, to: 0)
+                }
                 merged.merge(one)
             }
             #expect(merged.number(0) == whole.number(0))

@@ -18,7 +18,8 @@ private func part(_ log: MismatchLog, _ sequences: [Int]) -> MismatchLog {
 }
 
 private func add(
-    _ log: MismatchLog, _ ids: [Int], to accumulator: MismatchAccumulator, _ execution: Execution = Execution()
+    _ log: MismatchLog, _ ids: [Int], to accumulator: MismatchAccumulator,
+    _ execution: Execution = Execution()
 ) throws {
     try ids.map { Int64($0) }.withUnsafeBytes { bytes in
         try log.withPair { pair in
@@ -93,7 +94,9 @@ private let lengths = (0..<120).map { $0 * 37 % 700 } + [9000, 1, 0]
         let error = #expect(throws: LockstepError.self) { try add(log, [1, 2, 3], to: accumulator) }
         #expect(error?.message.contains("sequence 2, position 5") == true)
         #expect(throws: LockstepError.self) { try add(log, [1, 2], to: accumulator) }
-        #expect(throws: LockstepError.self) { try accumulator.merge(MismatchAccumulator(exactQuantiles: true)) }
+        #expect(throws: LockstepError.self) {
+            try accumulator.merge(MismatchAccumulator(exactQuantiles: true))
+        }
         #expect(accumulator.bytes() == bytes)
     }
 
@@ -200,7 +203,9 @@ private let lengths = (0..<120).map { $0 * 37 % 700 } + [9000, 1, 0]
                         logRatio: log.trainer[at] - log.rollout[at], rolloutLogProb: log.rollout[at]))
             }
         }
-        tokens.sort { ($1.logRatio.magnitude, $0.id, $0.position) < ($0.logRatio.magnitude, $1.id, $1.position) }
+        tokens.sort {
+            ($1.logRatio.magnitude, $0.id, $0.position) < ($0.logRatio.magnitude, $1.id, $1.position)
+        }
         #expect(accumulator.worstTokens == Array(tokens.prefix(32)))
 
         for quantity in SequenceQuantity.allCases {
@@ -278,7 +283,10 @@ private let lengths = (0..<120).map { $0 * 37 % 700 } + [9000, 1, 0]
                 case 0: forged[place] = UInt8.random(in: 0...255, using: &random)
                 case 1: forged[place] = 0xff
                 case 2: for index in place..<min(place + 8, forged.count) { forged[index] = 0xff }
-                default: for index in place..<min(place + 8, forged.count) { forged[index] = UInt8(index % 2) << 6 }
+                default:
+                    for index in place..<min(place + 8, forged.count) {
+                        forged[index] = UInt8(index % 2) << 6
+                    }
                 }
             }
             withUnsafeBytes(of: crc32c(forged[...]).littleEndian) { forged += $0 }

@@ -39,7 +39,9 @@ struct ByteReader {
     /// Bytes not yet read.
     var remaining: Int { end - next }
 
-    mutating func read<Value: FixedWidthInteger>(_ type: Value.Type = Value.self) throws(LockstepError) -> Value {
+    mutating func read<Value: FixedWidthInteger>(_ type: Value.Type = Value.self) throws(LockstepError)
+        -> Value
+    {
         let size = MemoryLayout<Value>.size
         guard remaining >= size else { throw damaged("it ends early") }
         let value = bytes.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: next, as: Value.self) }

@@ -55,10 +55,33 @@ struct ExactSums: ~Copyable {
     /// Adds x 2^power.
     @inline(__always)
     mutating func add(_ x: Double, times2ToThe power: Int, to index: Int) {
+        makeRoom()
+        addTerm(x, power, to: index)
+    }
+
+    /// Adds the values from an address on to the sums from `first` on.
+    @inline(__always)
+    mutating func add(_ values: UnsafePointer<Double>, count: Int, to first: Int) {
+        makeRoom()
+        for index in 0..<count { addTerm(values[index], 0, to: first + index) }
+    }
+
+    /// Adds x 2^power after room was made.
+    @inline(__always)
+    private mutating func addTerm(_ x: Double, _ power: Int, to index: Int) {
         let (significand, exponent) = ExactSums.parts(x)
         if significand == 0 { return }
         guard exponent < 0x7ff - 1075 else { return note(x, at: index) }
-        add(significand, 0, exponent: exponent + power, sign: Int64(bitPattern: x.bitPattern) >> 63, to: index)
+        add(
+            significand, 0, exponent: exponent + power, sign: Int64(bitPattern: x.bitPattern) >> 63, to: index
+        )
+    }
+
+    /// Counts one more addition to every sum, and moves carries on when there were too many.
+    @inline(__always)
+    private mutating func makeRoom() {
+        if pending == ExactSums.pendingLimit { carry() }
+        pending += 1
     }
 
     /// Adds a b.
@@ -74,6 +97,7 @@ struct ExactSums: ~Copyable {
         let (n, f) = ExactSums.parts(b)
         guard e < 0x7ff - 1075, f < 0x7ff - 1075 else { return note(a * b, at: index) }
         if m == 0 || n == 0 { return }
+        makeRoom()
         let (high, low) = m.multipliedFullWidth(by: n)
         add(
             low, high, exponent: e + f + power, sign: Int64(bitPattern: a.bitPattern ^ b.bitPattern) >> 63,
@@ -100,8 +124,6 @@ struct ExactSums: ~Copyable {
             grow(toHold: exponent >> 5)
             at = exponent >> 5 - base
         }
-        if pending == ExactSums.pendingLimit { carry() }
-        pending += 1
         let limb = limbs + (index * width + at)
         let shift = UInt64(truncatingIfNeeded: exponent & 31)
         let a = (low & 0xffff_ffff) << shift
@@ -182,6 +204,7 @@ struct ExactSums: ~Copyable {
     /// Adds an exact number.
     mutating func merge(_ number: ExactNumber, into index: Int) {
         for (place, digit) in number.digits.enumerated() where digit != 0 {
+            makeRoom()
             add(
                 UInt64(digit), 0, exponent: 32 * (number.place + place), sign: number.isNegative ? -1 : 0,
                 to: index)

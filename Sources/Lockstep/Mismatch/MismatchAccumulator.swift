@@ -23,7 +23,7 @@ public final class MismatchAccumulator: @unchecked Sendable {
     /// Whether every d that is not 0 is kept.
     public var exactQuantiles: Bool { state.extent.exactQuantiles }
 
-    /// Adds whole sequences. On an error nothing is added.
+    /// Adds whole sequences; on an error, none.
     ///
     /// - Parameters:
     ///   - pair: the sequences.

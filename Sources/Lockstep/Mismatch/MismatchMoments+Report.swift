@@ -103,11 +103,14 @@ extension MismatchMoments {
         else { return .nan }
         // In units of the larger of the two.
         let power = max(x.power, y.power)
-        let (a, b) = (DoubleDouble(scaled(1, by: x.power - power)), DoubleDouble(scaled(1, by: y.power - power)))
+        let (a, b) = (
+            DoubleDouble(scaled(1, by: x.power - power)), DoubleDouble(scaled(1, by: y.power - power))
+        )
         let cross = sums.number(Moment.rolloutCross).doubleDouble(times2ToThe: -2 * power)
         let product = a * x.product + b * y.product
         let m = (a * x.total + b * y.total) / Double(tokens)
-        let squares = a * a * x.square + b * b * y.square + 2 * cross - 2 * (m * product) + m * m * lengthSquare
+        let squares =
+            a * a * x.square + b * b * y.square + 2 * cross - 2 * (m * product) + m * m * lengthSquare
         return scaled(clusteredRoot(squares) / Double(tokens), by: power)
     }
 
@@ -116,7 +119,8 @@ extension MismatchMoments {
     /// Linearised in the sums x of r and y of r^2 of each sequence, a sequence moves the value by the value
     /// times 2 x / X - y / Y - n / N, capitals being sums over all.
     private var effectiveSampleSize: (Double, Double) {
-        guard let x = scaledSums(of: Average.ratio.rawValue), let y = scaledSums(of: Average.ratioSquare.rawValue)
+        guard let x = scaledSums(of: Average.ratio.rawValue),
+            let y = scaledSums(of: Average.ratioSquare.rawValue)
         else { return (ratioOfInfinities, .nan) }
         guard y.total.high > 0 else { return (.nan, .nan) }
         let n = DoubleDouble(Double(tokens))
@@ -147,7 +151,8 @@ extension MismatchMoments {
         let masked = Double(maskedSequences)
         m.shareSequencesMasked = Estimate(
             value: masked / k,
-            standardError: sequences < 2 ? .nan : (masked * (k - masked) / (k * (k - 1))).squareRoot() / k.squareRoot())
+            standardError: sequences < 2
+                ? .nan : (masked * (k - masked) / (k * (k - 1))).squareRoot() / k.squareRoot())
         m.sequenceESS = sequenceEffectiveSampleSize
         if sequences >= 2 {
             m.sequenceLogRatioStd = sequenceMean(Moment.total + s, Moment.square + s).deviation
@@ -215,9 +220,10 @@ private struct SequenceSpread {
     /// Nil if S is infinite somewhere or too large for its powers.
     init?(_ moments: borrowing MismatchMoments) {
         let logRatio = Average.logRatio.rawValue
-        let indices = Array(Moment.length2...Moment.s4) + [
-            Moment.total + logRatio, Moment.square + logRatio, Moment.product + logRatio,
-        ]
+        let indices =
+            Array(Moment.length2...Moment.s4) + [
+                Moment.total + logRatio, Moment.square + logRatio, Moment.product + logRatio,
+            ]
         for index in indices where moments.sums.specials[index] != 0 { return nil }
         func read(_ index: Int) -> DoubleDouble { moments.sums.number(index).doubleDouble() }
         k = Double(moments.sequences)

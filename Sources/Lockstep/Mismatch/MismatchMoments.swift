@@ -169,7 +169,9 @@ enum Average: Int, CaseIterable {
     static let count = Average.allCases.count
 }
 
-/// Which exact sum is which. With x a sequence's sum of something, n its counted tokens, S its sum of d; s and
+/// Which exact sum is which.
+///
+/// With x a sequence's sum of something, n its counted tokens, S its sum of d; s and
 /// g the sum p + q and the gap p - q of a token's probabilities.
 enum Moment {
     /// Sum of x, of x^2 and of x n, each for all of `Average`.

@@ -35,13 +35,15 @@ struct MismatchProfileSums: ~Copyable {
     }
 
     private mutating func add(_ raw: UnsafeRawPointer, _ count: Int, from first: Int) {
-        let buckets = raw.assumingMemoryBound(to: lsk_mismatch_bucket.self)
-        for number in 0..<count where buckets[number].tokens > 0 {
-            let index = first + number
-            tokens[index] += Int(buckets[number].tokens)
-            sums.add(buckets[number].log_ratio, to: 3 * index)
-            sums.add(buckets[number].magnitude, to: 3 * index + 1)
-            sums.add(buckets[number].k3, to: 3 * index + 2)
+        // A bucket is four doubles: its tokens, then the three sums.
+        let buckets = raw.assumingMemoryBound(to: Double.self)
+        tokens.withUnsafeMutableBufferPointer { tokens in
+            for number in 0..<count {
+                let bucket = buckets + 4 * number
+                if bucket[0] == 0 { continue }
+                tokens[first + number] += Int(bucket[0])
+                sums.add(bucket + 1, count: 3, to: 3 * (first + number))
+            }
         }
     }
 
@@ -55,7 +57,8 @@ struct MismatchProfileSums: ~Copyable {
     func byPosition() -> [MismatchBucket] {
         (0..<MismatchProfileSums.positions).map { number in
             bucket(
-                number, MismatchProfileSums.positionEdge(number), MismatchProfileSums.positionEdge(number + 1))
+                number, MismatchProfileSums.positionEdge(number), MismatchProfileSums.positionEdge(number + 1)
+            )
         }
     }
 
@@ -74,13 +77,15 @@ struct MismatchProfileSums: ~Copyable {
         return number < 2 ? Double(number) : Double((2 + number % 2) << (number / 2 - 1))
     }
 
-    /// The lower edge of a probability bucket: 0, then exp of -64, -48, -32... to -2^-20; infinite beyond the
-    /// last, because a probability may be above 1 by a rounding.
+    /// The lower edge of a probability bucket: 0, then exp(-64), exp(-48), exp(-32) and so on to exp(-2^-20).
+    ///
+    /// Infinite beyond the last, because a probability may be above 1 by a rounding.
     private static func probabilityEdge(_ number: Int) -> Double {
         if number == 0 { return 0 }
         if number == probabilities { return .infinity }
         let step = probabilities - 2 - number + 1  // half octaves above 2^-20
-        return exponential(-Double(sign: .plus, exponent: step / 2 - 20, significand: step % 2 == 0 ? 1 : 1.5))
+        return exponential(
+            -Double(sign: .plus, exponent: step / 2 - 20, significand: step % 2 == 0 ? 1 : 1.5))
     }
 
     private func bucket(_ index: Int, _ lower: Double, _ upper: Double) -> MismatchBucket {

@@ -123,8 +123,9 @@ struct MismatchSequences: ~Copyable {
 }
 
 extension lsk_mismatch_sums {
-    /// Adds the sums of a later span of the same sequence, which starts at `start`. The sums of the shifted
-    /// probabilities are left alone.
+    /// Adds the sums of a later span of the same sequence, which starts at `start`.
+    ///
+    /// The sums of the shifted probabilities are left alone.
     mutating func add(_ part: lsk_mismatch_sums, from start: Int) {
         tokens += part.tokens
         non_finite += part.non_finite

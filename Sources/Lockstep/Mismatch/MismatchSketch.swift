@@ -31,7 +31,9 @@ struct MismatchSketch: ~Copyable {
         for bin in 0..<MismatchSketch.bins { counts[bin] &+= other.counts[bin] }
     }
 
-    /// The bin of a value: what the kernels compute. A NaN, which no token has, is put into the last.
+    /// The bin of a value: what the kernels compute.
+    ///
+    /// A NaN, which no token has, is put into the last.
     static func bin(of d: Double) -> Int {
         if d == 0 { return zero }
         let magnitude = d.magnitude < 0x1p8 ? max(d.magnitude, 0x1p-24) : 0x1.fffffffffffffp7

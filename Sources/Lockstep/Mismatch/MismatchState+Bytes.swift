@@ -87,14 +87,16 @@ extension MismatchState {
             && details.histograms.isOf(moments.sequences) && moments.sequences <= moments.tokens
             && (moments.tokens == 0) == (moments.largest == nil)
             && (!extent.exactQuantiles
-                || values.count + sketch.zeros == moments.tokens && values.allSatisfy { $0 != 0 && !$0.isNaN })
+                || values.count + sketch.zeros == moments.tokens
+                    && values.allSatisfy { $0 != 0 && !$0.isNaN })
     }
 }
 
 extension MismatchMoments {
     fileprivate func write(to out: inout ByteWriter) {
         for count in [
-            tokens, maskedTokens, excludedTokens, sequences, emptySequences, maskedSequences, maxSequenceLength,
+            tokens, maskedTokens, excludedTokens, sequences, emptySequences, maskedSequences,
+            maxSequenceLength,
         ] { out.append(count) }
         if let largest {
             out.append(largest.magnitude)

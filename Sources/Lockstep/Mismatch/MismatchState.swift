@@ -46,7 +46,9 @@ enum SequenceIDs {
     }
 }
 
-/// All that is known of a part of a log. States of parts merge, in any order, into the state of the whole.
+/// All that is known of a part of a log.
+///
+/// States of parts merge, in any order, into the state of the whole.
 struct MismatchState: ~Copyable {
     let extent: MismatchExtent
     var moments = MismatchMoments()

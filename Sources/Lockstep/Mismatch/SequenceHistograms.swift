@@ -29,7 +29,8 @@ struct SequenceHistograms {
 
     /// Adds a sequence.
     mutating func add(tokens: Int, logRatio: Double) {
-        let length = min(UInt64(tokens).bitWidth - 1 - tokens.leadingZeroBitCount, SequenceHistograms.classes - 1)
+        let length = min(
+            UInt64(tokens).bitWidth - 1 - tokens.leadingZeroBitCount, SequenceHistograms.classes - 1)
         add(1, length, MismatchSketch.bin(of: logRatio))
         add(1, SequenceHistograms.classes + length, MismatchSketch.bin(of: logRatio / Double(tokens)))
     }

@@ -23,7 +23,8 @@ public struct SampledSequence: Equatable, Sendable {
     }
 
     fileprivate func comes(before other: SampledSequence) -> Bool {
-        words.lexicographicallyPrecedes(other.words)
+        let (one, another) = (hash, other.hash)
+        return one != another ? one < another : words.lexicographicallyPrecedes(other.words)
     }
 }
 

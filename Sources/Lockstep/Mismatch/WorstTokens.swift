@@ -32,7 +32,8 @@ struct WorstTokens {
 
     /// A span whose largest |d| is below this has nothing to offer.
     private var bound: Double {
-        tokens.count < WorstTokens.limit ? .leastNonzeroMagnitude : tokens[tokens.count - 1].logRatio.magnitude
+        tokens.count < WorstTokens.limit
+            ? .leastNonzeroMagnitude : tokens[tokens.count - 1].logRatio.magnitude
     }
 
     /// Offers the tokens of a span whose largest |d| is known.

@@ -132,8 +132,9 @@ enum ReferenceMismatch {
     /// A bucket of a profile: tokens, and sums of d, |d| and k3.
     typealias Bucket = [Double]
 
-    /// The buckets by position of a span, when `before` counted tokens of its sequence came earlier. Tokens in a
-    /// row that are in one bucket, and in one chunk of 256, are summed in lanes.
+    /// The buckets by position of a span, when `before` counted tokens of its sequence came earlier.
+    ///
+    /// Tokens that are in one bucket and in one chunk of 256 are summed in lanes.
     static func positions(_ span: lsk_mismatch_span, before: Int) -> [Bucket] {
         let tokens = tokens(span)
         var buckets = [Bucket](repeating: [0, 0, 0, 0], count: Int(LSK_POSITION_BUCKETS))
@@ -170,7 +171,9 @@ enum ReferenceMismatch {
         var lanes = [[Bucket]](
             repeating: [Bucket](repeating: [0, 0, 0, 0], count: count), count: 4)
         var edges: [Double] = []  // of -ln q
-        for octave in -20...5 { edges += [1, 1.5].map { Double(sign: .plus, exponent: octave, significand: $0) } }
+        for octave in -20...5 {
+            edges += [1, 1.5].map { Double(sign: .plus, exponent: octave, significand: $0) }
+        }
         edges.append(64)
         for (index, token) in tokens(span).enumerated() {
             guard let token else { continue }

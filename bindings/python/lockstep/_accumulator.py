@@ -163,9 +163,8 @@ class MismatchAccumulator:
         Example:
             >>> accumulator = MismatchAccumulator()
             >>> accumulator.update([np.array([-1.0, -2.0])], [np.array([-1.5, -2.5])])
-            >>> accumulator.histogram()[["min_tokens", "lower", "sequences"]]
-            array([(2, 1., 1)],
-                  dtype={'names': ['min_tokens', 'lower', 'sequences'], ...
+            >>> accumulator.histogram()[["min_tokens", "max_tokens", "lower", "sequences"]].tolist()
+            [(2, 3, 1.0, 1)]
         """
         return self._array(
             library.lockstep_mismatch_accumulator_histogram, _BIN,
