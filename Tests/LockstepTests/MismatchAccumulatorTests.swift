@@ -318,5 +318,18 @@ private let lengths = (0..<120).map { $0 * 37 % 700 } + [9000, 1, 0]
             sizes.append(accumulator.bytes().count)
         }
         #expect(sizes[2] < 500_000 && sizes[2] < sizes[1] + 100_000)
+
+        // The most there can be: weights at both ends of their range, and values of every size and length.
+        let accumulator = MismatchAccumulator()
+        for exponent in stride(from: -40, through: 20, by: 1) {
+            var log = MismatchLog(seed: 14, lengths: (0..<12).map { 1 << $0 })
+            log.rollout = log.rollout.map { _ in 0 }
+            log.trainer = log.rollout.indices.map {
+                Double(sign: $0 % 2 == 0 ? .plus : .minus, exponent: exponent, significand: 1)
+            }
+            log.mask = log.mask.map { _ in 1 }
+            try add(log, Array(0..<12), to: accumulator)
+        }
+        #expect(accumulator.bytes().count < 2_000_000)
     }
 }
