@@ -19,6 +19,7 @@ log-probs for PyTorch's autograd.
 
 from . import _library
 from ._accumulator import MismatchAccumulator
+from ._causes import Cause, CauseEvidence
 from ._errors import (
     InternalError, InvalidArgumentError, LockstepError, NonFiniteError, OutOfMemoryError,
     UnsupportedError,
@@ -35,7 +36,7 @@ from ._mismatch import (
 )
 
 __all__ = [
-    "LOG_RATIO_QUANTILES", "ConvertCounts", "Converted", "Divergence", "Estimate", "ExactMismatch",
+    "LOG_RATIO_QUANTILES", "Cause", "CauseEvidence", "ConvertCounts", "Converted", "Divergence", "Estimate", "ExactMismatch",
     "Head", "InternalError", "InvalidArgumentError", "LinearGradients", "LockstepError", "LogProbs",
     "Mismatch", "MismatchAccumulator", "NonFiniteError", "OutOfMemoryError", "UnsupportedError", "convert",
     "exact_mismatch", "has_instruction_set", "linear_log_probs", "linear_log_probs_backward",
