@@ -572,9 +572,12 @@ typedef struct {
      * sketch, in constant memory; an order statistic is then within 2^-8 of its |d| where 2^-24 <= |d| <
      * 2^8, within 2^-24 absolutely below, and a value between 2^8 and max |d| above. */
     int32_t exact_quantiles;
+    /* 1: keep what _report and the profile over the log ratio need and nothing else, in a tenth of the
+     * memory: for one accumulator a training step. Merging into it leaves the rest of `other` out. */
+    int32_t summary;
 } lockstep_mismatch_accumulator_options;
 
-#define LOCKSTEP_MISMATCH_ACCUMULATOR_OPTIONS_INIT { sizeof(lockstep_mismatch_accumulator_options), 0 }
+#define LOCKSTEP_MISMATCH_ACCUMULATOR_OPTIONS_INIT { sizeof(lockstep_mismatch_accumulator_options), 0, 0 }
 
 /* Makes an accumulator of nothing. Destroy it with lockstep_mismatch_accumulator_destroy. */
 lockstep_status lockstep_mismatch_accumulator_create(
@@ -600,7 +603,7 @@ lockstep_status lockstep_mismatch_accumulator_update(lockstep_mismatch_accumulat
                                                      const lockstep_tensor *ids,
                                                      const lockstep_mismatch_options *options);
 
-/* Adds all that `other` holds, which stays as it is. Both must have been created with the same options. */
+/* Adds all that `other` holds, which stays as it is; it must keep all that this accumulator keeps. */
 lockstep_status lockstep_mismatch_accumulator_merge(lockstep_mismatch_accumulator *accumulator,
                                                     const lockstep_mismatch_accumulator *other);
 
@@ -659,6 +662,10 @@ typedef struct {
  * (splitmix64), in that order, so the first of them are a sample too. The same however the log was cut. */
 lockstep_status lockstep_mismatch_accumulator_sample(lockstep_mismatch_sample *sample, size_t *count,
                                                      const lockstep_mismatch_accumulator *accumulator);
+
+/* The at most 32 sequences with the largest |S| above 0, the worst first; of equals those with the smaller id. */
+lockstep_status lockstep_mismatch_accumulator_worst_sequences(
+    lockstep_mismatch_sample *sequences, size_t *count, const lockstep_mismatch_accumulator *accumulator);
 
 /* One token. Frozen. */
 typedef struct {

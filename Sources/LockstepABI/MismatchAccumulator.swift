@@ -20,7 +20,12 @@ public func lockstep_mismatch_accumulator_create(
         guard (0...1).contains(options.exact_quantiles) else {
             throw invalid("options: exact_quantiles is \(options.exact_quantiles); give 0 or 1")
         }
-        accumulator.pointee = handle(MismatchAccumulator(exactQuantiles: options.exact_quantiles == 1))
+        guard (0...1).contains(options.summary) else {
+            throw invalid("options: summary is \(options.summary); give 0 or 1")
+        }
+        accumulator.pointee = handle(
+            MismatchAccumulator(
+                exactQuantiles: options.exact_quantiles == 1, isSummary: options.summary == 1))
     }
 }
 
@@ -105,14 +110,30 @@ public func lockstep_mismatch_accumulator_sample(
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
         let accumulator = try mismatchAccumulator(accumulator, "accumulator")
-        try give(accumulator.sampledSequences, to: sample, "sample", count) {
-            let sequence = $0.mismatch
-            return lockstep_mismatch_sample(
-                id: $0.id, tokens: Int64(sequence.tokens), log_ratio: sequence.logRatio,
-                mean_log_ratio: sequence.meanLogRatio, mean_abs_log_ratio: sequence.meanAbsLogRatio,
-                max_abs_log_ratio: sequence.maxAbsLogRatio, mean_exp_abs: sequence.meanExpAbs, k3: sequence.k3
-            )
+        try give(accumulator.sampledSequences, to: sample, "sample", count) { lockstep_mismatch_sample($0) }
+    }
+}
+
+@_cdecl("lockstep_mismatch_accumulator_worst_sequences") @implementation
+public func lockstep_mismatch_accumulator_worst_sequences(
+    _ sequences: UnsafeMutablePointer<lockstep_mismatch_sample>!, _ count: UnsafeMutablePointer<Int>!,
+    _ accumulator: OpaquePointer!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let accumulator = try mismatchAccumulator(accumulator, "accumulator")
+        try give(accumulator.worstSequences, to: sequences, "sequences", count) {
+            lockstep_mismatch_sample($0)
         }
+    }
+}
+
+extension lockstep_mismatch_sample {
+    fileprivate init(_ sequence: SampledSequence) {
+        let mismatch = sequence.mismatch
+        self.init(
+            id: sequence.id, tokens: Int64(mismatch.tokens), log_ratio: mismatch.logRatio,
+            mean_log_ratio: mismatch.meanLogRatio, mean_abs_log_ratio: mismatch.meanAbsLogRatio,
+            max_abs_log_ratio: mismatch.maxAbsLogRatio, mean_exp_abs: mismatch.meanExpAbs, k3: mismatch.k3)
     }
 }
 

@@ -271,7 +271,7 @@ def test_a_log_that_counts_no_token_says_so(tmp_path):
 def test_large_noise_is_severe_and_sends_to_look_for_a_defect(tmp_path):
     verdict = judge(measured(noisy(tmp_path / "wild.jsonl", 0.6)))
     assert verdict.level == "severe"
-    assert any(finding.source == "prime-rl" for finding in verdict.findings)
+    assert any(finding.source == "verl, faq.rst" for finding in verdict.findings)
     assert any("IcePop" in finding.source for finding in verdict.findings)
     assert any(advice.startswith("Look for a defect") for advice in verdict.advice)
 

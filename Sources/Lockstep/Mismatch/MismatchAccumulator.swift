@@ -13,15 +13,21 @@ public final class MismatchAccumulator: @unchecked Sendable {
 
     /// Creates an accumulator of nothing.
     ///
-    /// - Parameter exactQuantiles: keep every d that is not 0, 8 bytes each, so that quantiles are exact.
-    public init(exactQuantiles: Bool = false) {
-        state = MismatchState(MismatchExtent(details: true, exactQuantiles: exactQuantiles))
+    /// - Parameters:
+    ///   - exactQuantiles: keep every d that is not 0, 8 bytes each, so that quantiles are exact.
+    ///   - isSummary: keep what `mismatch()` and the profile over the log ratio need and nothing else, in a
+    ///     tenth of the memory: for one accumulator a training step.
+    public init(exactQuantiles: Bool = false, isSummary: Bool = false) {
+        state = MismatchState(MismatchExtent(details: !isSummary, exactQuantiles: exactQuantiles))
     }
 
     init(_ state: consuming MismatchState) { self.state = state }
 
     /// Whether every d that is not 0 is kept.
     public var exactQuantiles: Bool { state.extent.exactQuantiles }
+
+    /// Whether only a summary is kept.
+    public var isSummary: Bool { !state.extent.details }
 
     /// Adds whole sequences; on an error, none.
     ///
@@ -51,13 +57,14 @@ public final class MismatchAccumulator: @unchecked Sendable {
 
     /// Adds all that another accumulator holds; the other stays as it is.
     ///
-    /// - Throws: `.invalidArgument` if one keeps values for exact quantiles and the other does not.
+    /// - Throws: `.invalidArgument` if the other lacks what this one keeps: values for exact quantiles, or what
+    ///   a summary leaves out.
     public func merge(_ other: MismatchAccumulator) throws(LockstepError) {
-        guard exactQuantiles == other.exactQuantiles else {
+        guard state.extent.isWithin(other.state.extent) else {
+            let lacking = exactQuantiles && !other.exactQuantiles ? "exact_quantiles" : "all but a summary"
             throw LockstepError(
                 .invalidArgument,
-                "other: exact_quantiles is \(other.exactQuantiles) but this accumulator's is "
-                    + "\(exactQuantiles); create both with the same options")
+                "other: lacks \(lacking), which this accumulator keeps; create both with the same options")
         }
         if self === other {
             let copy = try MismatchAccumulator(bytes: bytes())
@@ -76,7 +83,7 @@ public final class MismatchAccumulator: @unchecked Sendable {
     ///
     /// The buckets of position (0, 1, 2, 3, 4, 6, 8, 12 and so on, two an octave, the last from 1.5 2^20 on)
     /// and of probability (two an octave of -ln mu between 2^-20 and 64; edges are exp of that, rounded) are
-    /// fixed, and all are returned. By log ratio, the bins of the sketch that have tokens are returned: tokens
+    /// fixed, and all are returned (empty in a summary). By log ratio, the bins of the sketch that have tokens are returned: tokens
     /// alone, the means are NaN.
     public func profile(over axis: MismatchAxis) -> [MismatchBucket] {
         withLockstepFloatMode {
@@ -104,7 +111,8 @@ public final class MismatchAccumulator: @unchecked Sendable {
     /// What may have caused the mismatch of what was added, ranked, with the figures that speak for it.
     ///
     /// A cause is found if its confidence is 1/2 or more. Several may be. None is where all log-probs are equal;
-    /// with fewer than 500 plain tokens or 10 sequences only the faults that single tokens show can be told.
+    /// with fewer than 500 plain tokens or 10 sequences only the faults that single tokens show can be told, and
+    /// a summary keeps no evidence at all.
     public func causes() -> MismatchCauses {
         withLockstepFloatMode {
             let moments = state.moments.mismatch()
@@ -114,6 +122,9 @@ public final class MismatchAccumulator: @unchecked Sendable {
                     pearson: moments.pearson))
         }
     }
+
+    /// The at most 32 sequences with the largest |S| above 0, the worst first; ties by id.
+    public var worstSequences: [SampledSequence] { state.details.worstSequences.sequences }
 
     /// The state as bytes: equal states give equal bytes.
     public func bytes() -> [UInt8] { state.bytes() }

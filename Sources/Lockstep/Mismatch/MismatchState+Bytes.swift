@@ -4,7 +4,7 @@ import CLockstepKernels
 //
 //     "LOCKMACC"                 8 bytes
 //     format version             uint32, 1
-//     flags                      uint32, bit 0: exact quantiles
+//     flags                      uint32, bit 0: exact quantiles, bit 1: a summary, without details
 //     size of the whole          uint64
 //     the state                  see `write` of each part below
 //     CRC-32C of all before      uint32
@@ -24,11 +24,11 @@ extension MismatchState {
         var out = ByteWriter()
         out.append(raw: MismatchState.magic)
         out.append(MismatchState.formatVersion)
-        out.append(UInt32(extent.exactQuantiles ? 1 : 0))
+        out.append(UInt32((extent.exactQuantiles ? 1 : 0) | (extent.details ? 0 : 2)))
         out.append(UInt64(0))
         moments.write(to: &out)
         writeCounts(UnsafeBufferPointer(start: sketch.counts, count: MismatchSketch.usedBins), to: &out)
-        details.write(to: &out)
+        if extent.details { details.write(to: &out) }
         if extent.exactQuantiles {
             out.append(values.count)
             for value in values.sorted() { out.append(value) }
@@ -62,13 +62,13 @@ extension MismatchState {
         guard try checksum.read() == crc32c(bytes.dropLast(4)) else {
             throw header.damaged("its checksum is wrong")
         }
-        guard version == 1, flags <= 1 else { throw header.damaged("its header is not one") }
+        guard version == 1, flags <= 3 else { throw header.damaged("its header is not one") }
 
         var body = ByteReader(bytes, MismatchState.headerSize..<bytes.count - 4, name)
-        var state = MismatchState(MismatchExtent(details: true, exactQuantiles: flags == 1))
+        var state = MismatchState(MismatchExtent(details: flags & 2 == 0, exactQuantiles: flags & 1 == 1))
         try state.moments.read(from: &body)
         for (bin, count) in try readCounts(from: &body) { state.sketch.counts[bin] = count }
-        try state.details.read(from: &body)
+        if state.extent.details { try state.details.read(from: &body) }
         if state.extent.exactQuantiles {
             let count = try body.readTotal()
             guard count <= body.remaining / 8 else { throw body.damaged("it ends early") }
@@ -83,9 +83,11 @@ extension MismatchState {
 
     /// Whether the parts can be of one log.
     private var isConsistent: Bool {
-        sketch.total == moments.tokens && details.profile.isOf(moments.tokens)
-            && details.evidence.isConsistent(tokens: moments.tokens)
-            && details.histograms.isOf(moments.sequences) && moments.sequences <= moments.tokens
+        sketch.total == moments.tokens
+            && (!extent.details
+                || details.profile.isOf(moments.tokens) && details.histograms.isOf(moments.sequences)
+                    && details.evidence.isConsistent(tokens: moments.tokens))
+            && moments.sequences <= moments.tokens
             && (moments.tokens == 0) == (moments.largest == nil)
             && (!extent.exactQuantiles
                 || values.count + sketch.zeros == moments.tokens
@@ -142,6 +144,7 @@ extension MismatchDetails {
         histograms.write(to: &out)
         sample.write(to: &out)
         worst.write(to: &out)
+        worstSequences.write(to: &out)
         evidence.write(to: &out)
     }
 
@@ -150,6 +153,7 @@ extension MismatchDetails {
         try histograms.read(from: &body)
         try sample.read(from: &body)
         try worst.read(from: &body)
+        try worstSequences.read(from: &body)
         try evidence.read(from: &body)
     }
 }

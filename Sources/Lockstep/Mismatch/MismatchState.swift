@@ -6,6 +6,11 @@ struct MismatchExtent: Equatable {
     var details = false
     /// Keep every d that is not 0, for exact quantiles.
     var exactQuantiles = false
+
+    /// Whether all that this extent has is in the other too.
+    func isWithin(_ other: MismatchExtent) -> Bool {
+        (other.details || !details) && (other.exactQuantiles || !exactQuantiles)
+    }
 }
 
 /// What an accumulator offers beside the report.
@@ -14,13 +19,16 @@ struct MismatchDetails: ~Copyable {
     var histograms = SequenceHistograms()
     var sample = SequenceSample()
     var worst = WorstTokens()
+    var worstSequences = WorstSequences()
     /// What speaks for which cause.
     var evidence = EvidenceSums()
 
     /// Adds a sequence, its spans apart.
     mutating func add(_ sums: lsk_mismatch_sums, id: UInt64) {
         histograms.add(tokens: Int(sums.tokens), logRatio: sums.log_ratio)
-        sample.add(SampledSequence(id: id, mismatch: SequenceMismatch(sums)))
+        let sequence = SampledSequence(id: id, mismatch: SequenceMismatch(sums))
+        sample.add(sequence)
+        worstSequences.add(sequence)
     }
 
     /// Adds the details of another part of the log.
@@ -29,6 +37,7 @@ struct MismatchDetails: ~Copyable {
         histograms.merge(other.histograms)
         sample.merge(other.sample)
         worst.merge(other.worst)
+        worstSequences.merge(other.worstSequences)
         evidence.merge(other.evidence)
     }
 }
@@ -199,11 +208,11 @@ struct MismatchState: ~Copyable {
         $0 == Int(LSK_MISMATCH_ZERO_BIN) || $0 == Int(LSK_MISMATCH_UNCOUNTED_BIN) ? 0 : 1
     }
 
-    /// Adds the state of another part of the log, of the same extent.
+    /// Adds the state of another part of the log, whose extent is not less.
     mutating func merge(_ other: borrowing MismatchState) {
         moments.merge(other.moments)
         sketch.merge(other.sketch)
-        values.append(contentsOf: other.values)
+        if extent.exactQuantiles { values.append(contentsOf: other.values) }
         if extent.details { details.merge(other.details) }
     }
 

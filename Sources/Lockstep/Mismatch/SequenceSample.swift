@@ -5,6 +5,11 @@ public struct SampledSequence: Equatable, Sendable {
     /// Its values.
     public var mismatch: SequenceMismatch
 
+    init(id: UInt64, mismatch: SequenceMismatch) {
+        self.id = id
+        self.mismatch = mismatch
+    }
+
     /// What decides whether a sequence is in the sample: an even mixture of its identity's bits (splitmix64).
     fileprivate var hash: UInt64 {
         var z = id &+ 0x9e37_79b9_7f4a_7c15
@@ -25,6 +30,37 @@ public struct SampledSequence: Equatable, Sendable {
     fileprivate func comes(before other: SampledSequence) -> Bool {
         let (one, another) = (hash, other.hash)
         return one != another ? one < another : words.lexicographicallyPrecedes(other.words)
+    }
+
+    /// Whether this one is worse than another: by |S|, then by id.
+    func leads(_ other: SampledSequence) -> Bool {
+        let (size, otherSize) = (mismatch.logRatio.magnitude, other.mismatch.logRatio.magnitude)
+        if size != otherSize { return size > otherSize }
+        return id != other.id ? id < other.id : comes(before: other)
+    }
+
+    static let byteCount = 56
+
+    func write(to out: inout ByteWriter) {
+        out.append(id)
+        out.append(mismatch.tokens)
+        out.append(mismatch.logRatio)
+        out.append(mismatch.meanAbsLogRatio)
+        out.append(mismatch.maxAbsLogRatio)
+        out.append(mismatch.meanExpAbs)
+        out.append(mismatch.k3)
+    }
+
+    init(from body: inout ByteReader) throws(LockstepError) {
+        id = try body.read()
+        mismatch = SequenceMismatch()
+        mismatch.tokens = try body.readTotal()
+        mismatch.logRatio = try body.readDouble()
+        mismatch.meanLogRatio = mismatch.logRatio / Double(max(mismatch.tokens, 1))
+        mismatch.meanAbsLogRatio = try body.readDouble()
+        mismatch.maxAbsLogRatio = try body.readDouble()
+        mismatch.meanExpAbs = try body.readDouble()
+        mismatch.k3 = try body.readDouble()
     }
 }
 
@@ -59,29 +95,12 @@ struct SequenceSample {
     func write(to out: inout ByteWriter) {
         let sample = sorted()
         out.append(UInt32(sample.count))
-        for sequence in sample {
-            out.append(sequence.id)
-            out.append(sequence.mismatch.tokens)
-            out.append(sequence.mismatch.logRatio)
-            out.append(sequence.mismatch.meanAbsLogRatio)
-            out.append(sequence.mismatch.maxAbsLogRatio)
-            out.append(sequence.mismatch.meanExpAbs)
-            out.append(sequence.mismatch.k3)
-        }
+        for sequence in sample { sequence.write(to: &out) }
     }
 
     mutating func read(from body: inout ByteReader) throws(LockstepError) {
-        for _ in 0..<(try body.readCount(of: 56)) {
-            let id = try body.read(UInt64.self)
-            var mismatch = SequenceMismatch()
-            mismatch.tokens = try body.readTotal()
-            mismatch.logRatio = try body.readDouble()
-            mismatch.meanLogRatio = mismatch.logRatio / Double(max(mismatch.tokens, 1))
-            mismatch.meanAbsLogRatio = try body.readDouble()
-            mismatch.maxAbsLogRatio = try body.readDouble()
-            mismatch.meanExpAbs = try body.readDouble()
-            mismatch.k3 = try body.readDouble()
-            add(SampledSequence(id: id, mismatch: mismatch))
+        for _ in 0..<(try body.readCount(of: SampledSequence.byteCount)) {
+            add(try SampledSequence(from: &body))
         }
     }
 }

@@ -204,7 +204,7 @@ class MismatchBucket(Structure):
 
 
 class MismatchAccumulatorOptions(Structure):
-    _fields_ = [("struct_size", c_uint32), ("exact_quantiles", c_int32)]
+    _fields_ = [("struct_size", c_uint32), ("exact_quantiles", c_int32), ("summary", c_int32)]
 
 
 SEQUENCE_LOG_RATIO = 0
@@ -428,6 +428,7 @@ SIGNATURES = {
         c_int32, [c_void_p, POINTER(c_size_t), c_void_p, c_int32]),
     "lockstep_mismatch_accumulator_sample": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p]),
     "lockstep_mismatch_accumulator_worst": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p]),
+    "lockstep_mismatch_accumulator_worst_sequences": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p]),
     "lockstep_mismatch_accumulator_save": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p]),
     "lockstep_mismatch_accumulator_load": (c_int32, [POINTER(c_void_p), c_void_p, c_size_t]),
     "lockstep_mismatch_accumulator_causes": (c_int32, [c_void_p, POINTER(MismatchEvidence), c_void_p]),

@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from ..report.diagnosis import diagnose as measure
+from ..report.diagnosis import Diagnosis
 from ..report.machine import document
 from ..report.terminal import print_diagnosis, printable
 from ..report.verdict import judge
-from .shared import ReadOptions, default_labels, read_logs, read_options, told
+from .shared import ReadOptions, default_labels, read_options, survey_logs, told
 
 DEFAULT_REPORT = Path("lockstep-report.html")
 
@@ -32,8 +32,14 @@ DEFAULT_REPORT = Path("lockstep-report.html")
 @read_options
 @click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N",
               help="Threads that compute; 0: one for each processor. The result does not depend on it.")
+@click.option("--processes", type=click.IntRange(min=0), default=1, metavar="N", show_default=True,
+              help="Processes that read; 0: one for each processor. Worth it from some hundred MB of JSON on. The"
+                   " result does not depend on it.")
+@click.option("--exact-quantiles", is_flag=True,
+              help="Quantiles to the last digit, for 8 bytes of memory a token; without, they are within 0.4 %.")
 def diagnose(files: tuple[Path, ...], labels: tuple[str, ...], report: Path | None, no_html: bool,
-             as_json: bool, every: bool, threads: int, reading: ReadOptions) -> None:
+             as_json: bool, every: bool, threads: int, processes: int, exact_quantiles: bool,
+             reading: ReadOptions) -> None:
     """Measure the training-inference mismatch in rollout logs: is it harmful, why, and what to do.
 
     FILE is a log with both engines' log-probs: a prime-rl token export, or JSON lines, Parquet, Arrow or .npz
@@ -64,13 +70,13 @@ def diagnose(files: tuple[Path, ...], labels: tuple[str, ...], report: Path | No
         with told():
             page.check_path(report)
     with told():
-        logs = read_logs(files, labels or default_labels(files), reading, token_ids=report is not None)
-        diagnoses = [measure(log, exclude_non_finite=reading.exclude_non_finite, threads=threads)
-                     for log in logs]
-        verdicts = [judge(diagnosis, threads=threads) for diagnosis in diagnoses]
+        diagnoses = [Diagnosis(found) for found in survey_logs(
+            files, labels or default_labels(files), reading, exact_quantiles=exact_quantiles, threads=threads,
+            processes=processes)]
+        verdicts = [judge(diagnosis) for diagnosis in diagnoses]
     if report is not None:  # before the table, which `| head` may cut short
         with told():
-            page.write(report, page.page(diagnoses, verdicts, options=reading.given, threads=threads))
+            page.write(report, page.page(diagnoses, verdicts, options=reading.given))
     if as_json:
         click.echo(json.dumps(document(diagnoses, verdicts), indent=2, allow_nan=False))
     else:

@@ -18,7 +18,9 @@ from ..logs import Log, LogError, LogReader, find_files, gather, open_log
 from ..logs.files import SUFFIXES
 from ..logs.formats import FORMATS
 from ..logs.reader import ROLES
+from ..parallel import survey_files
 from ..report.terminal import printable
+from ..survey import Survey, survey
 
 # Below this many bytes reading takes no time that a progress bar could tell of.
 LARGE = 32 << 20
@@ -64,6 +66,16 @@ class ReadOptions:
         return open_log(paths, format=self.format, columns=self.columns, side=side, label=label,
                         skip_bad=self.skip_bad, exclude_non_finite=self.exclude_non_finite,
                         token_ids=token_ids, mixed=self.mixed, advance=advance)
+
+    def survey(self, paths: Path | Sequence[Path], label: str, *, exact_quantiles: bool = False, threads: int = 0,
+               processes: int = 1, advance: Callable[[int], None] | None = None) -> Survey:
+        """Surveys a log with them; `advance` is for one process only."""
+        if processes == 1:
+            return survey(self.open(paths, label, advance=advance), exclude_non_finite=self.exclude_non_finite,
+                          exact_quantiles=exact_quantiles, threads=threads)
+        return survey_files(paths, processes=processes, label=label, exclude_non_finite=self.exclude_non_finite,
+                            exact_quantiles=exact_quantiles, format=self.format, columns=self.columns,
+                            skip_bad=self.skip_bad, mixed=self.mixed)
 
     @property
     def given(self) -> list[str]:
@@ -128,10 +140,30 @@ def read_logs(paths: Sequence[Path], labels: Sequence[str], reading: ReadOptions
     return logs
 
 
-def tell_skipped(log: Log | LogReader) -> None:
+def survey_logs(paths: Sequence[Path], labels: Sequence[str], reading: ReadOptions, *, exact_quantiles: bool = False,
+                threads: int = 0, processes: int = 1) -> list[Survey]:
+    """The surveys of some logs, read one after the other, with what was left out told on stderr."""
+    groups = [find_files(path) for path in paths]
+    surveys = []
+    with progress(sum(file.stat().st_size for group in groups for file in group)) as advance:
+        for path, label in zip(paths, labels, strict=True):
+            found = reading.survey(path, label, exact_quantiles=exact_quantiles, threads=threads, processes=processes,
+                                   advance=advance)
+            if found.sequences == 0:
+                first = next((file.first_skipped for file in found.files.values() if file.first_skipped), "")
+                reason = f"; no line could be read, the first: {first}" if first else ""
+                raise LogError("holds no sequence" + reason, str(path))
+            surveys.append(found)
+    for found in surveys:
+        tell_skipped(found)
+    return surveys
+
+
+def tell_skipped(log: Log | LogReader | Survey) -> None:
     """Says on stderr what was left out of a log."""
     if log.skipped_lines:
-        first = next(file.first_skipped for file in log.files if file.first_skipped)
+        files = log.files.values() if isinstance(log, Survey) else log.files
+        first = next(file.first_skipped for file in files if file.first_skipped)
         lines = log.skipped_lines + log.sequences
         click.echo(f"{printable(log.label)}: left out {log.skipped_lines:,} of {lines:,} lines; the"
                    f" first: {printable(first)}", err=True)

@@ -9,7 +9,8 @@ from .files import find_files
 from .gather import gather, read_prime_rl
 from .join import Agreement, JoinedLog, check_same_tokens, join_logs
 from .log import Log, LogBatch, LogError, LogFile
-from .reader import LogReader, open_log
+from .memory import batches_of_table
+from .reader import LogReader, find_log_files, open_log
 from .write import write_log
 
 __all__ = [
@@ -20,8 +21,10 @@ __all__ = [
     "LogError",
     "LogFile",
     "LogReader",
+    "batches_of_table",
     "check_same_tokens",
     "find_files",
+    "find_log_files",
     "gather",
     "join_logs",
     "open_log",

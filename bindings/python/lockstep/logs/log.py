@@ -27,6 +27,9 @@ class LogError(ValueError):
             place += f", {field}"
         super().__init__(f"{place}: {message}")
 
+    def __reduce__(self):  # it crosses processes
+        return LogError, (self.message, self.file, self.line, self.field, self.unit)
+
 
 @dataclass(frozen=True)
 class LogFile:

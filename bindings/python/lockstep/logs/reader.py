@@ -32,6 +32,7 @@ def open_log(
     exclude_non_finite: bool = False,
     token_ids: bool = True,
     mixed: bool = False,
+    repeated: bool = False,
     batch_tokens: int = 1 << 20,
     shard: tuple[int, int] = (0, 1),
     file_indices: Sequence[int] | None = None,
@@ -53,6 +54,7 @@ def open_log(
         exclude_non_finite: accept NaN, infinity or null at tokens that count; consumers drop and count them.
         token_ids: read the token ids where the log has them.
         mixed: accept a log whose sequences were sampled at several temperatures or the like.
+        repeated: accept sequences that are there more than once; each time counts.
         batch_tokens: where a batch ends: after the sequence that reaches so many tokens.
         shard: (i, n): the i-th of n parts of the log. All parts together are the log, with the same ids;
         whole
@@ -71,10 +73,7 @@ def open_log(
         >>> [(batch.sequences, batch.tokens) for batch in log][:2]   # doctest: +SKIP
         [(33, 4143), (32, 4158)]
     """
-    given = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    files = [file for path in given for file in find_files(path)]
-    if not files:
-        raise LogError("no files were given", str(paths))
+    files = find_log_files(paths)
     for role in columns or {}:
         if role not in ROLES:
             raise ValueError(f"columns: {role!r} is none of {', '.join(ROLES)}")
@@ -95,16 +94,27 @@ def open_log(
     if len(files) >= count:
         parts, index, split = parts[index::count], 0, 1
     wanted = Wanted(dict(columns or {}), side, token_ids, batch_tokens, index, split)
+    first = paths if isinstance(paths, (str, Path)) else next(iter(paths))
     return LogReader(
-        label if label is not None else Path(given[0]).name,
+        label if label is not None else Path(first).name,
         parts,
         FORMATS[format] if format is not None else None,
         wanted,
         skip_bad=skip_bad,
         exclude_non_finite=exclude_non_finite,
         mixed=mixed,
+        repeated=repeated,
         advance=advance,
     )
+
+
+def find_log_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """All files of one log: those of each path, as `find_files` finds them, in the order of the paths."""
+    given = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    files = [file for path in given for file in find_files(path)]
+    if not files:
+        raise LogError("no files were given", str(paths))
+    return files
 
 
 @dataclass
@@ -143,11 +153,13 @@ class LogReader:
         skip_bad: bool,
         exclude_non_finite: bool,
         mixed: bool,
+        repeated: bool,
         advance: Advance | None,
     ):
         self.label = label
         self._paths, self._wanted = files, wanted
         self._skip_bad, self._exclude, self._mixed = skip_bad, exclude_non_finite, mixed
+        self._repeated = repeated
         self._advance = advance
         self._formats: dict[Path, Format] = {}
         self._forced = format
@@ -358,7 +370,8 @@ class _Packer:
                 for sequence, token in zip(sequences.tolist(), at[where].tolist(), strict=True):
                     first.setdefault(sequence, (side, token))
         again = np.zeros(batch.sequences, np.bool_)
-        again[~bad] = self._seen.add(batch.ids[~bad])
+        if not self._reader._repeated:
+            again[~bad] = self._seen.add(batch.ids[~bad])
 
         def tell(sequence: int, tally: _Tally) -> LogError:
             line = int(batch.lines[sequence])

@@ -30,11 +30,12 @@ def document(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict]) -> dic
 
 
 def _log(diagnosis: Diagnosis, verdict: Verdict) -> dict[str, Any]:
-    log, weight = diagnosis.log, diagnosis.sequence_weight
+    survey, weight = diagnosis.survey, diagnosis.sequence_weight
     return {
-        "label": log.label,
-        "files": [asdict(file) for file in log.files],
-        "skipped_lines": log.skipped_lines,
+        "label": survey.label,
+        "files": [asdict(survey.files[index]) for index in sorted(survey.files)],
+        "header": survey.header,
+        "skipped_lines": survey.skipped_lines,
         "mismatch": diagnosis.statistics.to_dict(),
         "log_ratio_quantile_levels": list(lockstep.LOG_RATIO_QUANTILES),
         "sequence_weight": {

@@ -14,7 +14,7 @@ from markupsafe import Markup
 import lockstep
 
 from . import plots
-from .diagnosis import Diagnosis, worst_sequences, worst_tokens
+from .diagnosis import Diagnosis
 from .rows import number, percent, table
 from .verdict import LENGTHS, SOURCES, Verdict, compare
 
@@ -36,20 +36,18 @@ def check_path(path: Path) -> None:
                     f"{path}: exists and is not a report of lockstep; move it, or give another --html PATH")
 
 
-def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options: Sequence[str] = (),
-         threads: int = 0) -> str:
+def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options: Sequence[str] = ()) -> str:
     """The report as one HTML document. The same logs give the same bytes.
 
     Args:
         diagnoses, verdicts: one of each a log, in the order of the columns.
         options: the options that changed what was measured, as they were given.
-        threads: 0 for one for each processor.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)
     environment.filters.update(number=number, percent=percent)
     template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
-    distribution, outside = plots.distribution(diagnoses, threads=threads)
+    distribution, outside = plots.distribution(diagnoses)
     return template.render(
         generator=Markup(GENERATOR),
         version=lockstep.__version__,
@@ -62,15 +60,15 @@ def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options
         sources=SOURCES,
         lengths=LENGTHS,
         scatter=Markup(plots.scatter(diagnoses)),
-        most_points=plots.MOST_POINTS,
         sequences=Markup(plots.sequences(diagnoses)),
         distribution=Markup(distribution),
         outside=outside,
-        where=Markup(plots.where(diagnoses, threads=threads)),
+        where=Markup(plots.where(diagnoses)),
         fewest=plots.FEWEST_IN_BUCKET,
         weight=Markup(plots.sequence_weight(diagnoses)),
-        worst_tokens=[worst_tokens(diagnosis.log, WORST) for diagnosis in diagnoses],
-        worst_sequences=[worst_sequences(diagnosis, WORST) for diagnosis in diagnoses],
+        worst_tokens=[diagnosis.worst_tokens[:WORST] for diagnosis in diagnoses],
+        worst_sequences=[diagnosis.worst_sequences[:WORST] for diagnosis in diagnoses],
+        steps=Markup(plots.steps(diagnoses)) if any(len(each.steps) > 1 for each in diagnoses) else None,
     )
 
 

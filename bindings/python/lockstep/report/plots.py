@@ -25,7 +25,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from .diagnosis import Diagnosis, profile
+from .diagnosis import Diagnosis
 from .rows import cell, number
 
 COLOURS = ("#d9662b", "#2f86c9", "#1f9a78", "#a060c0", "#b08a1e", "#7d8794")
@@ -69,7 +69,6 @@ STYLE: dict[Any, Any] = {
 }
 
 WIDTH = 9.6
-MOST_POINTS = 100_000
 FEWEST_IN_BUCKET = 10
 BINS = 161  # odd: one of them has its middle at 0
 
@@ -79,11 +78,9 @@ def scatter(diagnoses: Sequence[Diagnosis]) -> str:
     with matplotlib.rc_context(STYLE):
         figure, axes = _panels(len(diagnoses), square=True)
         for index, (diagnosis, ax) in enumerate(zip(diagnoses, axes, strict=True)):
-            log = diagnosis.log
-            rows = np.flatnonzero(log.mask)
-            rows = rows[::-(-len(rows) // MOST_POINTS) or 1]
+            rollout, trainer = diagnosis.survey.sample()
             with np.errstate(over="ignore", invalid="ignore"):
-                rollout, trainer = np.exp(log.rollout[rows]), np.exp(log.trainer[rows])
+                rollout, trainer = np.exp(rollout), np.exp(trainer)
             ax.plot([0, 1], [0, 1], color=QUIET, linewidth=0.8, zorder=1)
             ax.scatter(rollout, trainer, s=5, color=_colour(index), alpha=0.45, linewidths=0, rasterized=True,
                        zorder=2)
@@ -105,14 +102,13 @@ def sequences(diagnoses: Sequence[Diagnosis]) -> str:
     """Log ratio of whole sequences against their length, with the least-squares line."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _panels(len(diagnoses), height=3.1)
-        counted = [_counted_sequences(diagnosis) for diagnosis in diagnoses]
+        counted = [diagnosis.survey.total.sample() for diagnosis in diagnoses]
         longest = max(1.0, *(values["tokens"].max(initial=0) for values in counted))
         highest = 1.35 * max(np.abs(values["log_ratio"]).max(initial=0.0) for values in counted) or 1.0
         for index, (diagnosis, values, ax) in enumerate(zip(diagnoses, counted, axes, strict=True)):
             statistics = diagnosis.statistics
             ax.axhline(0, color=QUIET, linewidth=0.8)
-            rows = slice(None, None, -(-len(values) // MOST_POINTS) or 1)
-            ax.scatter(values["tokens"][rows], values["log_ratio"][rows], s=14, color=_colour(index),
+            ax.scatter(values["tokens"], values["log_ratio"], s=14, color=_colour(index),
                        alpha=0.6, linewidths=0, marker=MARKERS[index % len(MARKERS)],
                        rasterized=len(values) > 500)
             slope = statistics.slope_per_1000
@@ -120,7 +116,7 @@ def sequences(diagnoses: Sequence[Diagnosis]) -> str:
             note = f"KL a sequence (k1)  {cell(mean._replace(value=-mean.value), 'number')} nats"
             if math.isfinite(slope.value):
                 x = np.array([float(values["tokens"].min()), float(values["tokens"].max())])
-                middle = values["tokens"].mean()
+                middle = statistics.mean_sequence_length
                 ax.plot(x, statistics.sequence_log_ratio.value + slope.value / 1000 * (x - middle), color=INK,
                         linewidth=1.4)
                 note = f"slope  {cell(slope, 'number')} per 1,000 tokens\n{note}"
@@ -133,7 +129,7 @@ def sequences(diagnoses: Sequence[Diagnosis]) -> str:
         return _svg(figure, "sequences")
 
 
-def distribution(diagnoses: Sequence[Diagnosis], *, threads: int = 0) -> tuple[str, int]:
+def distribution(diagnoses: Sequence[Diagnosis]) -> tuple[str, int]:
     """The distribution of the log ratio, all logs on one axis; and how many tokens lie outside it."""
     measured = [diagnosis.statistics for diagnosis in diagnoses if diagnosis.statistics.tokens]
     furthest = max((each.max_abs_log_ratio for each in measured), default=0.0)
@@ -146,10 +142,12 @@ def distribution(diagnoses: Sequence[Diagnosis], *, threads: int = 0) -> tuple[s
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         ax = figure.add_subplot()
         for index, diagnosis in enumerate(diagnoses):
-            buckets = profile(diagnosis.log, "log_ratio", edges, threads=threads)
+            bins = diagnosis.profile("log_ratio")
             tokens = diagnosis.statistics.tokens
-            outside += tokens - int(buckets["tokens"].sum())
-            share = np.maximum(buckets["tokens"] / max(tokens, 1), floor)
+            # The bins of the sketch are far finer than those of the picture: each goes where its middle is.
+            counts, _ = np.histogram(_middles(bins), edges, weights=bins["tokens"])
+            outside += tokens - int(counts.sum())
+            share = np.maximum(counts / max(tokens, 1), floor)
             ax.stairs(share, edges, color=_colour(index), alpha=0.14, fill=True, baseline=floor)
             ax.stairs(share, edges, color=_colour(index), linewidth=1.4, baseline=None,
                       linestyle=DASHES[index % len(DASHES)])
@@ -160,34 +158,43 @@ def distribution(diagnoses: Sequence[Diagnosis], *, threads: int = 0) -> tuple[s
         return _svg(figure, "distribution"), outside
 
 
-PROBABILITY_EDGES = (0, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 0.999, 0.9999, 1)
+def _middles(bins: NDArray) -> NDArray:
+    """The middle of each bin; its finite end, where the other is infinite."""
+    lower, upper = bins["lower"], bins["upper"]
+    return np.where(np.isinf(lower), upper, np.where(np.isinf(upper), lower, (lower + upper) / 2))
 
 
-def where(diagnoses: Sequence[Diagnosis], *, threads: int = 0) -> str:
+# Where the picture by probability ends: what is nearer to 0 or 1 is drawn there.
+MOST_LOGIT = 14.0
+
+
+def _logits(probabilities: NDArray) -> NDArray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logits = np.log(probabilities) - np.log1p(-np.minimum(probabilities, 1.0))
+    return np.clip(logits, -MOST_LOGIT, MOST_LOGIT)
+
+
+def where(diagnoses: Sequence[Diagnosis]) -> str:
     """Mean |d| by position and by probability, with the tokens in each bucket."""
-    longest = max(1, *(d.statistics.max_sequence_length for d in diagnoses))
-    step = next(size for power in range(19) for size in (10**power, 2 * 10**power, 5 * 10**power)
-                if size * 24 >= longest)
-    positions = np.arange(0, longest + step, step, dtype=float)
-    middles = (positions[:-1] + positions[1:]) / 2
-    inner = np.array(PROBABILITY_EDGES[1:-1])
-    logits = np.log(inner / (1 - inner))
-    logits = np.concatenate([[logits[0] - 2.3], logits, [logits[-1] + 2.3]])
-    probability_middles = (logits[:-1] + logits[1:]) / 2
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 4.1), layout="constrained")
         grid = figure.add_gridspec(2, 2, height_ratios=(3, 1))
         left, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
         left_counts = figure.add_subplot(grid[1, 0], sharex=left)
         right_counts = figure.add_subplot(grid[1, 1], sharex=right)
+        longest = max(1, *(d.statistics.max_sequence_length for d in diagnoses))
         for index, diagnosis in enumerate(diagnoses):
-            _bucket_lines(left, left_counts, middles, positions,
-                          profile(diagnosis.log, "position", positions, threads=threads), index)
-            _bucket_lines(right, right_counts, probability_middles, logits,
-                          profile(diagnosis.log, "probability", PROBABILITY_EDGES, threads=threads), index)
-        left.set(title="by position in the sequence", ylabel="mean |d|, nats", xlim=(0, positions[-1]))
-        right.set(title="by the rollout's probability", xlim=(logits[0], logits[-1]))
-        left_counts.set(xlabel="sampled tokens before it", ylabel="tokens")
+            buckets = diagnosis.profile("position")
+            # From 1, as the axis is logarithmic.
+            _bucket_lines(left, left_counts, 1 + np.minimum(_edges(buckets), longest), buckets, index, np.sqrt)
+            buckets = diagnosis.profile("probability")
+            _bucket_lines(right, right_counts, _logits(_edges(buckets)), buckets, index)
+        left.set_xscale("log")
+        left.set(title="by position in the sequence", ylabel="mean |d|, nats", xlim=(1, 1 + longest))
+        right.set(title="by the rollout's probability", xlim=(-MOST_LOGIT, MOST_LOGIT))
+        left_counts.set(xlabel="place among the tokens that count, from 1", ylabel="tokens")
+        left_counts.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        left_counts.xaxis.set_minor_formatter(NullFormatter())
         right_counts.set(xlabel="rollout probability μ of the token, % (logit scale)")
         ticks = (1e-4, 1e-3, 1e-2, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
         right_counts.xaxis.set_major_locator(FixedLocator([math.log(p / (1 - p)) for p in ticks]))
@@ -201,6 +208,42 @@ def where(diagnoses: Sequence[Diagnosis], *, threads: int = 0) -> str:
             _log_axis(ax, 0.8, 1.5 * most, ticks=4)
         _legend(figure, diagnoses, markers=True)
         return _svg(figure, "where")
+
+
+STEP_PANELS = (
+    ("k3", "KL(μ ‖ π), k3, nats a token"), ("mean_abs_log_ratio", "mean |d|, nats"),
+    ("max_abs_log_ratio", "largest |d|, nats"), ("chi_square", "chi², mean r² − 1"))
+
+
+def steps(diagnoses: Sequence[Diagnosis]) -> str:
+    """Statistics over training steps, with bands of two standard errors; dotted: where a warning begins."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
+        axes = figure.subplots(2, 2, sharex=True).ravel()
+        for ax, (key, title) in zip(axes, STEP_PANELS, strict=True):
+            heights = []
+            for index, diagnosis in enumerate(diagnoses):
+                known = [(step, getattr(values, key)) for step, values in diagnosis.steps if values.tokens]
+                at = np.array([step for step, _ in known], float)
+                values = np.array([getattr(value, "value", value) for _, value in known], float)
+                errors = np.array([getattr(value, "standard_error", math.nan) for _, value in known], float)
+                shown = values > 0
+                ax.plot(at[shown], values[shown], color=_colour(index), linestyle=DASHES[index % len(DASHES)],
+                        linewidth=1.4, marker=MARKERS[index % len(MARKERS)] if len(at) <= 40 else None, markersize=4)
+                band = shown & np.isfinite(errors) & (values > 2 * errors)
+                ax.fill_between(at[band], (values - 2 * errors)[band], (values + 2 * errors)[band],
+                                color=_colour(index), alpha=0.15, linewidth=0)
+                heights += values[shown].tolist()
+                if diagnosis.alarm_since is not None:
+                    ax.axvline(diagnosis.alarm_since, color=_colour(index), linestyle=":", linewidth=1.4)
+            low, high = (min(heights), max(heights)) if heights else (1e-4, 1.0)
+            _log_axis(ax, 10.0 ** math.floor(math.log10(low)), 10.0 ** (math.floor(math.log10(high)) + 1))
+            ax.set_title(title)
+            ax.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        for ax in axes[2:]:
+            ax.set_xlabel("training step")
+        _legend(figure, diagnoses, markers=True)
+        return _svg(figure, "steps")
 
 
 def sequence_weight(diagnoses: Sequence[Diagnosis]) -> str:
@@ -227,13 +270,21 @@ def sequence_weight(diagnoses: Sequence[Diagnosis]) -> str:
         return _svg(figure, "weight")
 
 
-def _bucket_lines(ax: Axes, counts: Axes, middles: NDArray, edges: NDArray, buckets: NDArray,
-                  index: int) -> None:
-    """Mean |d| of each bucket with enough tokens, and under it the number of tokens."""
+def _edges(buckets: NDArray) -> NDArray:
+    return np.append(buckets["lower"], buckets["upper"][-1])
+
+
+def _bucket_lines(ax: Axes, counts: Axes, edges: NDArray, buckets: NDArray, index: int, middle=None) -> None:
+    """Mean |d| of each bucket with enough tokens, and under it the number of tokens.
+
+    `middle` makes the middle of a bucket out of the product of its edges; without it their mean is taken.
+    """
+    middles = middle(edges[:-1] * edges[1:]) if middle is not None else (edges[:-1] + edges[1:]) / 2
     shown = (buckets["tokens"] >= FEWEST_IN_BUCKET) & (buckets["mean_abs_log_ratio"] > 0)
     ax.plot(middles[shown], buckets["mean_abs_log_ratio"][shown], color=_colour(index),
             linestyle=DASHES[index % len(DASHES)], marker=MARKERS[index % len(MARKERS)], markersize=4.5)
-    counts.stairs(np.maximum(buckets["tokens"], 0.1), edges, color=_colour(index), linewidth=1.4,
+    drawn = np.append(np.diff(edges) > 0, True)
+    counts.stairs(np.maximum(buckets["tokens"][drawn[:-1]], 0.1), edges[drawn], color=_colour(index), linewidth=1.4,
                   linestyle=DASHES[index % len(DASHES)], baseline=None)
 
 
@@ -264,10 +315,6 @@ def _outer_label(axes: Sequence[Axes], text: str) -> None:
     for index, ax in enumerate(axes):
         if index % _columns(len(axes)) == 0:
             ax.set_ylabel(text)
-
-
-def _counted_sequences(diagnosis: Diagnosis) -> NDArray:
-    return diagnosis.sequences[diagnosis.sequences["tokens"] > 0]
 
 
 def _colour(index: int) -> str:

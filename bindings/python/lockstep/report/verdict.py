@@ -14,7 +14,7 @@ from typing import Literal
 
 import lockstep
 
-from .diagnosis import Diagnosis, profile
+from .diagnosis import Diagnosis
 from .rows import number, percent
 
 Level = Literal["unknown", "exact", "small", "raised", "severe"]
@@ -39,15 +39,15 @@ class Threshold:
     source: str
 
 
-_VERL, _NEMO, _NEMO_MODELS = "verl, rollout_corr.md", "NeMo RL, grpo.md", "NeMo RL, adding-new-models.md"
+_VERL, _VERL_FAQ = "verl, rollout_corr.md", "verl, faq.rst"
+_NEMO, _NEMO_MODELS = "NeMo RL, grpo.md", "NeMo RL, adding-new-models.md"
 
 # What a `source` that stands on the web is called here, and where it is.
 SOURCES = {
     _VERL: "https://github.com/verl-project/verl/blob/main/docs/algo/rollout_corr.md",
     _NEMO: "https://github.com/NVIDIA-NeMo/RL/blob/main/docs/guides/grpo.md#metrics",
     _NEMO_MODELS: "https://github.com/NVIDIA-NeMo/RL/blob/main/docs/adding-new-models.md",
-    "verl issue 3894": "https://github.com/verl-project/verl/issues/3894",
-    "prime-rl": "https://github.com/PrimeIntellect-ai/prime-rl",
+    _VERL_FAQ: "https://github.com/verl-project/verl/blob/main/docs/faq/faq.rst",
     "TRL PR 7269": "https://github.com/huggingface/trl/pull/7269",
     "MaxText PR 5231": "https://github.com/AI-Hypercomputer/maxtext/pull/5231",
     "IcePop": "https://arxiv.org/abs/2510.18855",
@@ -59,8 +59,8 @@ SOURCES = {
 THRESHOLDS = (
     Threshold("k3", "k3", 0, 1e-3, "raised", _NEMO),
     Threshold("mean_exp_abs_log_ratio", "Mean exp|d|", 0, 1.05, "raised", _NEMO_MODELS),
-    Threshold("mean_abs_prob_diff", "Mean |π − μ|", 0, 0.005, "raised", "verl issue 3894"),
-    Threshold("k3", "k3", 0, 0.015, "severe", "prime-rl"),
+    Threshold("mean_abs_prob_diff", "Mean |π − μ|", 0, 0.005, "raised", _VERL_FAQ),
+    Threshold("mean_abs_prob_diff", "Mean |π − μ|", 0, 0.01, "severe", _VERL_FAQ),
     Threshold("k1", "k1", -0.1, 0.1, "severe", _VERL),
     Threshold("chi_square", "chi²", -math.inf, 1, "severe", _VERL),
     Threshold("mean_ratio", "Mean r", 0.5, 2, "severe", _VERL),
@@ -103,7 +103,7 @@ class Verdict:
     """Mantissa bits that noise of this mean |d| looks like; NaN without noise or tokens."""
 
 
-def judge(diagnosis: Diagnosis, *, threads: int = 0) -> Verdict:
+def judge(diagnosis: Diagnosis) -> Verdict:
     """The verdict on one log."""
     statistics = diagnosis.statistics
     if statistics.tokens == 0:
@@ -119,7 +119,7 @@ def judge(diagnosis: Diagnosis, *, threads: int = 0) -> Verdict:
     biased = _biased(statistics, enough)
     bits = math.log2(NOISE_ABS / statistics.mean_abs_log_ratio.value)
     excess = statistics.k3.value / (NOISE_KL * 4 ** -bits)
-    tails = _tails(diagnosis, threads)
+    tails = _tails(diagnosis)
     sequences = _sequences(diagnosis, enough)
     level: Level = "small"
     for finding in (*crossed, *biased, *stored):
@@ -251,12 +251,11 @@ def _noise(bits: float, excess: float, enough: bool) -> list[Finding]:
     return findings
 
 
-def _tails(diagnosis: Diagnosis, threads: int) -> list[Finding]:
-    """Tokens far out."""
+def _tails(diagnosis: Diagnosis) -> list[Finding]:
+    """Tokens far out, to the width of the sketch's bins, under 1 % of the limit."""
     low, high = ICEPOP
-    edges = [-math.inf, math.log(low), math.log(high), math.inf]
-    buckets = profile(diagnosis.log, "log_ratio", edges, threads=threads)
-    outside = int(buckets["tokens"][0] + buckets["tokens"][2])
+    bins = diagnosis.profile("log_ratio")
+    outside = int(bins["tokens"][(bins["upper"] <= math.log(low)) | (bins["lower"] > math.log(high))].sum())
     findings = []
     if outside:
         share = percent(outside / diagnosis.statistics.tokens)
