@@ -4,7 +4,7 @@
 /// while no sequence is cut in two, the result is the same bits. It equals that of `LogProbPair.mismatch` of
 /// the whole log but for the quantiles, which come from a sketch unless every difference is kept.
 ///
-/// *Memory*: about 1 MB, at most 10 MB, whatever the number of tokens; with exact quantiles also 8 bytes for
+/// *Memory*: about 0.3 MB, at most 10 MB, whatever the number of tokens; with exact quantiles also 8 bytes for
 /// each token whose d is not 0. An update takes as much again for each thread while it runs.
 ///
 /// *Concurrency*: calls that only read may run at the same time; `update` and `merge` must be alone.
@@ -51,6 +51,7 @@ public final class MismatchAccumulator: @unchecked Sendable {
         try withLockstepFloatMode { () throws(LockstepError) in
             let added = try MismatchState(
                 of: pair, ids: ids.map { .given($0) } ?? .index(from: seen), state.extent, policy, execution)
+            try state.moments.checkRoom(for: added.moments)
             state.merge(added)
         }
     }
@@ -66,6 +67,7 @@ public final class MismatchAccumulator: @unchecked Sendable {
                 .invalidArgument,
                 "other: lacks \(lacking), which this accumulator keeps; create both with the same options")
         }
+        try state.moments.checkRoom(for: other.state.moments)
         if self === other {
             let copy = try MismatchAccumulator(bytes: bytes())
             state.merge(copy.state)
@@ -131,7 +133,7 @@ public final class MismatchAccumulator: @unchecked Sendable {
 
     /// Restores an accumulator from its bytes.
     ///
-    /// - Throws: `.invalidArgument` for bytes that are damaged, cut off, too long, or of a newer format.
+    /// - Throws: `.badData` for bytes that are damaged, cut off or too long; `.unsupported` for a newer format.
     public convenience init(bytes: [UInt8]) throws(LockstepError) {
         self.init(try MismatchState.restored(from: bytes))
     }

@@ -145,6 +145,22 @@ struct MismatchMoments: ~Copyable {
         largest = token
     }
 
+    /// The counts that grow with the log.
+    private var totals: [Int] { [tokens, maskedTokens, excludedTokens, sequences, emptySequences] }
+
+    /// The largest count there may be: sums of such cannot overflow.
+    static let largestTotal = 1 << 48
+
+    /// Throws unless the counts of both parts together are ones that can be held.
+    func checkRoom(for other: borrowing MismatchMoments) throws(LockstepError) {
+        for (one, another) in zip(totals, other.totals) where one + another > MismatchMoments.largestTotal {
+            throw LockstepError(
+                .invalidArgument,
+                "accumulator: would hold \(one + another) tokens or sequences; 2^48 are the most, so begin "
+                    + "another")
+        }
+    }
+
     /// Adds the moments of another part of the log.
     mutating func merge(_ other: borrowing MismatchMoments) {
         tokens += other.tokens

@@ -106,7 +106,7 @@ struct MismatchProfileSums: ~Copyable {
 
     mutating func read(from body: inout ByteReader) throws(LockstepError) {
         for index in 0..<MismatchProfileSums.buckets { tokens[index] = try body.readTotal() }
-        try sums.read(from: &body, places: -34...33)
+        try sums.read(from: &body, places: -34...35)
     }
 
     /// Whether both profiles are of so many tokens.

@@ -34,7 +34,7 @@ extension MismatchState {
             for value in values.sorted() { out.append(value) }
         }
         out.put(UInt64(out.bytes.count + 4), at: 16)
-        out.append(crc32c(out.bytes[...]))
+        out.append(out.bytes.withUnsafeBytes { CRC32C.checksum($0) })
         return out.bytes
     }
 
@@ -43,13 +43,13 @@ extension MismatchState {
         let name = MismatchState.name
         guard bytes.starts(with: MismatchState.magic) else {
             throw LockstepError(
-                .invalidArgument, "\(name): these \(bytes.count) bytes are not a saved accumulator")
+                .badData, "\(name): these \(bytes.count) bytes are not a saved accumulator")
         }
         var header = ByteReader(bytes, 8..<bytes.count, name)
         let version = try header.read(UInt32.self)
         guard version <= MismatchState.formatVersion else {
             throw LockstepError(
-                .invalidArgument,
+                .unsupported,
                 "\(name): written by a newer version (format \(version), this library reads "
                     + "\(MismatchState.formatVersion)); load a newer library")
         }
@@ -59,7 +59,10 @@ extension MismatchState {
             throw header.damaged("it has \(bytes.count) bytes and should have \(size)")
         }
         var checksum = ByteReader(bytes, bytes.count - 4..<bytes.count, name)
-        guard try checksum.read() == crc32c(bytes.dropLast(4)) else {
+        let found = bytes.withUnsafeBytes {
+            CRC32C.checksum(UnsafeRawBufferPointer(rebasing: $0.dropLast(4)))
+        }
+        guard try checksum.read() == found else {
             throw header.damaged("its checksum is wrong")
         }
         guard version == 1, flags <= 3 else { throw header.damaged("its header is not one") }
@@ -87,6 +90,7 @@ extension MismatchState {
             && (!extent.details
                 || details.profile.isOf(moments.tokens) && details.histograms.isOf(moments.sequences)
                     && details.evidence.isConsistent(tokens: moments.tokens))
+            && moments.maskedSequences <= moments.sequences
             && moments.sequences <= moments.tokens
             && (moments.tokens == 0) == (moments.largest == nil)
             && (!extent.exactQuantiles

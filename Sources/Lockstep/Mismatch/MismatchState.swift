@@ -90,10 +90,10 @@ struct MismatchState: ~Copyable {
         }
         let tasks = pair.sequenceTasks()
         let workers = max(1, min(threads, tasks.count))
-        let states = UnsafeMutablePointer<MismatchState>.allocate(capacity: workers)
-        for worker in 0..<workers { (states + worker).initialize(to: MismatchState(extent)) }
         let refused = try Scratch<Refusal>(count: tasks.count, filledWith: Refusal())
         let refusals = refused.base
+        let states = UnsafeMutablePointer<MismatchState>.allocate(capacity: workers)
+        for worker in 0..<workers { (states + worker).initialize(to: MismatchState(extent)) }
         parallelFor(tasks: tasks.count, threads: workers) { task, worker in
             for sequence in tasks[task] {
                 if let span = states[worker].add(sequence, of: pair, ids(sequence), policy, kernels) {

@@ -262,12 +262,13 @@ class MismatchAccumulator:
             data: its bytes. Any bytes are safe to give.
 
         Raises:
-            InvalidArgumentError: they are damaged, cut off, too long, or of a newer format.
+            BadDataError: they are damaged, cut off, or too long.
+            UnsupportedError: they are of a newer format.
 
         Example:
             >>> MismatchAccumulator.from_bytes(b"nonsense")
             Traceback (most recent call last):
-            lockstep._errors.InvalidArgumentError: accumulator: these 8 bytes are not a saved accumulator
+            lockstep._errors.BadDataError: accumulator: these 8 bytes are not a saved accumulator
         """
         raw = np.frombuffer(data, np.uint8)
         loaded = cls.__new__(cls)
