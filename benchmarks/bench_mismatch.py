@@ -1,8 +1,9 @@
-"""lockstep_mismatch_measure against NumPy's vectorised code for the same statistics.
+"""lockstep_mismatch_measure and the accumulator against NumPy's vectorised code for the same statistics.
 
     python benchmarks/bench_mismatch.py [--quick] [--rounds N]
 
-fp32 log-probs with a mask, packed, one thread. Both sides run in one process, pinned to one core, turn by
+fp32 log-probs with a mask, packed, one thread; the accumulator, which also keeps profiles, histograms, a sample
+and the worst tokens, with two threads too. Both sides run in one process, pinned to one core, turn by
 turn; medians. Their results are compared before anything is timed. --quick takes a small log, to see that
 everything runs; its figures mean nothing and are not written.
 """
@@ -15,6 +16,7 @@ import numpy as np
 
 import harness
 
+from lockstep import MismatchAccumulator
 from lockstep import mismatch as measure
 
 QUANTILES = [0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999]
@@ -104,6 +106,11 @@ def check(ours, theirs):
 OPERATIONS = 126
 
 
+def accumulate(*log, threads):
+    """What adding a part of a log costs."""
+    MismatchAccumulator().update(*log, threads=threads)
+
+
 def rollouts(tokens, sequences):
     """Probabilities as a language model has them, most near 1, and noise that grows with 1 - p, as
     rounding's does."""
@@ -125,7 +132,8 @@ def main():
     log = rollouts(tokens, sequences)
     check(measure(*log, threads=1), numpy_statistics(*log))
     median = harness.interleaved(
-        arguments.rounds, ours=lambda: measure(*log, threads=1), numpy=lambda: numpy_statistics(*log))
+        arguments.rounds, ours=lambda: measure(*log, threads=1), numpy=lambda: numpy_statistics(*log),
+        accumulator=lambda: accumulate(*log, threads=1))
 
     limits = harness.Limits()
     read, flops = limits.gb_s(), limits.gflops() / 2  # float64 has half the lanes of float32
@@ -147,8 +155,25 @@ def main():
     print(f"  Floors   {row['arithmetic_floor_ms']:8.1f} ms   {OPERATIONS} float64 operations a token at "
           f"{flops:.0f} GFLOP/s ({100 * row['share_of_limit']:.0f} % reached); two reads of the input at "
           f"{read:.1f} GB/s: {row['read_floor_ms']:.1f} ms")
+    rows = [row, accumulator_row(row, 1, median["accumulator"], log)]
+    if len(harness.processors()) > 1:
+        harness.pin(2)
+        both = harness.interleaved(
+            arguments.rounds, one=lambda: accumulate(*log, threads=1), two=lambda: accumulate(*log, threads=2))
+        rows.append(accumulator_row(row, 2, both["two"], log, speedup=both["one"] / both["two"]))
     if not arguments.quick:
-        harness.write("mismatch", [row], numpy=np.__version__)
+        harness.write("mismatch", rows, numpy=np.__version__)
+
+
+def accumulator_row(measured, threads, seconds, log, **more):
+    """The accumulator beside NumPy's plain statistics, which are less."""
+    row = {name: measured[name] for name in ("tokens", "sequences", "format", "mask", "numpy_ms")} | {
+        "work": "accumulator, everything", "threads": threads, "ours_ms": 1e3 * seconds,
+        "numpy_ratio": measured["numpy_ms"] / (1e3 * seconds), "ns_a_token": 1e9 * seconds / measured["tokens"],
+        "extra_mb": harness.extra_memory(lambda: accumulate(*log, threads=threads)), **more}
+    print(f"  Accumulator, {threads} thread{'s' * (threads > 1)} {row['ours_ms']:8.1f} ms   {row['extra_mb']:.0f} MB"
+          + (f", {row['speedup']:.2f} times as fast as one" if more else ""))
+    return row
 
 
 if __name__ == "__main__":

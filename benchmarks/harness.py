@@ -24,6 +24,11 @@ def pin(cores: int) -> None:
         os.sched_setaffinity(0, set(_processors[-cores:]))
 
 
+def processors() -> list[int]:
+    """The processors that this process was given."""
+    return _processors
+
+
 _processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 
 

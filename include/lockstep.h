@@ -456,7 +456,8 @@ typedef struct {
     lockstep_estimate mean_abs_log_ratio; /* mean |d| */
     lockstep_estimate rms_log_ratio;      /* sqrt(mean d^2) */
     double max_abs_log_ratio;             /* max |d| ... */
-    int64_t max_abs_sequence;             /* ... its sequence (the first of equals; -1 if none) ... */
+    int64_t max_abs_sequence;             /* ... its sequence (the first of equals; -1 if none; of an
+                                           * accumulator the id, of equals the smallest) ... */
     int64_t max_abs_position;             /* ... and its index in that sequence (-1 if none) */
     lockstep_estimate mean_abs_prob_diff; /* mean |exp(ln pi) - exp(ln mu)| */
     double max_abs_prob_diff;
@@ -488,6 +489,15 @@ typedef struct {
     lockstep_estimate slope_per_1000;     /* least-squares slope of S on length, per 1,000 tokens */
     double mean_sequence_length;          /* counted tokens a sequence */
     int64_t max_sequence_length;
+
+    /* Standard errors of values above that are functions of means, by the delta method. None is given for
+     * maxima and quantiles (no mean), the correlation, or the sequence ESS: the last is ruled by its few
+     * largest weights, and an error that assumes otherwise would mislead. */
+    double ess_standard_error;
+    double trainer_perplexity_standard_error;
+    double rollout_perplexity_standard_error;
+    double perplexity_ratio_standard_error;
+    double sequence_log_ratio_std_standard_error;
 } lockstep_mismatch;
 
 /* Measures the mismatch of two log-prob arrays: all statistics above in one call. */
@@ -547,6 +557,139 @@ lockstep_status lockstep_mismatch_profile(lockstep_mismatch_bucket *buckets, siz
                                           const lockstep_tensor *mask,
                                           const lockstep_tensor *offsets,
                                           const lockstep_mismatch_options *options);
+
+/* The statistics of a log that comes in parts: in constant memory, on any number of machines.
+ *
+ * A sequence is the atom. As long as none is cut in two, parts may be added in any order and grouping,
+ * and accumulators merged in any order: the result is the same bits, and so are its bytes. That holds
+ * because every sum over sequences is exact: it is rounded once, when it is reported.
+ *
+ * Memory does not grow with the number of tokens: about 0.3 MB, at most 10 MB whatever is added (besides what
+ * `exact_quantiles` keeps). An update takes as much again for each thread while it runs. Beyond 2^48 tokens
+ * or sequences, update and merge are LOCKSTEP_ERROR_INVALID_ARGUMENT. */
+typedef struct lockstep_mismatch_accumulator lockstep_mismatch_accumulator;
+
+/* Growable: appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    /* 1: keep every d that is not 0, 8 bytes each, and report exact quantiles. 0: report them from a
+     * sketch, in constant memory; an order statistic is then within 2^-8 of its |d| where 2^-24 <= |d| <
+     * 2^8, within 2^-24 absolutely below, and a value between 2^8 and max |d| above. */
+    int32_t exact_quantiles;
+} lockstep_mismatch_accumulator_options;
+
+#define LOCKSTEP_MISMATCH_ACCUMULATOR_OPTIONS_INIT { sizeof(lockstep_mismatch_accumulator_options), 0 }
+
+/* Makes an accumulator of nothing. Destroy it with lockstep_mismatch_accumulator_destroy. */
+lockstep_status lockstep_mismatch_accumulator_create(
+    lockstep_mismatch_accumulator **accumulator, const lockstep_mismatch_accumulator_options *options);
+
+/* Frees an accumulator. NULL is a no-op. No call may be using it. */
+void lockstep_mismatch_accumulator_destroy(lockstep_mismatch_accumulator *accumulator);
+
+/* Adds whole sequences; all of them or, on an error, none.
+ *
+ * ids  [sequences] uint64 or int64, optional: what each sequence is called, the same however the log is cut
+ *      (an int64 is taken as its bits). By default sequences are numbered as they come, which depends on
+ *      the cut. Ids name the token of max |d| and decide between equals, so merged results have the bits of
+ *      one pass only if ids are given.
+ * others  as in lockstep_mismatch_measure
+ *
+ * A sequence added twice counts twice. */
+lockstep_status lockstep_mismatch_accumulator_update(lockstep_mismatch_accumulator *accumulator,
+                                                     const lockstep_tensor *trainer_log_probs,
+                                                     const lockstep_tensor *rollout_log_probs,
+                                                     const lockstep_tensor *mask,
+                                                     const lockstep_tensor *offsets,
+                                                     const lockstep_tensor *ids,
+                                                     const lockstep_mismatch_options *options);
+
+/* Adds all that `other` holds, which stays as it is. Both must have been created with the same options. */
+lockstep_status lockstep_mismatch_accumulator_merge(lockstep_mismatch_accumulator *accumulator,
+                                                    const lockstep_mismatch_accumulator *other);
+
+/* Every statistic of what was added: those of lockstep_mismatch_measure of the whole log, bit for bit,
+ * but for the quantiles (see the options) and, without ids, max_abs_sequence. */
+lockstep_status lockstep_mismatch_accumulator_report(lockstep_mismatch *mismatch,
+                                                     const lockstep_mismatch_accumulator *accumulator);
+
+/* Below, an array's count is asked for and given alike: `count` (never NULL) holds on entry the room in the
+ * array, which is not read if the array is NULL; on return, how many elements there are. */
+
+/* Statistics by bucket. Position and probability have fixed buckets, all of which are returned:
+ *   position     0, 1, 2, 3, 4, 6, 8, 12...: two an octave, the last from 1.5 2^20 on
+ *   probability  -ln mu between 2^-20 and 64 in two buckets an octave, one beyond each end. A token's bucket
+ *                is decided by ln mu; the edges, exp of that, are rounded
+ *   log ratio    the bins of the sketch that have tokens, 128 an octave for 2^-24 <= |d| < 2^8: `tokens`
+ *                alone, the means are NaN */
+lockstep_status lockstep_mismatch_accumulator_profile(lockstep_mismatch_bucket *buckets, size_t *count,
+                                                      const lockstep_mismatch_accumulator *accumulator,
+                                                      lockstep_mismatch_axis axis);
+
+/* What a histogram over sequences counts by. */
+typedef int32_t lockstep_sequence_quantity;
+enum {
+    LOCKSTEP_SEQUENCE_LOG_RATIO = 0,     /* S, the sum of d */
+    LOCKSTEP_SEQUENCE_MEAN_LOG_RATIO = 1 /* the mean of d */
+};
+
+/* Sequences of one class of lengths with a value in [lower, upper). Frozen. */
+typedef struct {
+    int64_t min_tokens, max_tokens; /* counted tokens; the last class is open: INT64_MAX */
+    double lower, upper;
+    int64_t sequences;
+} lockstep_mismatch_sequence_bin;
+
+/* How many sequences have which S or mean d, by length (powers of two; all from 2^23 on in one class): the
+ * bins with sequences, by length, then value. Bins are those of the log-ratio profile. From them follows
+ * what a threshold on sequences would drop. */
+lockstep_status lockstep_mismatch_accumulator_histogram(lockstep_mismatch_sequence_bin *bins, size_t *count,
+                                                        const lockstep_mismatch_accumulator *accumulator,
+                                                        lockstep_sequence_quantity quantity);
+
+/* A sequence of the sample. Frozen. */
+typedef struct {
+    uint64_t id;
+    int64_t tokens;            /* counted tokens */
+    double log_ratio;          /* S = sum d */
+    double mean_log_ratio;     /* S / tokens */
+    double mean_abs_log_ratio; /* mean |d| */
+    double max_abs_log_ratio;  /* max |d| */
+    double mean_exp_abs;       /* mean exp|d| */
+    double k3;                 /* mean(exp(d) - 1 - d) */
+} lockstep_mismatch_sample;
+
+/* A sample of at most 1,024 sequences with counted tokens: those whose ids have the smallest hashes
+ * (splitmix64), in that order, so the first of them are a sample too. The same however the log was cut. */
+lockstep_status lockstep_mismatch_accumulator_sample(lockstep_mismatch_sample *sample, size_t *count,
+                                                     const lockstep_mismatch_accumulator *accumulator);
+
+/* One token. Frozen. */
+typedef struct {
+    uint64_t id;              /* of its sequence */
+    int64_t position;         /* index in the sequence */
+    double log_ratio;         /* d */
+    double rollout_log_prob;  /* ln mu */
+} lockstep_mismatch_token;
+
+/* The at most 32 tokens with the largest |d| above 0, the worst first; of equals those with the smaller id,
+ * then position. */
+lockstep_status lockstep_mismatch_accumulator_worst(lockstep_mismatch_token *tokens, size_t *count,
+                                                    const lockstep_mismatch_accumulator *accumulator);
+
+/* Writes an accumulator as bytes, to be stored or sent and loaded anywhere.
+ *
+ * bytes  [*size], or NULL to ask for the size
+ * size   in: room in `bytes`, not read if that is NULL; out: how many the accumulator takes
+ *
+ * The same content gives the same bytes, whatever the parts it came in. */
+lockstep_status lockstep_mismatch_accumulator_save(void *bytes, size_t *size,
+                                                   const lockstep_mismatch_accumulator *accumulator);
+
+/* Makes an accumulator from saved bytes. Bytes that are damaged, cut off or too long are
+ * LOCKSTEP_ERROR_BAD_DATA, those of a newer format LOCKSTEP_ERROR_UNSUPPORTED. Any bytes are safe to give. */
+lockstep_status lockstep_mismatch_accumulator_load(lockstep_mismatch_accumulator **accumulator,
+                                                   const void *bytes, size_t size);
 
 /* The exact divergences of two rows of logits, over the whole vocabulary. Frozen. */
 typedef struct {

@@ -18,12 +18,7 @@ public func lockstep_mismatch_measure(
         let size = try growableSize(of: mismatch)
         let (policy, execution) = try mismatchOptions(options)
         let pair = try logProbPair(trainer_log_probs, rollout_log_probs, mask, offsets)
-        var result = lockstep_mismatch(try pair.mismatch(nonFinite: policy, execution: execution))
-        result.struct_size = UInt32(size)
-        withUnsafeBytes(of: result) {
-            let known = UnsafeRawBufferPointer(rebasing: $0.prefix(size))
-            UnsafeMutableRawPointer(mismatch).copyMemory(from: known.baseAddress!, byteCount: known.count)
-        }
+        write(try pair.mismatch(nonFinite: policy, execution: execution), to: mismatch, size: size)
     }
 }
 
@@ -103,7 +98,7 @@ public func lockstep_mismatch_exact(
 }
 
 /// Policy and execution of a mismatch call.
-private func mismatchOptions(
+func mismatchOptions(
     _ pointer: UnsafePointer<lockstep_mismatch_options>?
 ) throws(LockstepError) -> (NonFinitePolicy, Execution) {
     var defaults = lockstep_mismatch_options()
@@ -116,7 +111,7 @@ private func mismatchOptions(
 }
 
 /// The log-probs of both policies, in either layout.
-private func logProbPair(
+func logProbPair(
     _ trainer: UnsafePointer<lockstep_tensor>?, _ rollout: UnsafePointer<lockstep_tensor>?,
     _ mask: UnsafePointer<lockstep_tensor>?, _ offsets: UnsafePointer<lockstep_tensor>?
 ) throws(LockstepError) -> LogProbPair {
@@ -183,7 +178,7 @@ extension CheckedTensor {
 }
 
 /// Checks that an array of the caller is there and aligned.
-private func checkArray<Element>(
+func checkArray<Element>(
     _ pointer: UnsafePointer<Element>?, _ name: StaticString, count: Int
 ) throws(LockstepError) {
     guard count == 0 || pointer != nil else { throw invalid("\(name) is NULL") }
@@ -193,14 +188,31 @@ private func checkArray<Element>(
 }
 
 /// The number of bytes to write of a result struct that the caller's version may know less or more of.
-private func growableSize(of pointer: UnsafePointer<lockstep_mismatch>?) throws(LockstepError) -> Int {
-    try checkArray(pointer, "mismatch", count: 1)
-    let known = MemoryLayout<lockstep_mismatch>.size
-    let size = Int(pointer!.pointee.struct_size)
-    guard size >= known, size <= 1 << 16 else {
-        throw invalid("mismatch: struct_size is \(size); set it to sizeof(lockstep_mismatch) (\(known))")
+func growableSize(of pointer: UnsafePointer<lockstep_mismatch>?) throws(LockstepError) -> Int {
+    guard let pointer else { throw invalid("mismatch is NULL") }
+    let raw = UnsafeRawPointer(pointer)
+    guard Int(bitPattern: raw) % MemoryLayout<lockstep_mismatch>.alignment == 0 else {
+        throw invalid("mismatch: is not aligned to \(MemoryLayout<lockstep_mismatch>.alignment) bytes")
+    }
+    // The caller's struct may be shorter than ours: only its first field is read.
+    let size = Int(raw.load(as: UInt32.self))
+    let first = MemoryLayout<lockstep_mismatch>.offset(of: \.ess_standard_error)!  // what 0.1.0 began with
+    guard size >= first, size <= 1 << 16 else {
+        throw invalid(
+            "mismatch: struct_size is \(size); set it to sizeof(lockstep_mismatch) "
+                + "(\(MemoryLayout<lockstep_mismatch>.size))")
     }
     return size
+}
+
+/// Writes as many bytes of the statistics as the caller's struct has.
+func write(_ statistics: Mismatch, to mismatch: UnsafeMutablePointer<lockstep_mismatch>, size: Int) {
+    var result = lockstep_mismatch(statistics)
+    result.struct_size = UInt32(size)
+    withUnsafeBytes(of: result) {
+        let known = UnsafeRawBufferPointer(rebasing: $0.prefix(size))
+        UnsafeMutableRawPointer(mismatch).copyMemory(from: known.baseAddress!, byteCount: known.count)
+    }
 }
 
 extension lockstep_estimate {
@@ -255,6 +267,11 @@ extension lockstep_mismatch {
         slope_per_1000 = .init(m.slopePer1000)
         mean_sequence_length = m.meanSequenceLength
         max_sequence_length = Int64(m.maxSequenceLength)
+        ess_standard_error = m.essStandardError
+        trainer_perplexity_standard_error = m.trainerPerplexityStandardError
+        rollout_perplexity_standard_error = m.rolloutPerplexityStandardError
+        perplexity_ratio_standard_error = m.perplexityRatioStandardError
+        sequence_log_ratio_std_standard_error = m.sequenceLogRatioStdStandardError
     }
 }
 
@@ -268,7 +285,7 @@ extension lockstep_mismatch_sequence {
 }
 
 extension lockstep_mismatch_bucket {
-    fileprivate init(_ bucket: MismatchBucket) {
+    init(_ bucket: MismatchBucket) {
         self.init(
             lower: bucket.lower, upper: bucket.upper, tokens: Int64(bucket.tokens),
             mean_log_ratio: bucket.meanLogRatio, mean_abs_log_ratio: bucket.meanAbsLogRatio, k3: bucket.k3)

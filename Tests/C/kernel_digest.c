@@ -304,6 +304,19 @@ static void digest_sums(const lsk_mismatch_sums *sums) {
     for (int band = 0; band < LSK_MISMATCH_BANDS; band++) digest_integer(sums->outside[band]);
 }
 
+static void digest_bucket(const lsk_mismatch_bucket *bucket) {
+    digest_double(bucket->tokens);
+    digest_double(bucket->log_ratio);
+    digest_double(bucket->magnitude);
+    digest_double(bucket->k3);
+}
+
+static void digest_profile(const lsk_mismatch_profile *profile) {
+    digest_integer(profile->before);
+    for (int i = 0; i < LSK_POSITION_BUCKETS; i++) digest_bucket(&profile->position[i]);
+    for (int i = 0; i < LSK_PROBABILITY_BUCKETS; i++) digest_bucket(&profile->probability[i]);
+}
+
 static void digest_mismatch(int32_t trainer_format, int32_t rollout_format) {
     enum { COUNT = 1003, ROOM = COUNT + 8 };
     static const int64_t counts[] = {1, 7, 256, 257, COUNT};
@@ -332,9 +345,11 @@ static void digest_mismatch(int32_t trainer_format, int32_t rollout_format) {
                 const lsk_mismatch_span span = {
                     trainer, rollout, masked ? mask : NULL, trainer_format, rollout_format, counts[i]};
                 lsk_mismatch_sums sums;
+                lsk_mismatch_profile profile = {.before = 5};
                 memset(histogram, 0, sizeof histogram);
-                kernels->mismatch_sums(&sums, histogram, &span);
+                kernels->mismatch_sums(&sums, histogram, &profile, &span);
                 digest_sums(&sums);
+                digest_profile(&profile);
                 /* The last bin takes the padding too: its count is not a result. */
                 digest_bytes(histogram, (LSK_MISMATCH_BINS - 1) * sizeof *histogram);
                 int64_t found = kernels->mismatch_select(log_ratio, wanted, &span);

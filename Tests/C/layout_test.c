@@ -38,6 +38,9 @@ SIZE(lockstep_estimate, 16);
 SIZE(lockstep_mismatch_sequence, 56);
 SIZE(lockstep_mismatch_bucket, 48);
 SIZE(lockstep_divergence, 40);
+SIZE(lockstep_mismatch_sequence_bin, 40);
+SIZE(lockstep_mismatch_sample, 64);
+SIZE(lockstep_mismatch_token, 32);
 
 /* Structs that may grow, as they were in 0.1.0: these offsets stay. */
 STATIC_CHECK(sizeof(lockstep_convert_options) >= 32);
@@ -59,9 +62,13 @@ STATIC_CHECK(sizeof(lockstep_mismatch_options) >= 16);
 OFFSET(lockstep_mismatch_options, non_finite, 4);
 OFFSET(lockstep_mismatch_options, threads, 8);
 OFFSET(lockstep_mismatch_options, instruction_set, 12);
+STATIC_CHECK(sizeof(lockstep_mismatch_accumulator_options) >= 8);
+OFFSET(lockstep_mismatch_accumulator_options, exact_quantiles, 4);
 OFFSET(lockstep_mismatch, tokens, 8);
 OFFSET(lockstep_mismatch, mean_log_ratio, 48);
 OFFSET(lockstep_mismatch, max_abs_log_ratio, 144);
+OFFSET(lockstep_mismatch, max_sequence_length, 560);
+OFFSET(lockstep_mismatch, ess_standard_error, 568);
 STATIC_CHECK(sizeof(lockstep_log_header) >= 176);
 OFFSET(lockstep_log_header, temperature, 8);
 OFFSET(lockstep_log_header, top_k, 32);
@@ -101,6 +108,7 @@ STATIC_CHECK(LOCKSTEP_INSTRUCTION_SET_BEST == 0 && LOCKSTEP_INSTRUCTION_SET_BASE
 STATIC_CHECK(LOCKSTEP_ROUND_NEAREST_EVEN == 0 && LOCKSTEP_ROUND_TOWARD_ZERO == 1 &&
              LOCKSTEP_ROUND_STOCHASTIC == 2);
 STATIC_CHECK(LOCKSTEP_NON_FINITE_STRICT == 0 && LOCKSTEP_NON_FINITE_EXCLUDE == 1);
+STATIC_CHECK(LOCKSTEP_SEQUENCE_LOG_RATIO == 0 && LOCKSTEP_SEQUENCE_MEAN_LOG_RATIO == 1);
 STATIC_CHECK(LOCKSTEP_AXIS_POSITION == 0 && LOCKSTEP_AXIS_PROBABILITY == 1 && LOCKSTEP_AXIS_LOG_RATIO == 2);
 STATIC_CHECK(LOCKSTEP_LOG_PROB_UNKNOWN == 0 && LOCKSTEP_LOG_PROB_RAW == 1 && LOCKSTEP_LOG_PROB_PROCESSED == 2);
 STATIC_CHECK(LOCKSTEP_LOG_CREATE == 0 && LOCKSTEP_LOG_APPEND == 1 && LOCKSTEP_LOG_REPLACE == 2);

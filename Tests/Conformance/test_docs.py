@@ -11,8 +11,10 @@ import pytest
 
 import lockstep
 
-MODULES = ["lockstep", "lockstep._formats", "lockstep._log_file", "lockstep._log_probs", "lockstep._metrics",
-           "lockstep._mismatch", "lockstep.torch"]
+MODULES = [
+    "lockstep", "lockstep._accumulator", "lockstep._formats", "lockstep._log_file", "lockstep._log_probs",
+    "lockstep._metrics", "lockstep._mismatch", "lockstep.torch",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -13,7 +13,7 @@ import pytest
 import lockstep
 from conftest import ROOT
 from lockstep import _library as c
-from lockstep import _log_file, _mismatch
+from lockstep import _accumulator, _log_file, _mismatch
 
 HEADER = re.sub(r"/\*.*?\*/", " ", (ROOT / "include" / "lockstep.h").read_text(), flags=re.S)
 
@@ -108,6 +108,8 @@ def allowed(declaration: str) -> list:
         return [plain[kind]] if kind in plain else [struct_class(kind)]
     if kind == "char":
         return [ctypes.c_char_p]
+    if kind == "size_t":
+        return [ctypes.POINTER(ctypes.c_size_t)]
     if kind in HANDLES:
         return [ctypes.POINTER(ctypes.c_void_p) if declaration.count("*") == 2 else ctypes.c_void_p]
     if kind in ("double", "void"):
@@ -143,6 +145,8 @@ def test_option_defaults_are_the_macros(run_c):
         "lockstep_log_probs_options": lockstep._log_probs._options(1.0, None, -100, None, 0, "best"),
         "lockstep_mismatch_options": _mismatch._options("strict", 0, "best"),
         "lockstep_log_header": _log_file._header_struct(None, {}),
+        "lockstep_mismatch_accumulator_options": c.MismatchAccumulatorOptions(
+            ctypes.sizeof(c.MismatchAccumulatorOptions)),
     }
     for name, options in defaults.items():
         assert bytes(options) == run_c(
@@ -156,7 +160,8 @@ def test_results_have_the_structs_fields():
     assert list(lockstep.ConvertCounts._fields) == STRUCTS["lockstep_convert_counts"]
     assert list(lockstep.Estimate._fields) == STRUCTS["lockstep_estimate"]
     for dtype, struct in ((_mismatch._SEQUENCE, c.MismatchSequence), (_mismatch._BUCKET, c.MismatchBucket),
-                          (_mismatch._DIVERGENCE, c.Divergence)):
+                          (_mismatch._DIVERGENCE, c.Divergence), (_accumulator._BIN, c.MismatchSequenceBin),
+                          (_accumulator._SAMPLE, c.MismatchSample), (_accumulator._TOKEN, c.MismatchToken)):
         assert dtype.itemsize == ctypes.sizeof(struct)
         assert {name: dtype.fields[name][1] for name in dtype.names} == {
             name: getattr(struct, name).offset for name, _ in struct._fields_}

@@ -78,10 +78,22 @@ def statistics(trainer, rollout, mask, offsets):
     yield "pearson", np.corrcoef(p, q)[0, 1]
     z = (p - p.mean()) / p.std() - (q - q.mean()) / q.std()
     yield "one_minus_pearson", (z * z).mean() / 2
-    yield "ess", r.sum() ** 2 / (n * (r * r).sum())
+    ess = r.sum() ** 2 / (n * (r * r).sum())
+    yield "ess", ess
     yield "trainer_perplexity", math.exp(-a.mean())
     yield "rollout_perplexity", math.exp(-b.mean())
     yield "perplexity_ratio", math.exp(-d.mean())
+
+    # Functions of means, by the delta method.
+    def error(x):
+        return dict(average("", x))[("", "standard_error")]
+
+    yield "trainer_perplexity_standard_error", math.exp(-a.mean()) * error(a)
+    yield "rollout_perplexity_standard_error", math.exp(-b.mean()) * error(b)
+    yield "perplexity_ratio_standard_error", math.exp(-d.mean()) * error(d)
+    influence = ess * (2 * r / r.sum() - r * r / (r * r).sum() - 1 / n)
+    by_sequence = np.bincount(owner, influence, minlength=len(offsets) - 1)[there]
+    yield "ess_standard_error", math.sqrt(k / (k - 1) * (by_sequence**2).sum())
     for index, quantile in enumerate(np.quantile(d, QUANTILES)):
         yield ("log_ratio_quantiles", index), quantile
 
@@ -90,6 +102,9 @@ def statistics(trainer, rollout, mask, offsets):
     length = lengths[there]
     yield from over_sequences("sequence_log_ratio", sums)
     yield "sequence_log_ratio_std", sums.std(ddof=1)
+    centred = sums - sums.mean()
+    yield "sequence_log_ratio_std_standard_error", math.sqrt(
+        ((centred**4).mean() - (centred**2).mean() ** 2) / (k - 1)) / (2 * sums.std())
     yield from over_sequences("sequence_mean_log_ratio", sums / length)
     yield from over_sequences("sequence_mean_exp_abs", worst)
     yield from over_sequences("share_sequences_masked", (worst > 2).astype(float))

@@ -122,8 +122,16 @@ private func lastError() -> String { String(cString: lockstep_last_error()) }
         }
         #expect(Int(status) == LOCKSTEP_OK && result.pointee.tokens == 6)
         #expect(result.pointee.struct_size == size + 64 && bytes[Int(size)...].allSatisfy { $0 == 0xa5 })
-        #expect(measure(Argument(trainer, [6]), Argument(rollout, [6]), size: size - 8).status != LOCKSTEP_OK)
-        #expect(lastError().contains("struct_size is \(size - 8)"))
+    }
+
+    /// A program built with the first header, whose struct ends before the fields that were appended.
+    @Test func olderCallersAreServed() {
+        let first = UInt32(MemoryLayout<lockstep_mismatch>.offset(of: \.ess_standard_error)!)
+        var (status, result) = measure(Argument(trainer, [3, 2]), Argument(rollout, [3, 2]), size: first)
+        #expect(status == LOCKSTEP_OK && result.tokens == 6 && result.max_sequence_length == 2)
+        #expect(result.ess_standard_error == 0, "beyond the struct nothing is written")
+        (status, result) = measure(Argument(trainer, [6]), Argument(rollout, [6]), size: first - 8)
+        #expect(status != LOCKSTEP_OK && lastError().contains("struct_size is \(first - 8)"))
     }
 
     @Test func misalignedOutputsAreRefused() {

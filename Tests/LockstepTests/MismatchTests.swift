@@ -5,7 +5,7 @@ import Testing
 
 /// Log-probs of two policies: noise of every size, exact equality, both ends of the range, a mask with holes
 /// (masked-out places are NaN), and packed sequences, some of them empty.
-private struct Log {
+struct MismatchLog {
     var trainer: [Double]
     var rollout: [Double]
     var mask: [UInt8]
@@ -29,7 +29,7 @@ private struct Log {
         _ trainerFormat: Format = .fp64, _ rolloutFormat: Format = .fp64, masked: Bool = true,
         _ body: (LogProbPair) throws -> Result
     ) throws -> Result {
-        let (a, b) = (Log.stored(trainer, trainerFormat), Log.stored(rollout, rolloutFormat))
+        let (a, b) = (MismatchLog.stored(trainer, trainerFormat), MismatchLog.stored(rollout, rolloutFormat))
         return try a.withUnsafeBytes { a in
             try b.withUnsafeBytes { b in
                 try mask.withUnsafeBufferPointer { mask in
@@ -54,9 +54,9 @@ private struct Log {
 }
 
 /// The bytes of a value: what "the same bits" means.
-private func bits<Value>(_ value: Value) -> [UInt8] { withUnsafeBytes(of: value, Array.init) }
+func bits<Value>(_ value: Value) -> [UInt8] { withUnsafeBytes(of: value, Array.init) }
 
-private func bits(_ mismatch: Mismatch) -> [UInt8] {
+func bits(_ mismatch: Mismatch) -> [UInt8] {
     // All fields are plain but the quantiles.
     var plain = mismatch
     plain.logRatioQuantiles = []
@@ -72,7 +72,7 @@ private let lengths = [1, 7, 0, 8, 9, 300, 0, 4095, 4096, 4097, 12_000, 2, 513]
     @Test(arguments: instructionSets)
     func kernelsEqualTheReference(_ set: InstructionSet) throws {
         let kernels = try Execution(instructionSet: set).kernels()
-        let log = Log(seed: 1, lengths: lengths)
+        let log = MismatchLog(seed: 1, lengths: lengths)
         let formats: [(Format, Format)] = [
             (.fp64, .fp64), (.fp32, .fp32), (.fp16, .fp16), (.bf16, .bf16), (.fp32, .bf16), (.fp64, .fp16),
         ]
@@ -83,8 +83,15 @@ private let lengths = [1, 7, 0, 8, 9, 300, 0, 4095, 4096, 4097, 12_000, 2, 513]
                     for span in scan.spans {
                         var view = scan.view(span)
                         var sums = lsk_mismatch_sums()
-                        kernels.pointee.mismatch_sums!(&sums, nil, &view)
+                        var profile = lsk_mismatch_profile()
+                        profile.before = Int64(span.start)
+                        kernels.pointee.mismatch_sums!(&sums, nil, &profile, &view)
                         #expect(bits(sums) == bits(ReferenceMismatch.sums(view)), "\(span) \(a) \(b)")
+                        let positions = ReferenceMismatch.positions(view, before: span.start)
+                        #expect(bits(profile.position) == positions.joined().flatMap { bits($0) })
+                        let probabilities = ReferenceMismatch.probabilities(view)
+                        #expect(bits(profile.probability) == probabilities.joined().flatMap { bits($0) })
+                        #expect(profile.before == Int64(span.start) + sums.tokens)
                     }
                 }
             }
@@ -94,7 +101,7 @@ private let lengths = [1, 7, 0, 8, 9, 300, 0, 4095, 4096, 4097, 12_000, 2, 513]
     @Test(arguments: instructionSets)
     func termsEqualTheReference(_ set: InstructionSet) throws {
         let kernels = try Execution(instructionSet: set).kernels()
-        let log = Log(seed: 2, lengths: [1000])
+        let log = MismatchLog(seed: 2, lengths: [1000])
         try log.withPair { pair in
             var view = pair.tokens(of: 0, from: 0, count: 1000)
             var logRatio = [Double](repeating: 0, count: 1000)
@@ -113,7 +120,7 @@ private let lengths = [1, 7, 0, 8, 9, 300, 0, 4095, 4096, 4097, 12_000, 2, 513]
 
     /// Threads, instruction sets and formats that hold the same values: the same bits of everything.
     @Test func resultIsAFunctionOfTheLog() throws {
-        let log = Log(seed: 3, lengths: (0..<400).map { $0 * 7 % 1500 } + [200_000])
+        let log = MismatchLog(seed: 3, lengths: (0..<400).map { $0 * 7 % 1500 } + [200_000])
         let edges = stride(from: -0.25, through: 1.0, by: 0.125).map { $0 }
         let expected = try log.withPair { pair in
             (
@@ -150,7 +157,7 @@ private let lengths = [1, 7, 0, 8, 9, 300, 0, 4095, 4096, 4097, 12_000, 2, 513]
         }
         for kind in 0..<6 {
             for count in [1, 2, 3, 10, 999, 1000, 1001, 30_000] {
-                var log = Log(seed: UInt64(count), lengths: [count])
+                var log = MismatchLog(seed: UInt64(count), lengths: [count])
                 log.rollout = log.rollout.map { _ in 0 }
                 log.trainer = (0..<count).map { index in
                     switch kind {
@@ -222,7 +229,7 @@ private let lengths = [1, 7, 0, 8, 9, 300, 0, 4095, 4096, 4097, 12_000, 2, 513]
 
     @Test func emptyLogs() throws {
         for lengths in [[], [0], [0, 0, 0]] {
-            let log = Log(seed: 6, lengths: lengths)
+            let log = MismatchLog(seed: 6, lengths: lengths)
             try log.withPair { pair in
                 let mismatch = try pair.mismatch()
                 #expect(mismatch.tokens == 0 && mismatch.sequences == 0)
@@ -239,7 +246,7 @@ private let lengths = [1, 7, 0, 8, 9, 300, 0, 4095, 4096, 4097, 12_000, 2, 513]
     }
 
     @Test func oneSequenceHasNoStandardError() throws {
-        var log = Log(seed: 7, lengths: [0, 100, 0])
+        var log = MismatchLog(seed: 7, lengths: [0, 100, 0])
         log.mask = log.mask.map { _ in 1 }
         log.trainer = log.rollout.map { $0 + 0.01 }
         let mismatch = try log.withPair { try $0.mismatch() }
@@ -249,7 +256,7 @@ private let lengths = [1, 7, 0, 8, 9, 300, 0, 4095, 4096, 4097, 12_000, 2, 513]
     }
 
     @Test func identicalPoliciesAreIdentical() throws {
-        var log = Log(seed: 8, lengths: [50, 60, 5000])
+        var log = MismatchLog(seed: 8, lengths: [50, 60, 5000])
         log.trainer = log.rollout
         let mismatch = try log.withPair { try $0.mismatch() }
         #expect(mismatch.pearson == 1 && mismatch.oneMinusPearson == 0)
@@ -261,7 +268,7 @@ private let lengths = [1, 7, 0, 8, 9, 300, 0, 4095, 4096, 4097, 12_000, 2, 513]
 
     /// A difference far beyond exp's range is infinite where exp is, and a number elsewhere.
     @Test func hugeLogRatios() throws {
-        var log = Log(seed: 9, lengths: [3])
+        var log = MismatchLog(seed: 9, lengths: [3])
         log.rollout = [-1, -2000, -3]
         log.trainer = [-2000, -1, -3]
         let mismatch = try log.withPair(masked: false) { try $0.mismatch() }
@@ -274,7 +281,7 @@ private let lengths = [1, 7, 0, 8, 9, 300, 0, 4095, 4096, 4097, 12_000, 2, 513]
     }
 
     @Test func nonFiniteValuesAreNamedOrExcluded() throws {
-        var log = Log(seed: 10, lengths: [5, 0, 9000, 4])
+        var log = MismatchLog(seed: 10, lengths: [5, 0, 9000, 4])
         log.mask = log.mask.map { _ in 1 }
         log.trainer = log.rollout
         log.rollout[5 + 8500] = -.infinity

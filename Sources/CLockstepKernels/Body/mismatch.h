@@ -7,6 +7,7 @@
 
 typedef uint8_t vb64 __attribute__((vector_size(LSK_LANES64)));  // as many bytes as doubles
 typedef uint8_t vb32 __attribute__((vector_size(LSK_LANES)));    // as many bytes as floats
+typedef int32_t vi_half __attribute__((vector_size(LSK_WIDTH / 2)));  // as many integers as doubles
 
 // Some tokens of a span, widened to float64 (exactly) and padded to whole lanes with uncounted ones. A
 // token counts if the mask lets it and both log-probs are finite; both are 0 where it does not.
@@ -42,27 +43,24 @@ LSK_INLINE void store_doubles(double *out, vf v) {
     vd_store(out + LSK_LANES64, __builtin_convertvector(high, vd));
 }
 
-// The histogram bin of d, which only has to be monotone in d: so the difference of two floats may be taken
-// in float. The last bin is of tokens that do not count.
-LSK_INLINE vi bin_of_floats(vf d, vi counted) {
-    const vf low = vf_splat(0x1p-24f), high = vf_splat(0x1.fffffep7f);
-    vf magnitude = (vf)((vi)d & INT32_MAX);
-    magnitude = vf_select(magnitude > low, magnitude, low);
-    magnitude = vf_select(magnitude < high, magnitude, high);
-    vi step = (vi)((vu)magnitude >> 16) - (vi)((vu)low >> 16) + 1;
-    vi negative = d < vf_splat(0);
-    vi bin = (((step & (d != vf_splat(0))) ^ negative) - negative) + LSK_MISMATCH_ZERO_BIN;
-    return (counted & bin) | (~counted & LSK_MISMATCH_UNCOUNTED_BIN);
-}
-
-// The same in float64, for inputs of which one is.
-LSK_INLINE vl bin_of_doubles(vd d, vl counted) {
+// The histogram bin of d, from its exponent and the first 7 bits of its mantissa; the last bin is of tokens
+// that do not count.
+LSK_INLINE vl bin_of(vd d, vl counted) {
     const vd low = vd_splat(0x1p-24), high = vd_splat(0x1.fffffffffffffp7);
     vul magnitude = (vul)vd_min(vd_max(vd_abs(d), low), high);
     vl step = (vl)((magnitude >> 45) - ((vul)low >> 45)) + 1;
     vl negative = d < vd_splat(0);
     vl bin = (((step & (d != vd_splat(0))) ^ negative) - negative) + LSK_MISMATCH_ZERO_BIN;
     return (counted & bin) | (~counted & LSK_MISMATCH_UNCOUNTED_BIN);
+}
+
+// The bins of all tokens of a chunk.
+LSK_INLINE void find_bins(lsk_chunk *chunk) {
+    for (int64_t at = 0; at < chunk->padded; at += LSK_LANES64) {
+        vd d = vd_load(chunk->trainer + at) - vd_load(chunk->rollout + at);
+        vi_half bins = __builtin_convertvector(bin_of(d, load_counted(chunk, at)), vi_half);
+        __builtin_memcpy(chunk->bins + at, &bins, sizeof bins);
+    }
 }
 
 // What loading a register of tokens finds out.
@@ -84,8 +82,6 @@ LSK_INLINE void load_register(lsk_chunk *chunk, vf_found *found, int64_t at, vf 
     store_doubles(chunk->rollout + at, b);
     bytes = __builtin_convertvector(counted & 1, vb32);
     __builtin_memcpy(chunk->counted + at, &bytes, sizeof bytes);
-    vi bins = bin_of_floats(a - b, counted);
-    __builtin_memcpy(chunk->bins + at, &bins, sizeof bins);
     vf larger = (vf)((vi)a & INT32_MAX), other = (vf)((vi)b & INT32_MAX);
     larger = vf_select(larger > other, larger, other);
     found->reach = vf_select(larger > found->reach, larger, found->reach);
@@ -144,8 +140,6 @@ static void load_wide(lsk_chunk *chunk, const char *trainer, int32_t trainer_for
         vd_store(chunk->rollout + at, (vd)(counted & (vl)b));
         vb64 bytes = __builtin_convertvector(counted & 1, vb64);
         __builtin_memcpy(chunk->counted + at, &bytes, sizeof bytes);
-        vl bins = bin_of_doubles((vd)(counted & (vl)a) - (vd)(counted & (vl)b), counted);
-        for (int i = 0; i < LSK_LANES64; i++) chunk->bins[at + i] = (int32_t)bins[i];
     }
     chunk->tame = 0;
     for (int i = 0; i < LSK_LANES64; i++) chunk->non_finite += non_finite[i];
@@ -179,7 +173,6 @@ static int load_chunk(lsk_chunk *chunk, const lsk_mismatch_span *span, int64_t s
     if (loaded < chunk->padded) loaded = chunk->padded;
     for (int64_t i = count; i < loaded; i++) {
         chunk->counted[i] = 0;
-        chunk->bins[i] = LSK_MISMATCH_UNCOUNTED_BIN;
         chunk->trainer[i] = chunk->rollout[i] = 0;
     }
     const int32_t a = span->trainer_format, b = span->rollout_format;
@@ -194,6 +187,7 @@ static int load_chunk(lsk_chunk *chunk, const lsk_mismatch_span *span, int64_t s
         load_narrow(chunk, trainer, a, rollout, b, count);
     else
         load_wide(chunk, trainer, a, rollout, b, count);
+    find_bins(chunk);
     return 1;
 }
 
@@ -308,6 +302,7 @@ typedef struct {
 typedef struct {
     double larger[LSK_MISMATCH_CHUNK];                        // the larger probability
     double sum[LSK_MISMATCH_CHUNK], gap[LSK_MISMATCH_CHUNK];  // p + q, p - q
+    double k3[LSK_MISMATCH_CHUNK];
 } lsk_probabilities;
 
 #define LSK_PASS static __attribute__((noinline)) void
@@ -349,6 +344,7 @@ LSK_INLINE void ratios_pass(lsk_ratio_lanes *lanes, lsk_probabilities *out, cons
             vd_ratio_terms t = ratio_terms_of(d, tame);
             vd_store(out->sum + i, sum_of(larger, t.shrink));
             vd_store(out->gap + i, gap_of(larger, t.gone, d));
+            vd_store(out->k3 + i, t.k3);
             vd ratio = (vd)(counted & (vl)t.ratio);
             r.k3[part] += t.k3;
             r.exp_magnitude[part] += (vd)(counted & (vl)t.exp_magnitude);
@@ -416,9 +412,131 @@ LSK_PASS add_moments(lsk_moment_lanes *lanes, const lsk_probabilities *in, const
     *lanes = m;
 }
 
-// Writes the sums of `span`, and adds its tokens to `histogram` [LSK_MISMATCH_BINS] unless that is NULL.
-static void mismatch_sums(lsk_mismatch_sums *sums, uint64_t *histogram, const lsk_mismatch_span *span) {
+// How many of the 8 tokens from `at` on count.
+LSK_INLINE int64_t count_eight(const lsk_chunk *chunk, int64_t at) {
+    uint64_t bytes;
+    __builtin_memcpy(&bytes, chunk->counted + at, sizeof bytes);
+    return (int64_t)(bytes * UINT64_C(0x0101010101010101) >> 56);
+}
+
+// The index at which `wanted` tokens from `start` on have been counted, at most the chunk's end; `found` is
+// how many were.
+static int64_t skip_counted(const lsk_chunk *chunk, int64_t start, int64_t wanted, int64_t *found) {
+    int64_t at = start;
+    *found = 0;
+    while (at < chunk->padded && *found < wanted) {
+        if (at % 8 == 0 && *found + count_eight(chunk, at) <= wanted) {
+            *found += count_eight(chunk, at);
+            at += 8;
+        } else {
+            *found += chunk->counted[at++];
+        }
+    }
+    return at;
+}
+
+// Positions 0, 1, 2, 3, then two buckets an octave.
+LSK_INLINE int position_bucket(int64_t position) {
+    if (position < 2) return (int)position;
+    const int octave = 63 - __builtin_clzll((uint64_t)position);
+    const int bucket = 2 * octave + (int)(position >> (octave - 1) & 1);
+    return bucket < LSK_POSITION_BUCKETS ? bucket : LSK_POSITION_BUCKETS - 1;
+}
+
+// Where the bucket ends.
+LSK_INLINE int64_t position_end(int bucket) {
+    if (bucket == LSK_POSITION_BUCKETS - 1) return INT64_MAX;
+    const int next = bucket + 1;
+    return next < 2 ? next : (int64_t)(2 + (next & 1)) << (next / 2 - 1);
+}
+
+// Adds the tokens of a chunk to the buckets of their positions. The run of tokens that one bucket takes of a
+// chunk is summed in lanes, by the index in the chunk, and the lanes are added by halves.
+LSK_PASS add_positions(lsk_mismatch_profile *profile, const lsk_chunk *chunk, const double *k3_of) {
+    static const int64_t first[LSK_MISMATCH_LANES] = {0, 1, 2, 3, 4, 5, 6, 7};
+    for (int64_t start = 0; start < chunk->padded;) {
+        const int number = position_bucket(profile->before);
+        int64_t tokens;
+        const int64_t end =
+            skip_counted(chunk, start, position_end(number) - profile->before, &tokens);
+        vd log_ratio[LSK_MISMATCH_PARTS] = {0}, magnitude[LSK_MISMATCH_PARTS] = {0};
+        vd k3[LSK_MISMATCH_PARTS] = {0};
+        for (int64_t at = start / LSK_MISMATCH_LANES * LSK_MISMATCH_LANES; at < end; at += LSK_MISMATCH_LANES) {
+#pragma clang loop unroll(full)
+            for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
+                const int64_t i = at + part * LSK_LANES64;
+                vl index;
+                __builtin_memcpy(&index, first + part * LSK_LANES64, sizeof index);
+                index += at;
+                const vl inside = (index >= start) & (index < end);
+                const vd d = (vd)(inside & (vl)(vd_load(chunk->trainer + i) - vd_load(chunk->rollout + i)));
+                log_ratio[part] += d;
+                magnitude[part] += vd_abs(d);
+                k3[part] += (vd)(inside & (vl)vd_load(k3_of + i));
+            }
+        }
+        lsk_mismatch_bucket *bucket = profile->position + number;
+        bucket->tokens += (double)tokens;
+        bucket->log_ratio += add_lanes(log_ratio);
+        bucket->magnitude += add_lanes(magnitude);
+        bucket->k3 += add_lanes(k3);
+        profile->before += tokens;
+        start = end;
+    }
+}
+
+// The buckets of a span's probabilities, four times: token i adds to copy i mod 4, so that the next token
+// need not wait for it.
+enum { LSK_PROBABILITY_COPIES = 4 };
+typedef struct {
+    lsk_mismatch_bucket copies[LSK_PROBABILITY_COPIES][LSK_PROBABILITY_BUCKETS];
+} lsk_probability_copies;
+
+typedef double vd_bucket __attribute__((vector_size(sizeof(lsk_mismatch_bucket))));
+
+LSK_PASS add_probabilities(lsk_probability_copies *out, const lsk_chunk *chunk, const double *k3) {
+    int32_t numbers[LSK_MISMATCH_CHUNK];
+    const vd low = vd_splat(0x1.8p-21), high = vd_splat(0x1p6);
+    for (int64_t at = 0; at < chunk->padded; at += LSK_LANES64) {
+        vd x = vd_min(vd_max(-vd_load(chunk->rollout + at), low), high);
+        vi_half bucket = __builtin_convertvector((vl)(((vul)x >> 51) - ((vul)low >> 51)), vi_half);
+        __builtin_memcpy(numbers + at, &bucket, sizeof bucket);
+    }
+    for (int64_t at = 0; at < chunk->padded; at += LSK_PROBABILITY_COPIES) {
+#pragma clang loop unroll(full)
+        for (int copy = 0; copy < LSK_PROBABILITY_COPIES; copy++) {
+            const int64_t i = at + copy;
+            const double d = chunk->trainer[i] - chunk->rollout[i];
+            const vd_bucket token = {chunk->counted[i], d, __builtin_fabs(d), k3[i]};
+            vd_bucket sums;
+            __builtin_memcpy(&sums, out->copies[copy] + numbers[i], sizeof sums);
+            sums += token;
+            __builtin_memcpy(out->copies[copy] + numbers[i], &sums, sizeof sums);
+        }
+    }
+}
+
+// (copy 0 + copy 2) + (copy 1 + copy 3), in order of growing probability.
+static void finish_probabilities(lsk_mismatch_profile *profile, const lsk_probability_copies *in) {
+    for (int number = 0; number < LSK_PROBABILITY_BUCKETS; number++) {
+        vd_bucket copy[LSK_PROBABILITY_COPIES];
+        for (int i = 0; i < LSK_PROBABILITY_COPIES; i++)
+            __builtin_memcpy(copy + i, in->copies[i] + number, sizeof *copy);
+        const vd_bucket sums = (copy[0] + copy[2]) + (copy[1] + copy[3]);
+        __builtin_memcpy(profile->probability + LSK_PROBABILITY_BUCKETS - 1 - number, &sums, sizeof sums);
+    }
+}
+
+// Writes the sums of `span`, adds its tokens to `histogram` [LSK_MISMATCH_BINS] unless that is NULL, and
+// writes its `profile` unless that is NULL.
+static void mismatch_sums(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_mismatch_profile *profile,
+                          const lsk_mismatch_span *span) {
     memset(sums, 0, sizeof *sums);
+    lsk_probability_copies copies;
+    if (profile) {
+        memset(profile->position, 0, sizeof profile->position);
+        memset(&copies, 0, sizeof copies);
+    }
     lsk_token_lanes t = {0};
     lsk_ratio_lanes r = {0};
     lsk_difference_lanes f = {0};
@@ -438,7 +556,12 @@ static void mismatch_sums(lsk_mismatch_sums *sums, uint64_t *histogram, const ls
         (chunk.tame ? add_tame_ratios : add_ratios)(&r, &probabilities, &chunk);
         add_differences(&f, &chunk, start);
         add_moments(&m, &probabilities, &chunk, sums);
+        if (profile) {
+            add_positions(profile, &chunk, probabilities.k3);
+            add_probabilities(&copies, &chunk, probabilities.k3);
+        }
     }
+    if (profile) finish_probabilities(profile, &copies);
 
     sums->tokens = count_lanes(t.count, 0);
     sums->differing = count_lanes(t.count, 1);

@@ -122,8 +122,9 @@ typedef struct {
                                   ptrdiff_t n, ptrdiff_t k);
     void (*add_bias)(float *c, ptrdiff_t c_stride, const float *bias, ptrdiff_t m, ptrdiff_t n);
 
-    // mismatch.h. `histogram` may be NULL.
-    void (*mismatch_sums)(lsk_mismatch_sums *sums, uint64_t *histogram, const lsk_mismatch_span *span);
+    // mismatch.h. `histogram` and `profile` may be NULL.
+    void (*mismatch_sums)(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_mismatch_profile *profile,
+                          const lsk_mismatch_span *span);
     int64_t (*mismatch_select)(double *values, const uint8_t *wanted, const lsk_mismatch_span *span);
     int64_t (*mismatch_terms)(double *log_ratio, double *k3, double *probability, uint8_t *counted,
                               const lsk_mismatch_span *span);

@@ -47,8 +47,8 @@ typedef struct {
     double largest_gap;       // max |p - q|
 } lsk_mismatch_sums;
 
-// A histogram of d, fine enough that the tokens of a few bins can be selected from and small enough to
-// stay in the first cache: 7 bits of mantissa for 2^-24 <= |d| < 2^8 (clamped outside), negative below,
+// A histogram of d, fine enough that the tokens of a few bins can be selected from and quantiles read off, and
+// small enough to stay in the cache: 7 bits of mantissa for 2^-24 <= |d| < 2^8 (clamped outside), negative below,
 // a bin of its own for 0, positive above. The last bin takes the tokens that do not count.
 enum {
     LSK_MISMATCH_HALF_BINS = 4096,
@@ -56,5 +56,30 @@ enum {
     LSK_MISMATCH_ZERO_BIN = LSK_MISMATCH_HALF_BINS,
     LSK_MISMATCH_UNCOUNTED_BIN = LSK_MISMATCH_BINS - 1
 };
+
+// Buckets of a profile.
+//
+// By position, which is how many counted tokens of the sequence came before: 0, 1, then two an octave, [2^k,
+// 1.5 2^k) and [1.5 2^k, 2^(k+1)), to the last from 1.5 2^20 on.
+//
+// By the probability q that drew the token, growing. Rounding noise grows with 1 - q, so the edges are dense at
+// 1: ln q is -2^k or -1.5 2^k from -64 to -2^-20; the first bucket is below, the last beyond.
+enum { LSK_POSITION_BUCKETS = 42, LSK_PROBABILITY_BUCKETS = 54 };
+
+// What a bucket sums up.
+typedef struct {
+    double tokens;
+    double log_ratio;  // d
+    double magnitude;  // |d|
+    double k3;         // exp(d) - 1 - d
+} lsk_mismatch_bucket;
+
+// The profiles of a span. `before` is moved on: give the number of counted tokens of the sequence before the
+// span, 0 for its first.
+typedef struct {
+    int64_t before;
+    lsk_mismatch_bucket position[LSK_POSITION_BUCKETS];
+    lsk_mismatch_bucket probability[LSK_PROBABILITY_BUCKETS];
+} lsk_mismatch_profile;
 
 #endif

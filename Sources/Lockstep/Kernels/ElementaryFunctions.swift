@@ -31,11 +31,18 @@ func logarithm(_ x: Double) -> Double {
 func exponential(_ x: Double) -> Double {
     guard x > -708 else { return x.isNaN ? x : 0 }
     guard x < 709.7 else { return x == x ? .infinity : x }
+    let (significand, exponent) = exponentialParts(x)
+    return scaled(significand, by: exponent)
+}
+
+/// e^x as m 2^n with m in [0.7, 1.5], for any |x| up to 2^20: within 1 ulp or so while |x| is below 1,000, and
+/// within a relative 2^-51 at the ends.
+func exponentialParts(_ x: Double) -> (significand: Double, exponent: Int) {
     let n = (x * 0x1.71547652b82fep0).rounded(.toNearestOrEven)
     let r = (x - n * 0x1.62e42feep-1) - n * 0x1.a39ef35793c76p-33
     var series = 1.0
     for k in stride(from: 14.0, through: 1, by: -1) { series = series * (r / k) + 1 }
-    return scaled(series, by: Int(n))
+    return (series, Int(n))
 }
 
 /// x 2^n, exact unless the result leaves the normal range (0 below it).

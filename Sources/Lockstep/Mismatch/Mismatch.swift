@@ -1,5 +1,3 @@
-import CLockstepKernels
-
 /// A mean and its standard error, clustered by sequence; the error is NaN with fewer than two sequences.
 public struct Estimate: Equatable, Sendable {
     /// The mean.
@@ -47,7 +45,7 @@ public struct Mismatch: Sendable {
     public var rmsLogRatio = Estimate.none
     /// Max |d|.
     public var maxAbsLogRatio = Double.nan
-    /// The sequence of the first token with max |d|; -1 if no token counts.
+    /// The sequence of the token with max |d|, of equals the first; -1 if no token counts.
     public var maxAbsSequence = -1
     /// The index of that token in its sequence; -1 if no token counts.
     public var maxAbsPosition = -1
@@ -106,173 +104,33 @@ public struct Mismatch: Sendable {
     public var meanSequenceLength = Double.nan
     /// The most counted tokens of a sequence.
     public var maxSequenceLength = 0
+
+    /// Standard error of `ess`.
+    public var essStandardError = Double.nan
+    /// Standard error of `trainerPerplexity`.
+    public var trainerPerplexityStandardError = Double.nan
+    /// Standard error of `rolloutPerplexity`.
+    public var rolloutPerplexityStandardError = Double.nan
+    /// Standard error of `perplexityRatio`.
+    public var perplexityRatioStandardError = Double.nan
+    /// Standard error of `sequenceLogRatioStd`.
+    public var sequenceLogRatioStdStandardError = Double.nan
 }
 
 extension LogProbPair {
     /// Measures the mismatch of the pair: all statistics in one call.
     ///
-    /// Reads the log-probs twice. Extra memory: about 250 bytes a sequence (or 4,096 tokens of one) and, for
-    /// the quantiles, at most 8 bytes a token, in practice a twentieth of that.
+    /// Reads the log-probs twice. Extra memory: about 100 KB for each thread and, for the quantiles, at most
+    /// 8 bytes a token, in practice a twentieth of that.
     public func mismatch(
         nonFinite policy: NonFinitePolicy = .strict, execution: Execution = Execution()
     ) throws(LockstepError) -> Mismatch {
         try withLockstepFloatMode { () throws(LockstepError) in
-            let scan = try MismatchScan(self, execution)
-            let histogram = try MismatchHistogram(workers: scan.workers)
-            let sequences = try MismatchSequences(scan, policy, counting: histogram.workerBins)
-            var mismatch = Mismatch(sequences.sums, of: self, owners: sequences.owners)
-            mismatch.oneMinusPearson = sequences.moments.oneMinusPearson
-            mismatch.pearson = 1 - mismatch.oneMinusPearson
+            let state = try MismatchState(of: self, ids: .index(from: 0), .init(), policy, execution)
+            var mismatch = state.moments.mismatch()
             mismatch.logRatioQuantiles = try MismatchQuantiles.measure(
-                scan, histogram: histogram.total(), tokens: mismatch.tokens)
+                MismatchScan(self, execution), histogram: state.sketch.histogram, tokens: mismatch.tokens)
             return mismatch
         }
-    }
-}
-
-extension Mismatch {
-    /// Everything that follows from the sums of each sequence.
-    fileprivate init(_ sums: UnsafeBufferPointer<lsk_mismatch_sums>, of pair: LogProbPair, owners: [Int]) {
-        var total = SIMD16<Double>(repeating: 0)
-        for (record, sum) in sums.enumerated() {
-            excludedTokens += Int(sum.non_finite)
-            if sum.tokens == 0 { continue }
-            tokens += Int(sum.tokens)
-            sequences += 1
-            total += sum.averaged
-            maxSequenceLength = max(maxSequenceLength, Int(sum.tokens))
-            if !(sum.largest <= maxAbsLogRatio) {
-                maxAbsLogRatio = sum.largest
-                maxAbsSequence = owners[record]
-                maxAbsPosition = Int(sum.largest_at)
-            }
-            if !(sum.largest_gap <= maxAbsProbDiff) { maxAbsProbDiff = sum.largest_gap }
-        }
-        emptySequences = pair.sequences - sequences
-        maskedTokens = pair.trainer.rows * pair.trainer.columns - tokens - excludedTokens
-        guard tokens > 0 else { return }
-
-        // A mean over tokens is a ratio of two sums over sequences, sum x_i / sum n_i. Linearised, its error
-        // is that of the mean of x_i - m n_i: k / (k - 1) sum (x_i - m n_i)^2 / (sum n_i)^2 for k sequences.
-        let means = total / Double(tokens)
-        var squares = SIMD16<Double>(repeating: 0)
-        for sum in sums where sum.tokens > 0 {
-            let residual = sum.averaged - means * Double(sum.tokens)
-            squares += residual * residual
-        }
-        let k = Double(sequences)
-        let errors = (squares * (k / (k - 1))).squareRoot() / Double(tokens)
-        func estimate(_ average: Average, scale: Double = 1, offset: Double = 0) -> Estimate {
-            Estimate(
-                value: means[average.rawValue] * scale + offset,
-                standardError: sequences < 2 ? .nan : errors[average.rawValue] * scale.magnitude)
-        }
-        meanLogRatio = estimate(.logRatio)
-        k1 = estimate(.logRatio, scale: -1)
-        k2 = estimate(.square, scale: 0.5)
-        k3 = estimate(.k3)
-        meanAbsLogRatio = estimate(.magnitude)
-        meanAbsProbDiff = estimate(.probabilityGap)
-        shareDiffering = estimate(.differing)
-        shareOutsideMLPerf = estimate(.outsideMLPerf)
-        shareOutside1pct = estimate(.outside1pct)
-        shareOutside5pct = estimate(.outside5pct)
-        shareOutside10pct = estimate(.outside10pct)
-        chiSquare = estimate(.ratioSquare, offset: -1)
-        meanRatio = estimate(.ratio)
-        meanExpAbsLogRatio = estimate(.expMagnitude)
-        meanRolloutLogProb = estimate(.rollout)
-
-        // The root by the delta method: the error of x over 2 sqrt x.
-        let square = estimate(.square)
-        rmsLogRatio.value = square.value.squareRoot()
-        rmsLogRatio.standardError =
-            square.value > 0 ? square.standardError / (2 * rmsLogRatio.value) : square.standardError
-
-        let (ratio, ratioSquare) = (means[Average.ratio.rawValue], means[Average.ratioSquare.rawValue])
-        ess = ratio * ratio / ratioSquare
-        rolloutPerplexity = exponential(-meanRolloutLogProb.value)
-        trainerPerplexity = exponential(-(meanRolloutLogProb.value + meanLogRatio.value))
-        perplexityRatio = exponential(-meanLogRatio.value)
-        meanSequenceLength = Double(tokens) / k
-        measureSequences(sums)
-    }
-
-    /// The statistics over sequences, each of which counts once.
-    private mutating func measureSequences(_ sums: UnsafeBufferPointer<lsk_mismatch_sums>) {
-        let k = Double(sequences)
-        var largest = -Double.infinity
-        for sum in sums where sum.tokens > 0 { largest = max(largest, sum.log_ratio) }
-
-        var total = SIMD4<Double>(repeating: 0)
-        var weights = 0.0
-        var weightSquares = 0.0
-        for sum in sums where sum.tokens > 0 {
-            total += sum.sequenceAverages
-            // The largest weight is taken out of all of them: it leaves the ESS as it is.
-            let weight = exponential(sum.log_ratio - largest)
-            weights += weight
-            weightSquares += weight * weight
-        }
-        let means = total / k
-        sequenceESS = weights * weights / (k * weightSquares)
-
-        var squares = SIMD4<Double>(repeating: 0)
-        var lengthSquares = 0.0
-        var products = 0.0
-        for sum in sums where sum.tokens > 0 {
-            let centred = sum.sequenceAverages - means
-            let length = Double(sum.tokens) - meanSequenceLength
-            squares += centred * centred
-            lengthSquares += length * length
-            products += length * centred[0]
-        }
-        let deviations = (squares / (k - 1)).squareRoot()
-        func estimate(_ index: Int) -> Estimate {
-            Estimate(
-                value: means[index],
-                standardError: sequences < 2 ? .nan : deviations[index] / k.squareRoot())
-        }
-        sequenceLogRatio = estimate(0)
-        sequenceMeanLogRatio = estimate(1)
-        sequenceMeanExpAbs = estimate(2)
-        shareSequencesMasked = estimate(3)
-        if sequences >= 2 { sequenceLogRatioStd = deviations[0] }
-
-        guard lengthSquares > 0 else { return }
-        let slope = products / lengthSquares
-        slopePer1000.value = 1000 * slope
-        guard sequences > 2 else { return }
-        // The spread of S grows with length, so the error is the one that does not assume it constant:
-        // White's (1980), with the factor k / (k - 2).
-        var spread = 0.0
-        for sum in sums where sum.tokens > 0 {
-            let length = Double(sum.tokens) - meanSequenceLength
-            let residual = sum.log_ratio - means[0] - slope * length
-            spread += (length * residual) * (length * residual)
-        }
-        slopePer1000.standardError = 1000 * (spread * (k / (k - 2))).squareRoot() / lengthSquares
-    }
-}
-
-/// The sums whose averages over tokens are reported: lanes of `lsk_mismatch_sums.averaged`.
-private enum Average: Int {
-    case logRatio, square, magnitude, k3, ratio, ratioSquare, expMagnitude, probabilityGap
-    case rollout, differing, outsideMLPerf, outside1pct, outside5pct, outside10pct
-}
-
-extension lsk_mismatch_sums {
-    /// In the order of `Average`.
-    fileprivate var averaged: SIMD16<Double> {
-        SIMD16(
-            log_ratio, square, magnitude, k3, ratio, ratio_square, exp_magnitude, probability_gap,
-            rollout, Double(differing), Double(outside.0), Double(outside.1), Double(outside.2),
-            Double(outside.3), 0, 0)
-    }
-
-    /// S, mean d, mean exp|d|, and 1 where the last is above 2.
-    fileprivate var sequenceAverages: SIMD4<Double> {
-        let n = Double(tokens)
-        return SIMD4(log_ratio, log_ratio / n, exp_magnitude / n, exp_magnitude / n > 2 ? 1 : 0)
     }
 }

@@ -91,7 +91,7 @@ extension LogProbPair {
             }
         }
         for run in 0..<runs.count where refusedBase[run] >= 0 {
-            try scan.throwNonFinite(in: scan.spans[refusedBase[run]])
+            try throwNonFinite(in: scan.spans[refusedBase[run]])
         }
         return (0..<buckets).map { bucket in
             var total = BucketSums()

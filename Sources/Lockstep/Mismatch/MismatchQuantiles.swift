@@ -1,28 +1,5 @@
 import CLockstepKernels
 
-/// How many tokens have their log ratio in each of the kernels' bins, counted by each worker on its own.
-struct MismatchHistogram: ~Copyable {
-    static let bins = Int(LSK_MISMATCH_BINS)
-
-    private let counts: Scratch<UInt64>
-    private let workers: Int
-
-    init(workers: Int) throws(LockstepError) {
-        counts = try Scratch(count: workers * MismatchHistogram.bins, filledWith: 0)
-        self.workers = workers
-    }
-
-    /// The counts of worker 0, then those of worker 1...
-    var workerBins: UnsafeMutablePointer<UInt64> { counts.base }
-
-    /// The counts of all workers, the bin of tokens that do not count left out.
-    func total() -> [Int] {
-        (0..<MismatchHistogram.bins - 1).map { bin in
-            (0..<workers).reduce(0) { $0 + Int(counts.base[$1 * MismatchHistogram.bins + bin]) }
-        }
-    }
-}
-
 /// Exact quantiles without sorting: a histogram says which few bins hold the order statistics, a second
 /// pass collects the tokens of those bins, and a selection finds them there.
 enum MismatchQuantiles {
@@ -36,17 +13,32 @@ enum MismatchQuantiles {
         _ scan: MismatchScan, histogram: [Int], tokens: Int
     ) throws(LockstepError) -> [Double] {
         guard tokens > 0 else { return thousandths.map { _ in .nan } }
+        return interpolate(try orderStatistics(ranks(tokens), scan, histogram), tokens)
+    }
+
+    /// The ranks, in ascending order, of the order statistics that the quantiles lie between.
+    static func ranks(_ tokens: Int) -> [Int] {
         var ranks: Set<Int> = []
         for q in thousandths {
-            let rank = (tokens - 1) * q / 1000
+            let rank = thousandth(q, of: tokens - 1).rank
             ranks.formUnion([rank, min(rank + 1, tokens - 1)])
         }
-        let values = try orderStatistics(ranks.sorted(), scan, histogram)
-        return thousandths.map { q in
-            let (rank, rest) = ((tokens - 1) * q).quotientAndRemainder(dividingBy: 1000)
-            let (low, high) = (values[rank]!, values[min(rank + 1, tokens - 1)]!)
+        return ranks.sorted()
+    }
+
+    /// The quantiles between order statistics, given by rank; NaN where one is missing.
+    static func interpolate(_ values: [Int: Double], _ tokens: Int) -> [Double] {
+        thousandths.map { q in
+            let (rank, rest) = thousandth(q, of: tokens - 1)
+            guard let low = values[rank], let high = values[min(rank + 1, tokens - 1)] else { return .nan }
             return low == high ? low : low + (high - low) * (Double(rest) / 1000)
         }
+    }
+
+    /// q n / 1000, as a whole number and thousandths, for any n.
+    private static func thousandth(_ q: Int, of n: Int) -> (rank: Int, rest: Int) {
+        let (whole, part) = n.quotientAndRemainder(dividingBy: 1000)
+        return (whole * q + part * q / 1000, part * q % 1000)
     }
 
     /// The values at `ranks` (ascending) of the sorted log ratios.
@@ -54,7 +46,7 @@ enum MismatchQuantiles {
         _ ranks: [Int], _ scan: MismatchScan, _ histogram: [Int]
     ) throws(LockstepError) -> [Int: Double] {
         var values: [Int: Double] = [:]
-        var wanted = [UInt8](repeating: 0, count: MismatchHistogram.bins)
+        var wanted = [UInt8](repeating: 0, count: MismatchSketch.bins)
         var collected: [(rank: Int, index: Int)] = []  // index among the tokens that will be collected
         var below = 0  // tokens in lower bins ...
         var belowWanted = 0  // ... of them, collected
@@ -77,6 +69,29 @@ enum MismatchQuantiles {
         select(collected.map(\.index)[...], in: tokens.base, 0..<belowWanted)
         for (rank, index) in collected { values[rank] = tokens.base[index] }
         return values
+    }
+
+    /// The same quantiles of kept values and so many zeros; the order of the values does not matter.
+    static func exact(of values: [Double], zeros: Int) -> [Double] {
+        let tokens = values.count + zeros
+        guard tokens > 0 else { return thousandths.map { _ in .nan } }
+        let negative = values.count { $0 < 0 }
+        var statistics: [Int: Double] = [:]
+        var places: [Int: Int] = [:]
+        for rank in ranks(tokens) {
+            if rank >= negative, rank < negative + zeros {
+                statistics[rank] = 0
+            } else {
+                places[rank] = rank < negative ? rank : rank - zeros
+            }
+        }
+        var copy = values
+        copy.withUnsafeMutableBufferPointer { copy in
+            guard let base = copy.baseAddress else { return }
+            select(places.values.sorted()[...], in: base, 0..<copy.count)
+            for (rank, place) in places { statistics[rank] = base[place] }
+        }
+        return interpolate(statistics, tokens)
     }
 
     /// The log ratios of all tokens in the wanted bins, in no particular order.

@@ -64,14 +64,16 @@ struct MismatchScan {
     func view(_ span: MismatchSpan) -> lsk_mismatch_span {
         pair.tokens(of: span.sequence, from: span.start, count: span.count)
     }
+}
 
+extension LogProbPair {
     /// Throws the error for the first non-finite counted log-prob of a span.
     func throwNonFinite(in span: MismatchSpan) throws(LockstepError) {
-        let row = pair.offsets == nil ? span.sequence : 0
-        let column = pair.offsets?[span.sequence] ?? 0
+        let row = offsets == nil ? span.sequence : 0
+        let column = offsets?[span.sequence] ?? 0
         for position in span.start..<span.start + span.count {
-            if let mask = pair.mask, mask.base![row &* mask.rowStride + column + position] == 0 { continue }
-            for (matrix, name) in [(pair.trainer, "trainer_log_probs"), (pair.rollout, "rollout_log_probs")] {
+            if let mask, mask.base![row &* mask.rowStride + column + position] == 0 { continue }
+            for (matrix, name) in [(trainer, "trainer_log_probs"), (rollout, "rollout_log_probs")] {
                 let value = VectorView(matrix.row(row), matrix.format, count: matrix.columns)
                     .double(column + position)
                 if value.isFinite { continue }
@@ -89,29 +91,22 @@ struct MismatchSequences: ~Copyable {
     private let parts: Scratch<lsk_mismatch_sums>
     /// The index of each record's sequence.
     let owners: [Int]
-    /// Centred second moments of the two probabilities, over all tokens.
-    let moments: ProbabilityMoments
 
-    /// Sums all spans; with `bins`, also counts the tokens of each bin (`MismatchHistogram.workerBins`).
-    init(
-        _ scan: MismatchScan, _ policy: NonFinitePolicy, counting bins: UnsafeMutablePointer<UInt64>? = nil
-    ) throws(LockstepError) {
+    /// Sums all spans.
+    init(_ scan: MismatchScan, _ policy: NonFinitePolicy) throws(LockstepError) {
         let storage = try Scratch<lsk_mismatch_sums>(count: scan.spans.count)
         let parts = storage.base
-        scan.forEachTask { range, worker in
-            let bins = bins.map { $0 + worker * MismatchHistogram.bins }
+        scan.forEachTask { range, _ in
             for index in range {
                 var view = scan.view(scan.spans[index])
-                scan.kernels.pointee.mismatch_sums!(parts + index, bins, &view)
+                scan.kernels.pointee.mismatch_sums!(parts + index, nil, nil, &view)
             }
         }
         var owners: [Int] = []
-        var moments = ProbabilityMoments()
         // The spans of a sequence are added in order, into the places of those already taken up.
         for (index, span) in scan.spans.enumerated() {
             let part = parts[index]
-            if part.non_finite > 0, policy == .strict { try scan.throwNonFinite(in: span) }
-            moments.add(part)
+            if part.non_finite > 0, policy == .strict { try scan.pair.throwNonFinite(in: span) }
             if owners.last == span.sequence {
                 parts[owners.count - 1].add(part, from: span.start)
             } else {
@@ -121,18 +116,17 @@ struct MismatchSequences: ~Copyable {
         }
         self.parts = storage
         self.owners = owners
-        self.moments = moments
     }
 
-    /// The sums of each sequence in `owners`.
-    ///
-    /// Those of the shifted probabilities mean nothing here: see `moments`.
+    /// The sums of each sequence in `owners`; those of the shifted probabilities mean nothing here.
     var sums: UnsafeBufferPointer<lsk_mismatch_sums> { .init(start: parts.base, count: owners.count) }
 }
 
 extension lsk_mismatch_sums {
     /// Adds the sums of a later span of the same sequence, which starts at `start`.
-    fileprivate mutating func add(_ part: lsk_mismatch_sums, from start: Int) {
+    ///
+    /// The sums of the shifted probabilities are left alone.
+    mutating func add(_ part: lsk_mismatch_sums, from start: Int) {
         tokens += part.tokens
         non_finite += part.non_finite
         differing += part.differing
@@ -154,50 +148,5 @@ extension lsk_mismatch_sums {
             largest_at = part.largest_at + Int64(start)
         }
         largest_gap = part.largest_gap > largest_gap ? part.largest_gap : largest_gap
-    }
-}
-
-/// Centred second moments of s = p + q and g = p - q, p and q being the two probabilities of a token.
-///
-/// Spans are merged by the pairwise update of Chan, Golub and LeVeque (1979), so no large square is
-/// subtracted from another.
-struct ProbabilityMoments {
-    private var count = 0.0
-    private var sumMean = 0.0
-    private var gapMean = 0.0
-    private var sumSum = 0.0
-    private var gapGap = 0.0
-    private var sumGap = 0.0
-
-    /// Adds the tokens of a span.
-    mutating func add(_ part: lsk_mismatch_sums) {
-        guard part.tokens > 0 else { return }
-        let n = Double(part.tokens)
-        let total = count + n
-        let sumStep = part.sum_shift + part.sum / n - sumMean
-        let gapStep = part.gap_shift + part.gap / n - gapMean
-        let weight = count * n / total
-        sumSum += (part.sum_square - part.sum * part.sum / n) + sumStep * sumStep * weight
-        gapGap += (part.gap_square - part.gap * part.gap / n) + gapStep * gapStep * weight
-        sumGap += (part.sum_gap - part.sum * part.gap / n) + sumStep * gapStep * weight
-        sumMean += sumStep * n / total
-        gapMean += gapStep * n / total
-        count = total
-    }
-
-    /// 1 - Pearson's correlation of p and q; NaN if one of them does not vary.
-    ///
-    /// With S the centred sums of products, S_pp - S_qq = S_sg and S_pp + S_qq - 2 S_pq = S_gg, so
-    ///
-    ///     1 - rho = (S_gg - (S_sg / (sqrt S_pp + sqrt S_qq))^2) / (2 sqrt(S_pp S_qq))
-    ///
-    /// in which every term is as small as the gap between the policies.
-    var oneMinusPearson: Double {
-        let trainer = ((sumSum + gapGap + 2 * sumGap) / 4).squareRoot()
-        let rollout = ((sumSum + gapGap - 2 * sumGap) / 4).squareRoot()
-        guard trainer > 0, rollout > 0 else { return .nan }
-        let scale = sumGap / (trainer + rollout)
-        let value = (gapGap - scale * scale) / (2 * trainer * rollout)
-        return value < 0 ? 0 : value > 2 ? 2 : value
     }
 }

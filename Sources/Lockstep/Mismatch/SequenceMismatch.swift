@@ -20,7 +20,7 @@ public struct SequenceMismatch: Equatable, Sendable {
     /// A sequence without counted tokens.
     public init() {}
 
-    fileprivate init(_ sum: lsk_mismatch_sums) {
+    init(_ sum: lsk_mismatch_sums) {
         guard sum.tokens > 0 else { return }
         let n = Double(sum.tokens)
         tokens = Int(sum.tokens)

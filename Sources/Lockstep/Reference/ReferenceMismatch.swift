@@ -129,6 +129,66 @@ enum ReferenceMismatch {
         return sums
     }
 
+    /// A bucket of a profile: tokens, and sums of d, |d| and k3.
+    typealias Bucket = [Double]
+
+    /// The buckets by position of a span, when `before` counted tokens of its sequence came earlier.
+    ///
+    /// Tokens that are in one bucket and in one chunk of 256 are summed in lanes.
+    static func positions(_ span: lsk_mismatch_span, before: Int) -> [Bucket] {
+        let tokens = tokens(span)
+        var buckets = [Bucket](repeating: [0, 0, 0, 0], count: Int(LSK_POSITION_BUCKETS))
+        var position = before
+        for start in stride(from: 0, to: tokens.count, by: 256) {
+            var runs: [Int: [Token?]] = [:]  // by bucket; tokens of others are left out
+            let chunk = Array(tokens[start..<min(start + 256, tokens.count)])
+            for (index, token) in chunk.enumerated() {
+                guard let token else { continue }
+                let bucket = positionBucket(position)
+                runs[bucket, default: chunk.map { _ in nil }][index] = token
+                position += 1
+            }
+            for (bucket, run) in runs {
+                buckets[bucket][0] += Double(run.count { $0 != nil })
+                buckets[bucket][1] += sumInLanes(run) { $0 + $1.logRatio }
+                buckets[bucket][2] += sumInLanes(run) { $0 + $1.logRatio.magnitude }
+                buckets[bucket][3] += sumInLanes(run) { $0 + $1.k3 }
+            }
+        }
+        return buckets
+    }
+
+    /// The last bucket that begins at or before a position.
+    private static func positionBucket(_ position: Int) -> Int {
+        var edges = [0, 1]
+        for octave in 1...20 { edges += [1 << octave, 3 << (octave - 1)] }
+        return edges.lastIndex { $0 <= position }!
+    }
+
+    /// The buckets by probability of a span: four sums, of every fourth token, added as (0 + 2) + (1 + 3).
+    static func probabilities(_ span: lsk_mismatch_span) -> [Bucket] {
+        let count = Int(LSK_PROBABILITY_BUCKETS)
+        var lanes = [[Bucket]](
+            repeating: [Bucket](repeating: [0, 0, 0, 0], count: count), count: 4)
+        var edges: [Double] = []  // of -ln q
+        for octave in -20...5 {
+            edges += [1, 1.5].map { Double(sign: .plus, exponent: octave, significand: $0) }
+        }
+        edges.append(64)
+        for (index, token) in tokens(span).enumerated() {
+            guard let token else { continue }
+            let bucket = count - 1 - edges.count { $0 <= -token.rollout }
+            let terms = [1, token.logRatio, token.logRatio.magnitude, token.k3]
+            for (term, value) in terms.enumerated() { lanes[index % 4][bucket][term] += value }
+        }
+        return (0..<count).map { bucket -> Bucket in
+            (0..<4).map { term -> Double in
+                let lane = lanes.map { $0[bucket][term] }
+                return (lane[0] + lane[2]) + (lane[1] + lane[3])
+            }
+        }
+    }
+
     /// Eight sums, of every eighth token; then halves are added: 8 to 4 to 2 to 1.
     private static func sumInLanes(_ tokens: [Token?], _ add: (Double, Token) -> Double) -> Double {
         var lanes = [Double](repeating: 0, count: 8)

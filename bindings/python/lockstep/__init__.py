@@ -18,6 +18,7 @@ log-probs for PyTorch's autograd.
 """
 
 from . import _library
+from ._accumulator import MismatchAccumulator
 from ._errors import (
     BadDataError, FileError, InternalError, InvalidArgumentError, LockstepError, NonFiniteError,
     OutOfMemoryError, UnsupportedError,
@@ -38,7 +39,7 @@ __all__ = [
     "LOG_RATIO_QUANTILES", "BadDataError", "ConvertCounts", "Converted", "Divergence", "Estimate",
     "ExactMismatch", "FileError", "Head", "InternalError", "InvalidArgumentError", "LinearGradients",
     "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter",
-    "Mismatch", "NonFiniteError", "OutOfMemoryError", "UnsupportedError", "convert",
+    "Mismatch", "MismatchAccumulator", "NonFiniteError", "OutOfMemoryError", "UnsupportedError", "convert",
     "exact_mismatch", "has_instruction_set", "linear_log_probs", "linear_log_probs_backward",
     "log_probs", "log_probs_backward", "metrics", "mismatch", "mismatch_profile", "mismatch_sequences",
     "ulp_distance",

@@ -175,6 +175,11 @@ class Mismatch(Structure):
         ("slope_per_1000", Estimate),
         ("mean_sequence_length", c_double),
         ("max_sequence_length", c_int64),
+        ("ess_standard_error", c_double),
+        ("trainer_perplexity_standard_error", c_double),
+        ("rollout_perplexity_standard_error", c_double),
+        ("perplexity_ratio_standard_error", c_double),
+        ("sequence_log_ratio_std_standard_error", c_double),
     ]
 
 
@@ -195,6 +200,35 @@ class MismatchBucket(Structure):
     _fields_ = [
         ("lower", c_double), ("upper", c_double), ("tokens", c_int64), ("mean_log_ratio", c_double),
         ("mean_abs_log_ratio", c_double), ("k3", c_double),
+    ]
+
+
+class MismatchAccumulatorOptions(Structure):
+    _fields_ = [("struct_size", c_uint32), ("exact_quantiles", c_int32)]
+
+
+SEQUENCE_LOG_RATIO = 0
+SEQUENCE_MEAN_LOG_RATIO = 1
+
+
+class MismatchSequenceBin(Structure):
+    _fields_ = [
+        ("min_tokens", c_int64), ("max_tokens", c_int64), ("lower", c_double), ("upper", c_double),
+        ("sequences", c_int64),
+    ]
+
+
+class MismatchSample(Structure):
+    _fields_ = [
+        ("id", c_uint64), ("tokens", c_int64), ("log_ratio", c_double), ("mean_log_ratio", c_double),
+        ("mean_abs_log_ratio", c_double), ("max_abs_log_ratio", c_double), ("mean_exp_abs", c_double),
+        ("k3", c_double),
+    ]
+
+
+class MismatchToken(Structure):
+    _fields_ = [
+        ("id", c_uint64), ("position", c_int64), ("log_ratio", c_double), ("rollout_log_prob", c_double),
     ]
 
 
@@ -310,6 +344,21 @@ SIGNATURES = {
         c_int32, [c_void_p, c_size_t] + [_tensor] * 4 + [_mismatch_options]),
     "lockstep_mismatch_profile": (
         c_int32, [c_void_p, c_size_t, c_void_p, c_int32] + [_tensor] * 4 + [_mismatch_options]),
+    "lockstep_mismatch_accumulator_create": (
+        c_int32, [POINTER(c_void_p), POINTER(MismatchAccumulatorOptions)]),
+    "lockstep_mismatch_accumulator_destroy": (None, [c_void_p]),
+    "lockstep_mismatch_accumulator_update": (
+        c_int32, [c_void_p] + [_tensor] * 5 + [_mismatch_options]),
+    "lockstep_mismatch_accumulator_merge": (c_int32, [c_void_p, c_void_p]),
+    "lockstep_mismatch_accumulator_report": (c_int32, [POINTER(Mismatch), c_void_p]),
+    "lockstep_mismatch_accumulator_profile": (
+        c_int32, [c_void_p, POINTER(c_size_t), c_void_p, c_int32]),
+    "lockstep_mismatch_accumulator_histogram": (
+        c_int32, [c_void_p, POINTER(c_size_t), c_void_p, c_int32]),
+    "lockstep_mismatch_accumulator_sample": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p]),
+    "lockstep_mismatch_accumulator_worst": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p]),
+    "lockstep_mismatch_accumulator_save": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p]),
+    "lockstep_mismatch_accumulator_load": (c_int32, [POINTER(c_void_p), c_void_p, c_size_t]),
     "lockstep_mismatch_exact": (
         c_int32, [POINTER(Divergence), c_void_p, c_size_t] + [_tensor] * 3 + [_log_probs_options]),
     "lockstep_log_writer_create": (
@@ -403,6 +452,10 @@ AXES = {
 }
 LOG_MODES = {"create": LOG_CREATE, "append": LOG_APPEND, "replace": LOG_REPLACE}
 LOG_DAMAGE = {"strict": LOG_DAMAGE_STRICT, "skip": LOG_DAMAGE_SKIP}
+
+SEQUENCE_QUANTITIES = {
+    "log_ratio": SEQUENCE_LOG_RATIO, "mean_log_ratio": SEQUENCE_MEAN_LOG_RATIO,
+}
 
 
 def choice(values: dict[str, int], value: str, name: str) -> int:

@@ -104,6 +104,12 @@ class Mismatch:
     #: Counted tokens a sequence: mean and largest.
     mean_sequence_length: float
     max_sequence_length: int
+    #: Standard errors of `ess`, the perplexities, their ratio, and `sequence_log_ratio_std`.
+    ess_standard_error: float
+    trainer_perplexity_standard_error: float
+    rollout_perplexity_standard_error: float
+    perplexity_ratio_standard_error: float
+    sequence_log_ratio_std_standard_error: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers. NaN stays NaN (JSON has none: choose what it becomes)."""
@@ -138,8 +144,8 @@ class ExactMismatch(NamedTuple):
 
 
 def _record(struct: type[ctypes.Structure]) -> np.dtype:
-    """The NumPy dtype of a frozen C struct of int64 and double."""
-    kinds = {ctypes.c_int64: np.int64, ctypes.c_double: np.float64}
+    """The NumPy dtype of a frozen C struct of 64-bit integers and doubles."""
+    kinds = {ctypes.c_int64: np.int64, ctypes.c_uint64: np.uint64, ctypes.c_double: np.float64}
     return np.dtype([(name, kinds[kind]) for name, kind in struct._fields_])  # type: ignore
 
 
@@ -192,7 +198,7 @@ def mismatch(
     raw = c.Mismatch(sizeof(c.Mismatch))
     options = _options(non_finite, threads, instruction_set)
     check(library.lockstep_mismatch_measure(raw, *log.tensors(), options))
-    return Mismatch(**{each.name: _plain(getattr(raw, each.name)) for each in fields(Mismatch)})
+    return _statistics(raw)
 
 
 def mismatch_sequences(
@@ -400,6 +406,10 @@ def _options(non_finite: str, threads: int, instruction_set: str) -> c.MismatchO
     return c.MismatchOptions(
         sizeof(c.MismatchOptions), choice(c.NON_FINITE, non_finite, "non_finite"),
         int32(threads, "threads"), choice(c.INSTRUCTION_SETS, instruction_set, "instruction_set"))
+
+
+def _statistics(raw: c.Mismatch) -> Mismatch:
+    return Mismatch(**{each.name: _plain(getattr(raw, each.name)) for each in fields(Mismatch)})
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,200 @@
+import CLockstepKernels
+
+/// What a state keeps beside what a report needs.
+struct MismatchExtent: Equatable {
+    /// Keep `MismatchDetails`.
+    var details = false
+    /// Keep every d that is not 0, for exact quantiles.
+    var exactQuantiles = false
+}
+
+/// What an accumulator offers beside the report.
+struct MismatchDetails: ~Copyable {
+    var profile = MismatchProfileSums()
+    var histograms = SequenceHistograms()
+    var sample = SequenceSample()
+    var worst = WorstTokens()
+
+    /// Adds a sequence, its spans apart.
+    mutating func add(_ sums: lsk_mismatch_sums, id: UInt64) {
+        histograms.add(tokens: Int(sums.tokens), logRatio: sums.log_ratio)
+        sample.add(SampledSequence(id: id, mismatch: SequenceMismatch(sums)))
+    }
+
+    /// Adds the details of another part of the log.
+    mutating func merge(_ other: borrowing MismatchDetails) {
+        profile.merge(other.profile)
+        histograms.merge(other.histograms)
+        sample.merge(other.sample)
+        worst.merge(other.worst)
+    }
+}
+
+/// How the sequences of a log are called.
+enum SequenceIDs {
+    /// By their index in the log, counted from a start.
+    case index(from: UInt64)
+    /// By given numbers.
+    case given(TokenView)
+
+    /// The identity of the sequence with this index in the log.
+    func callAsFunction(_ sequence: Int) -> UInt64 {
+        switch self {
+        case .index(let start): start &+ UInt64(sequence)
+        case .given(let ids): UInt64(bitPattern: Int64(ids[sequence]))
+        }
+    }
+}
+
+/// All that is known of a part of a log.
+///
+/// States of parts merge, in any order, into the state of the whole.
+struct MismatchState: ~Copyable {
+    let extent: MismatchExtent
+    var moments = MismatchMoments()
+    let sketch = MismatchSketch()
+    /// Every d that is not 0, in no order; empty unless `extent` asks for them.
+    var values: [Double] = []
+    /// Unused unless `extent` asks for it.
+    var details = MismatchDetails()
+
+    /// The state of an empty log.
+    init(_ extent: MismatchExtent) { self.extent = extent }
+
+    /// The state of a log.
+    ///
+    /// A sequence is the atom: what the kernels sum up for it, in their fixed order, enters exact sums. So
+    /// neither which thread took a sequence, nor in which order, can show.
+    init(
+        of pair: LogProbPair, ids: SequenceIDs, _ extent: MismatchExtent, _ policy: NonFinitePolicy,
+        _ execution: Execution
+    ) throws(LockstepError) {
+        self.init(extent)
+        let (kernels, threads) = (try execution.kernels(), try execution.threadCount())
+        if pair.trainer.columns == 0 {
+            // There may be any number of rows, and nothing to see in them.
+            moments.emptySequences = pair.sequences
+            return
+        }
+        let tasks = pair.sequenceTasks()
+        let workers = max(1, min(threads, tasks.count))
+        let refused = try Scratch<Refusal>(count: tasks.count, filledWith: Refusal())
+        let refusals = refused.base
+        let states = UnsafeMutablePointer<MismatchState>.allocate(capacity: workers)
+        for worker in 0..<workers { (states + worker).initialize(to: MismatchState(extent)) }
+        parallelFor(tasks: tasks.count, threads: workers) { task, worker in
+            for sequence in tasks[task] {
+                if let span = states[worker].add(sequence, of: pair, ids(sequence), policy, kernels) {
+                    refusals[task] = Refusal(sequence: sequence, start: span.start, count: span.count)
+                    return
+                }
+            }
+        }
+        defer {
+            states.deinitialize(count: workers)
+            states.deallocate()
+        }
+        for task in 0..<tasks.count where refusals[task].count > 0 {
+            let span = refusals[task]
+            try pair.throwNonFinite(
+                in: MismatchSpan(sequence: span.sequence, start: span.start, count: span.count))
+        }
+        for worker in 0..<workers { merge(states[worker]) }
+    }
+
+    /// The span with a log-prob that is not finite, where such is an error.
+    private struct Refusal: BitwiseCopyable {
+        var sequence = 0
+        var start = 0
+        var count = 0
+    }
+
+    /// Adds a sequence; returns the span in which a counted log-prob is not finite, if that is an error.
+    private mutating func add(
+        _ sequence: Int, of pair: LogProbPair, _ id: UInt64, _ policy: NonFinitePolicy,
+        _ kernels: UnsafePointer<lsk_kernels>
+    ) -> MismatchSpan? {
+        let length = pair.length(of: sequence)
+        var sums = lsk_mismatch_sums()
+        var part = lsk_mismatch_sums()
+        let profile = extent.details ? details.profile.span : nil
+        profile?.pointee.before = 0
+        for start in stride(from: 0, to: length, by: MismatchSpan.tokens) {
+            let count = min(MismatchSpan.tokens, length - start)
+            var view = pair.tokens(of: sequence, from: start, count: count)
+            kernels.pointee.mismatch_sums!(&part, sketch.counts, profile, &view)
+            if part.non_finite > 0, policy == .strict {
+                return MismatchSpan(sequence: sequence, start: start, count: count)
+            }
+            if start == 0 { sums = part } else { sums.add(part, from: start) }
+            moments.addProbabilities(part)
+            if extent.details {
+                details.profile.addSpan()
+                details.worst.add(view, largest: part.largest, id: id, start: start)
+            }
+            if extent.exactQuantiles, part.differing > 0 { keepValues(&view, kernels) }
+        }
+        let (tokens, excluded) = (Int(sums.tokens), Int(sums.non_finite))
+        moments.excludedTokens += excluded
+        moments.maskedTokens += length - tokens - excluded
+        if tokens == 0 {
+            moments.emptySequences += 1
+            return nil
+        }
+        moments.add(sums, id: id)
+        if extent.details { details.add(sums, id: id) }
+        return nil
+    }
+
+    /// Keeps every d of a span that is not 0.
+    private mutating func keepValues(
+        _ view: inout lsk_mismatch_span, _ kernels: UnsafePointer<lsk_kernels>
+    ) {
+        withUnsafeTemporaryAllocation(of: Double.self, capacity: MismatchSpan.tokens + 1) { found in
+            let count = kernels.pointee.mismatch_select!(found.baseAddress!, MismatchState.allButZero, &view)
+            values.append(contentsOf: found.prefix(Int(count)))
+        }
+    }
+
+    /// Marks every bin but that of 0 and that of tokens that do not count.
+    private static let allButZero: [UInt8] = (0..<MismatchSketch.bins).map {
+        $0 == Int(LSK_MISMATCH_ZERO_BIN) || $0 == Int(LSK_MISMATCH_UNCOUNTED_BIN) ? 0 : 1
+    }
+
+    /// Adds the state of another part of the log, of the same extent.
+    mutating func merge(_ other: borrowing MismatchState) {
+        moments.merge(other.moments)
+        sketch.merge(other.sketch)
+        values.append(contentsOf: other.values)
+        if extent.details { details.merge(other.details) }
+    }
+
+    /// Every statistic; the quantiles are those of the sketch, or exact where every d was kept.
+    func mismatch() -> Mismatch {
+        var mismatch = moments.mismatch()
+        mismatch.logRatioQuantiles =
+            extent.exactQuantiles
+            ? MismatchQuantiles.exact(of: values, zeros: moments.tokens - values.count)
+            : sketch.quantiles(tokens: moments.tokens, limit: mismatch.maxAbsLogRatio)
+        return mismatch
+    }
+}
+
+extension LogProbPair {
+    /// Runs of whole sequences, each of at least 2^17 tokens but for the last: what a thread takes at a time.
+    fileprivate func sequenceTasks() -> [Range<Int>] {
+        var tasks: [Range<Int>] = []
+        var first = 0
+        var tokens = 0
+        for sequence in 0..<sequences {
+            tokens += length(of: sequence)
+            if tokens >= 1 << 17 {
+                tasks.append(first..<sequence + 1)
+                first = sequence + 1
+                tokens = 0
+            }
+        }
+        if first < sequences { tasks.append(first..<sequences) }
+        return tasks
+    }
+}
