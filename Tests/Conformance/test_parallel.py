@@ -108,7 +108,7 @@ def test_the_worst_tokens_are_found_again_in_the_log(whole, folder):
 def test_damaged_bytes_are_refused(whole):
     data = whole.to_bytes()
     for broken in (b"", data[:30], data[:-1], data[:100] + bytes([data[100] ^ 1]) + data[101:], b"LSSURVEY" + bytes(60)):
-        with pytest.raises(lockstep.InvalidArgumentError, match="survey"):
+        with pytest.raises(lockstep.BadDataError, match="survey"):
             Survey.from_bytes(broken)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._accumulator import MismatchAccumulator
-from ._errors import InvalidArgumentError
+from ._errors import BadDataError, UnsupportedError
 from ._mismatch import Mismatch
 from .logs import LogBatch, LogFile, LogReader
 from .logs.identity import identity
@@ -197,18 +197,18 @@ class Survey:
         """The survey that `to_bytes` gave.
 
         Raises:
-            InvalidArgumentError: the bytes are damaged, cut off, or of a newer version.
+            BadDataError: the bytes are damaged or cut off. UnsupportedError: they are of a newer version.
         """
         head = len(_MAGIC) + 32
         body = memoryview(data)[head:]
         if data[: len(_MAGIC)] != _MAGIC or len(body) < 12:
-            raise InvalidArgumentError("survey: these are not the bytes of a survey")
+            raise BadDataError("survey: these are not the bytes of a survey")
         version, size = struct.unpack_from("<IQ", body)
         if version > _VERSION:
-            raise InvalidArgumentError(
+            raise UnsupportedError(
                 f"survey: written by a newer version (format {version}, this one reads {_VERSION}); update lockstep")
         if hashlib.sha256(body).digest() != data[len(_MAGIC): head]:
-            raise InvalidArgumentError("survey: the bytes are damaged or cut off; make it again from the log")
+            raise BadDataError("survey: the bytes are damaged or cut off; make it again from the log")
         about = json.loads(bytes(body[12: 12 + size]))
         blobs, at = [], 12 + size
         for length in about["sizes"]:
