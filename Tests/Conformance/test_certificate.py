@@ -509,6 +509,23 @@ def test_what_is_no_certificate_is_not_replaced(tmp_path):
     run(SHIPPED["fp16"], "--out", tmp_path / "no" / "folder.json", status=2)
 
 
+def test_two_engines_logs_are_one(tmp_path):
+    random = np.random.default_rng(0)
+    values = [(-random.exponential(1.0, 9)).tolist() for _ in range(30)]
+    trainer = [{"id": f"q{i}", "trainer": [value - 0.25 for value in row]} for i, row in enumerate(values)]
+    rollout = [{"id": f"q{i}", "rollout": row} for i, row in enumerate(values)]
+    scores, samples = (write(tmp_path / name, *[json.dumps(row) + "\n" for row in rows]) for name, rows in (
+        ("scores.jsonl", trainer), ("samples.jsonl", rollout[::-1])))
+    wanted = ("--require", "k1 <= 0.26", "--require", "k1 >= 0.24", "--json")
+    document = json.loads(run(scores, samples, *wanted, status=0).stdout)
+    assert document["sample"]["tokens"] == 270 and document["comparison"] is None
+    assert {file["path"].rpartition("/")[2] for file in document["inputs"][0]["files"]} == {
+        "scores.jsonl", "samples.jsonl"}
+    assert json.loads(run(samples, scores, *wanted, status=0).stdout)["findings"] == document["findings"]
+    assert "one log of each engine" in run(samples, samples, *wanted, status=2).stderr.replace("\n", " ")
+    assert "nothing to compare" in run(scores, *wanted, status=2).stderr.replace("\n", " ")
+
+
 def test_threads_change_nothing():
     assert len({run(SHIPPED["fp16"], "--json", "--threads", n, status=4).stdout for n in (1, 3)}) == 1
 

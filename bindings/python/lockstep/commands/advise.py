@@ -16,10 +16,10 @@ from rich.text import Text
 import lockstep
 
 from ..advice import Advice, CorrectionHistograms, Effect, advise_on
-from ..logs import Log
+from ..logs import find_files
 from ..report.rows import number, percent
 from ..report.terminal import WIDEST_PROSE, printable
-from .shared import default_labels, read_logs, told
+from .shared import ReadOptions, default_labels, progress, read_batches, read_options, told
 
 SCHEMA = "lockstep-advice/1"
 
@@ -36,13 +36,10 @@ LENGTHS = (1_024, 8_192, 65_536)
               show_default=True, metavar="SHARE", help="The share of effective samples to keep.")
 @click.option("--json", "as_json", is_flag=True,
               help="Print one JSON document with every figure, not the tables.")
-@click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be read, and count them.")
-@click.option("--exclude-non-finite", is_flag=True,
-              help="Leave out tokens whose log-prob is NaN or infinite (null in the log), and count them.")
+@read_options
 @click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N",
               help="Threads that compute; 0: one for each processor. The result does not depend on it.")
-def advise(files: tuple[Path, ...], ess: float, as_json: bool, skip_bad: bool, exclude_non_finite: bool,
-           threads: int) -> None:
+def advise(files: tuple[Path, ...], ess: float, as_json: bool, threads: int, reading: ReadOptions) -> None:
     """What would each correction do to rollout logs, and which thresholds keep enough effective samples?
 
     For every correction in use (truncated and masked importance weights, of tokens and of sequences, and
@@ -58,16 +55,18 @@ def advise(files: tuple[Path, ...], ess: float, as_json: bool, skip_bad: bool, e
     Formulas: docs/Advice.md.
     """
     documents = []
-    with told():
-        for log in read_logs(files, default_labels(files), skip_bad, exclude_non_finite, False):
-            histograms = CorrectionHistograms().add(
-                log.trainer, log.rollout, log.mask, log.offsets,
-                non_finite="exclude" if exclude_non_finite else "strict", threads=threads)
+    non_finite = "exclude" if reading.exclude_non_finite else "strict"
+    for path, label in zip(files, default_labels(files), strict=True):
+        with told(), progress(sum(file.stat().st_size for file in find_files(path))) as advance:
+            log, histograms = reading.open(path, label, token_ids=False, advance=advance), CorrectionHistograms()
+            for batch in read_batches(log):
+                histograms.add(batch.trainer, batch.rollout, batch.mask, batch.offsets, non_finite=non_finite,
+                               threads=threads)
             advice = advise_on(histograms, ess=ess)
-            files_read = [asdict(file) for file in log.files]
-            documents.append({"label": log.label, "files": files_read} | advice.to_dict())
-            if not as_json:
-                _print(Console(highlight=False), log, advice, named=len(files) > 1)
+        files_read = [asdict(file) for file in log.files]
+        documents.append({"label": label, "files": files_read} | advice.to_dict())
+        if not as_json:
+            _print(Console(highlight=False), label, advice, named=len(files) > 1)
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "lockstep_version": lockstep.__version__, "logs": documents},
                               indent=2, allow_nan=False))
@@ -80,9 +79,9 @@ def _table(*columns: str) -> Table:
     return out
 
 
-def _print(console: Console, log: Log, advice: Advice, named: bool) -> None:
+def _print(console: Console, label: str, advice: Advice, named: bool) -> None:
     if named:
-        console.print(Text(printable(log.label), "bold"))
+        console.print(Text(printable(label), "bold"))
     effects = _table("correction", "cut", "dropped", "ESS before", "ESS after", "bias at most", "mean w²")
     level = None
     for effect in advice.effects:

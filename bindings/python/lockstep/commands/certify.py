@@ -17,10 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..certificate import BANDS, BETWEEN, STATISTICS, Certificate, Finding, SequenceSums, check, decide
-from ..logs import Log, LogError, find_files
+from ..logs import Log, LogError, find_files, join_logs
+from ..logs.join import Batches
 from ..report.rows import number
 from ..report.terminal import WIDEST_PROSE, printable
-from .shared import BadInput, default_labels, read_logs, told
+from .shared import BadInput, ReadOptions, default_labels, read_batches, read_logs, read_options, told
 
 STATUS = {"pass": 0, "fail": 1, "not enough": 4}
 STYLES = {"pass": "bold green", "fail": "bold red", "not enough": "bold yellow"}
@@ -43,18 +44,17 @@ STYLES = {"pass": "bold green", "fail": "bold red", "not enough": "bold yellow"}
 @click.option("--check", "to_check", type=click.Path(path_type=Path, exists=True, dir_okay=False),
               metavar="PATH",
               help="Check a certificate: that it was not edited, and that the FILES given are its inputs.")
-@click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be read, and count them.")
-@click.option("--exclude-non-finite", is_flag=True,
-              help="Leave out tokens whose log-prob is NaN or infinite (null in the log), and count them.")
+@read_options
 @click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N",
               help="Threads that compute; 0: one for each processor. The result does not depend on it.")
 @click.pass_context
 def certify(context: click.Context, files: tuple[Path, ...], band: str | None, require: tuple[str, ...],
             confidence: float, margin: float, out: Path | None, as_json: bool, note: str,
-            to_check: Path | None, skip_bad: bool, exclude_non_finite: bool, threads: int) -> None:
+            to_check: Path | None, threads: int, reading: ReadOptions) -> None:
     """Does the mismatch in rollout log A meet a band? Pass, fail, or not enough tokens to say.
 
-    With B, a log of the same tokens, such as one from before a change, A must also not be worse than B.
+    With B, a log of the same tokens, such as one from before a change, A must also not be worse than B. Where
+    each has the log-probs of one engine alone, A the trainer's and B the rollout's, they are one log.
 
     \b
     Bands:
@@ -84,17 +84,17 @@ def certify(context: click.Context, files: tuple[Path, ...], band: str | None, r
         with told():
             _check_path(out)
     with told():
-        logs = read_logs(files, default_labels(files), skip_bad, exclude_non_finite, len(files) == 2)
-        if len(logs) == 2:
-            _same_tokens(*logs)
-        non_finite = "exclude" if exclude_non_finite else "strict"
-        sums = [SequenceSums().add(log.trainer, log.rollout, log.mask, log.offsets, non_finite=non_finite,
-                                   threads=threads) for log in logs]
+        non_finite = "exclude" if reading.exclude_non_finite else "strict"
+        logs, sums = _read(files, reading)
+        for log, into in zip(logs, sums, strict=True):
+            for batch in [log] if isinstance(log, Log) else read_batches(log):
+                into.add(batch.trainer, batch.rollout, batch.mask, batch.offsets, non_finite=non_finite,
+                         threads=threads)
         certificate = decide(
             sums[0], band=band or ("custom" if require else "mlperf"), require=require, confidence=confidence,
             baseline=sums[1] if len(sums) == 2 else None, margin=margin, note=note,
             inputs=[_input(role, log) for role, log in zip(("log", "baseline"), logs)],
-            options={"skip_bad": skip_bad, "exclude_non_finite": exclude_non_finite})
+            options=asdict(reading))
         if out is not None:
             _write(out, certificate.to_json())
     if as_json:
@@ -104,10 +104,31 @@ def certify(context: click.Context, files: tuple[Path, ...], band: str | None, r
     context.exit(STATUS[certificate.outcome])
 
 
-def _input(role: str, log: Log) -> dict[str, Any]:
-    """Where a log came from; `recipe` where the log says it."""
-    recipe = getattr(log, "recipe", None)
-    return {"role": role, "label": log.label, "files": [asdict(file) for file in log.files], "recipe": recipe}
+def _read(files: tuple[Path, ...], reading: ReadOptions) -> tuple[list[Log | Batches], list[SequenceSums]]:
+    """One log to be streamed (of two files, if each has one engine's log-probs), or two of the same tokens."""
+    labels = default_labels(files)
+    if len(files) == 1:
+        return [reading.open(files[0], labels[0], token_ids=False)], [SequenceSums()]
+    readers = [reading.open(path, label, side=side) for path, label, side in
+               zip(files, labels, ("trainer", "rollout"), strict=True)]
+    for reader in readers:  # whose log-probs a log has is known from its first batch
+        next(iter(reader), None)
+    if all(len(reader.sides) == 1 for reader in readers):
+        if readers[0].sides == ("rollout",):
+            readers.reverse()
+        if readers[0].sides == readers[1].sides:
+            raise LogError(f"has the log-probs of the {readers[1].sides[0]}, as {labels[0]} has: give one log of"
+                           " each engine", str(files[1]))
+        return [join_logs(*readers)], [SequenceSums()]
+    logs = read_logs(files, labels, reading, token_ids=True)
+    _same_tokens(*logs)
+    return logs, [SequenceSums(), SequenceSums()]
+
+
+def _input(role: str, log: Log | Batches) -> dict[str, Any]:
+    """Where a log came from, and what it says of how it was made."""
+    return {"role": role, "label": log.label, "files": [asdict(file) for file in log.files],
+            "recipe": getattr(log, "header", None) or None}
 
 
 def _same_tokens(first: Log, second: Log) -> None:

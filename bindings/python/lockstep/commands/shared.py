@@ -14,9 +14,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 import lockstep
 
-from ..logs import Log, LogError, LogReader, find_files, gather, open_log
+from ..logs import Log, LogBatch, LogError, LogReader, find_files, gather, open_log
 from ..logs.files import SUFFIXES
 from ..logs.formats import FORMATS
+from ..logs.join import Batches
 from ..logs.reader import ROLES
 from ..report.terminal import printable
 
@@ -118,17 +119,32 @@ def read_logs(paths: Sequence[Path], labels: Sequence[str], reading: ReadOptions
     with progress(sum(file.stat().st_size for group in groups for file in group)) as advance:
         for path, label in zip(paths, labels, strict=True):
             log = gather(reading.open(path, label, token_ids=token_ids, advance=advance), token_ids=token_ids)
-            if log.sequences == 0:
-                first = next((file.first_skipped for file in log.files if file.first_skipped), "")
-                reason = f"; no line could be read, the first: {first}" if first else ""
-                raise LogError("holds no sequence" + reason, str(path))
+            _refuse_empty(log, path)
             logs.append(log)
     for log in logs:
         tell_skipped(log)
     return logs
 
 
-def tell_skipped(log: Log | LogReader) -> None:
+def read_batches(log: Batches) -> Iterator[LogBatch]:
+    """The batches of a log of both engines' log-probs, in constant memory; what was left out is told on stderr."""
+    for batch in log:
+        if len(log.sides) == 1:
+            raise LogError(f"has the log-probs of the {log.sides[0]} only, and nothing to compare them with: give"
+                           " the other engine's log of the same sequences too", log.files[0].path)
+        yield batch
+    _refuse_empty(log, log.files[0].path if log.files else log.label)
+    tell_skipped(log)
+
+
+def _refuse_empty(log: Log | Batches, path: Path | str) -> None:
+    if log.sequences == 0:
+        first = next((file.first_skipped for file in log.files if file.first_skipped), "")
+        reason = f"; no line could be read, the first: {first}" if first else ""
+        raise LogError("holds no sequence" + reason, str(path))
+
+
+def tell_skipped(log: Log | Batches) -> None:
     """Says on stderr what was left out of a log."""
     if log.skipped_lines:
         first = next(file.first_skipped for file in log.files if file.first_skipped)
