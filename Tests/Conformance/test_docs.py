@@ -13,7 +13,8 @@ import lockstep
 
 MODULES = [
     "lockstep", "lockstep._accumulator", "lockstep._formats", "lockstep._log_file", "lockstep._log_probs",
-    "lockstep._metrics", "lockstep._mismatch", "lockstep.torch",
+    "lockstep._metrics", "lockstep._mismatch", "lockstep.advice", "lockstep.certificate.certificate",
+    "lockstep.survey", "lockstep.torch",
 ]
 
 

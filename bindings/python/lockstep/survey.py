@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ._accumulator import MismatchAccumulator
 from ._errors import BadDataError, UnsupportedError
 from ._mismatch import Mismatch
-from .logs import LogBatch, LogFile, LogReader
+from .logs import LogBatch, LogError, LogFile, LogReader
 from .logs.identity import identity
 
 #: About so many tokens are kept to be shown one by one: those of the sequences with the smallest hashes.
@@ -246,8 +246,12 @@ def survey(log: LogReader | Iterable[LogBatch], *, label: str | None = None, exc
     out = Survey(label if label is not None else getattr(log, "label", ""),
                  exclude_non_finite=exclude_non_finite, exact_quantiles=exact_quantiles)
     for batch in log:
+        if len(getattr(log, "sides", ())) == 1:
+            raise LogError(f"has the log-probs of the {log.sides[0]} only, and nothing to compare them with: give the"
+                           " other engine's log of the same sequences too (lockstep convert --trainer joins them)",
+                           log.files[0].path)
         out.add(batch, threads=threads)
-    if isinstance(log, LogReader):
+    if hasattr(log, "places"):
         out.finish(log)
     return out
 

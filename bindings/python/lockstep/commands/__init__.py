@@ -1,7 +1,7 @@
 """The commands of `lockstep`, with click: small, settled, and its help text is ours to write.
 
 One file a command. What a command computes is elsewhere; here are arguments, progress, output and exit
-status (0 success, 2 usage or bad input).
+status (0 success, 2 usage or bad input; what others mean is in the command's help).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import click
 
 import lockstep
 
+from .advise import advise
+from .certify import certify
 from .convert import convert
 from .diagnose import diagnose
 
@@ -27,5 +29,5 @@ def commands() -> None:
             stream.reconfigure(errors="replace")
 
 
-commands.add_command(convert)
-commands.add_command(diagnose)
+for command in (diagnose, certify, advise, convert):
+    commands.add_command(command)

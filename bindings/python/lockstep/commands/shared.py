@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 import lockstep
 
-from ..logs import Log, LogError, LogReader, find_files, gather, open_log
+from ..logs import Log, LogBatch, LogError, LogFile, LogReader, find_files, gather, open_log
 from ..logs.files import SUFFIXES
 from ..logs.formats import FORMATS
+from ..logs.join import Batches
 from ..logs.reader import ROLES
 from ..parallel import survey_files
 from ..report.terminal import printable
@@ -130,14 +131,22 @@ def read_logs(paths: Sequence[Path], labels: Sequence[str], reading: ReadOptions
     with progress(sum(file.stat().st_size for group in groups for file in group)) as advance:
         for path, label in zip(paths, labels, strict=True):
             log = gather(reading.open(path, label, token_ids=token_ids, advance=advance), token_ids=token_ids)
-            if log.sequences == 0:
-                first = next((file.first_skipped for file in log.files if file.first_skipped), "")
-                reason = f"; no line could be read, the first: {first}" if first else ""
-                raise LogError("holds no sequence" + reason, str(path))
+            _refuse_empty(log, path)
             logs.append(log)
     for log in logs:
         tell_skipped(log)
     return logs
+
+
+def read_batches(log: Batches) -> Iterator[LogBatch]:
+    """The batches of a log of both engines' log-probs, in constant memory; what was left out is told on stderr."""
+    for batch in log:
+        if len(log.sides) == 1:
+            raise LogError(f"has the log-probs of the {log.sides[0]} only, and nothing to compare them with: give"
+                           " the other engine's log of the same sequences too", log.files[0].path)
+        yield batch
+    _refuse_empty(log, log.files[0].path if log.files else log.label)
+    tell_skipped(log)
 
 
 def survey_logs(paths: Sequence[Path], labels: Sequence[str], reading: ReadOptions, *, exact_quantiles: bool = False,
@@ -149,21 +158,28 @@ def survey_logs(paths: Sequence[Path], labels: Sequence[str], reading: ReadOptio
         for path, label in zip(paths, labels, strict=True):
             found = reading.survey(path, label, exact_quantiles=exact_quantiles, threads=threads, processes=processes,
                                    advance=advance)
-            if found.sequences == 0:
-                first = next((file.first_skipped for file in found.files.values() if file.first_skipped), "")
-                reason = f"; no line could be read, the first: {first}" if first else ""
-                raise LogError("holds no sequence" + reason, str(path))
+            _refuse_empty(found, path)
             surveys.append(found)
     for found in surveys:
         tell_skipped(found)
     return surveys
 
 
-def tell_skipped(log: Log | LogReader | Survey) -> None:
+def _files(log: Log | Batches | Survey) -> Iterable[LogFile]:
+    return log.files.values() if isinstance(log, Survey) else log.files
+
+
+def _refuse_empty(log: Log | Batches | Survey, path: Path | str) -> None:
+    if log.sequences == 0:
+        first = next((file.first_skipped for file in _files(log) if file.first_skipped), "")
+        reason = f"; no line could be read, the first: {first}" if first else ""
+        raise LogError("holds no sequence" + reason, str(path))
+
+
+def tell_skipped(log: Log | Batches | Survey) -> None:
     """Says on stderr what was left out of a log."""
     if log.skipped_lines:
-        files = log.files.values() if isinstance(log, Survey) else log.files
-        first = next(file.first_skipped for file in files if file.first_skipped)
+        first = next(file.first_skipped for file in _files(log) if file.first_skipped)
         lines = log.skipped_lines + log.sequences
         click.echo(f"{printable(log.label)}: left out {log.skipped_lines:,} of {lines:,} lines; the"
                    f" first: {printable(first)}", err=True)
