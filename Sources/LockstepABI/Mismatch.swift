@@ -183,7 +183,7 @@ extension CheckedTensor {
 }
 
 /// Checks that an array of the caller is there and aligned.
-private func checkArray<Element>(
+func checkArray<Element>(
     _ pointer: UnsafePointer<Element>?, _ name: StaticString, count: Int
 ) throws(LockstepError) {
     guard count == 0 || pointer != nil else { throw invalid("\(name) is NULL") }
@@ -193,7 +193,7 @@ private func checkArray<Element>(
 }
 
 /// The number of bytes to write of a result struct that the caller's version may know less or more of.
-private func growableSize(of pointer: UnsafePointer<lockstep_mismatch>?) throws(LockstepError) -> Int {
+func growableSize(of pointer: UnsafePointer<lockstep_mismatch>?) throws(LockstepError) -> Int {
     try checkArray(pointer, "mismatch", count: 1)
     let known = MemoryLayout<lockstep_mismatch>.size
     let size = Int(pointer!.pointee.struct_size)

@@ -12,7 +12,7 @@ import pytest
 import lockstep
 
 MODULES = ["lockstep", "lockstep._formats", "lockstep._log_file", "lockstep._log_probs", "lockstep._metrics",
-           "lockstep._mismatch", "lockstep.torch"]
+           "lockstep._mismatch", "lockstep._monitor", "lockstep.torch"]
 
 
 @pytest.mark.parametrize("name", MODULES)

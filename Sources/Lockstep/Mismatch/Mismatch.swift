@@ -106,6 +106,9 @@ public struct Mismatch: Sendable {
     public var meanSequenceLength = Double.nan
     /// The most counted tokens of a sequence.
     public var maxSequenceLength = 0
+
+    /// No data: counts of zero, everything else NaN.
+    public init() {}
 }
 
 extension LogProbPair {

@@ -4,7 +4,7 @@ public enum MonitorLevel: Int32, Sendable {
     case learning = 0
     /// Nothing beyond what noise does.
     case ok = 1
-    /// Higher than noise often gets: ten times as often as an alarm.
+    /// Higher than noise often gets: ten times as often as an alarm is tolerated (at most 30 times in 1,000 steps).
     case watch = 2
     /// The mismatch has left its floor.
     case alarm = 3
@@ -14,7 +14,7 @@ public enum MonitorLevel: Int32, Sendable {
 public struct MonitorOptions: Equatable, Sendable {
     /// Steps from which the floor is learnt, 20 to 1,000. The false-alarm rates were calibrated with 40.
     public var learningSteps: Int
-    /// False alarms tolerated in 1,000 steps, 0.01 to 10.
+    /// False alarms tolerated in 1,000 steps, 0.1 to 10.
     public var falseAlarmsPer1000: Double
 
     /// Creates options.
@@ -45,7 +45,7 @@ public struct MonitorAlarm: Equatable, Sendable {
     public var score: Double
     /// The score at which the level is `alarm`; NaN while learning.
     public var threshold: Double
-    /// How often in 1,000 steps noise gets a score this high, 0.01 to 100 (calibrated; no more is claimed at the
+    /// How often in 1,000 steps noise gets a score this high, 0.1 to 30 (calibrated; no more is claimed at the
     /// ends). NaN while learning, 0 where a floor of exactly zero was left.
     public var falseAlarmsPer1000: Double
     /// The probability that noise gets a score this high within 1,000 steps.
@@ -75,7 +75,7 @@ public struct MonitorReading: Equatable, Sendable {
 /// works, what was measured, and where it breaks: `docs/EarlyWarning.md`.
 ///
 /// Deterministic: the same steps give the same alarms, also across `bytes` and `init(bytes:)`.
-public struct MismatchMonitor: Equatable, Sendable {
+public struct MismatchMonitor: Sendable {
     /// The choices it was made with.
     public let options: MonitorOptions
     var state = MonitorState()
@@ -86,17 +86,17 @@ public struct MismatchMonitor: Equatable, Sendable {
             throw LockstepError(
                 .invalidArgument, "options: learning_steps is \(options.learningSteps); give 20 to 1000")
         }
-        guard options.falseAlarmsPer1000 >= 0.01, options.falseAlarmsPer1000 <= 10 else {
+        guard options.falseAlarmsPer1000 >= 0.1, options.falseAlarmsPer1000 <= 10 else {
             throw LockstepError(
                 .invalidArgument,
-                "options: false_alarms_per_1000 is \(options.falseAlarmsPer1000); give 0.01 to 10")
+                "options: false_alarms_per_1000 is \(options.falseAlarmsPer1000); give 0.1 to 10")
         }
         self.options = options
     }
 
     /// Takes one step's mismatch, and judges.
     ///
-    /// Steps must increase; gaps are fine. A step without tokens changes nothing but the step. Throws, and
+    /// Steps are not negative and increase; gaps are fine. A step without tokens changes nothing but the step. Throws, and
     /// changes nothing, if the step does not increase or a statistic is no statistic.
     public mutating func update(step: Int, _ mismatch: Mismatch) throws(LockstepError) -> MonitorAlarm {
         try withLockstepFloatMode { () throws(LockstepError) in
@@ -122,6 +122,7 @@ public struct MismatchMonitor: Equatable, Sendable {
     }
 
     private func check(_ step: Int, _ mismatch: Mismatch) throws(LockstepError) {
+        guard step >= 0 else { throw LockstepError(.invalidArgument, "step is \(step); give 0 or more") }
         if let last = state.lastStep, step <= last {
             throw LockstepError(
                 .invalidArgument,

@@ -7,7 +7,7 @@
 ///
 /// The band is a growth too small to be worth an alarm; clipping keeps any single step from raising one.
 /// The floor then moves toward x, so slowly that it cannot follow growth worth an alarm.
-struct MonitorChart: Equatable {
+struct MonitorChart {
     /// Growth of the logarithm of a KL that counts as none.
     static let band = 0.2
     /// Most that one step can move the score, in scales.

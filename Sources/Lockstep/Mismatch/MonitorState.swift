@@ -1,5 +1,5 @@
 /// All that a monitor remembers of a run.
-struct MonitorState: Equatable {
+struct MonitorState {
     enum Phase { case learning, exact, watching }
 
     /// Numbers kept of a reference step: the logarithms, and its tokens.
@@ -145,7 +145,8 @@ extension MonitorState {
             && (charts.isEmpty || reference.isEmpty && referenceTokens >= 1)
             && charts.allSatisfy {
                 $0.floor.isFinite && $0.scale > 0 && $0.scale.isFinite
-                    && $0.score >= 0 && $0.score <= MonitorChart.highestScore && ($0.score > 0) == ($0.since != nil)
+                    && $0.score >= 0 && $0.score <= MonitorChart.highestScore
+                    && ($0.score > 0) == ($0.since != nil)
             }
     }
 }

@@ -5,21 +5,22 @@
 /// `docs/EarlyWarning.md`.
 enum MonitorThresholds {
     /// False alarms in 1,000 steps, all statistics together.
-    static let rates: [Double] = [100, 30, 10, 3, 1, 0.3, 0.1, 0.03, 0.01]
+    static let rates: [Double] = [30, 10, 3, 1, 0.3, 0.1]
 
     /// The score each statistic may reach that often, in the order of `MonitorStatistic`.
     static let scores: [[Double]] = [
-        [2.0, 3.5, 5.0, 6.5, 7.6, 9.5, 11, 13, 15],
-        [2.0, 3.5, 5.0, 6.5, 7.6, 9.5, 11, 13, 15],
-        [2.0, 3.5, 5.0, 6.5, 7.6, 9.5, 11, 13, 15],
-        [2.0, 3.5, 5.0, 6.5, 8.6, 9.5, 11, 13, 15],
+        [0.63, 2.5, 5.0, 7.95, 14.25, 28.88],
+        [0.65, 2.5, 5.0, 8.03, 14.42, 29.43],
+        [0.65, 2.5, 5.0, 8.02, 14.38, 29.36],
+        [2.02, 3.52, 5.74, 8.96, 15.06, 27.12],
     ]
 
     /// The score that a statistic reaches `rate` times in 1,000 steps.
     static func score(of statistic: MonitorStatistic, rate: Double) -> Double {
         let scores = scores[Int(statistic.rawValue)]
         for next in 1..<rates.count where rate >= rates[next] {
-            let share = min(max(logarithm(rate / rates[next]) / logarithm(rates[next - 1] / rates[next]), 0), 1)
+            let share = min(
+                max(logarithm(rate / rates[next]) / logarithm(rates[next - 1] / rates[next]), 0), 1)
             return scores[next] + share * (scores[next - 1] - scores[next])
         }
         return scores[rates.count - 1]

@@ -33,12 +33,13 @@ from ._mismatch import (
     LOG_RATIO_QUANTILES, Divergence, Estimate, ExactMismatch, Mismatch, exact_mismatch, mismatch,
     mismatch_profile, mismatch_sequences,
 )
+from ._monitor import Alarm, Monitor, Reading
 
 __all__ = [
-    "LOG_RATIO_QUANTILES", "BadDataError", "ConvertCounts", "Converted", "Divergence", "Estimate",
+    "LOG_RATIO_QUANTILES", "Alarm", "BadDataError", "ConvertCounts", "Converted", "Divergence", "Estimate",
     "ExactMismatch", "FileError", "Head", "InternalError", "InvalidArgumentError", "LinearGradients",
     "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter",
-    "Mismatch", "NonFiniteError", "OutOfMemoryError", "UnsupportedError", "convert",
+    "Mismatch", "Monitor", "NonFiniteError", "OutOfMemoryError", "Reading", "UnsupportedError", "convert",
     "exact_mismatch", "has_instruction_set", "linear_log_probs", "linear_log_probs_backward",
     "log_probs", "log_probs_backward", "metrics", "mismatch", "mismatch_profile", "mismatch_sequences",
     "ulp_distance",

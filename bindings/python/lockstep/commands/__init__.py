@@ -1,7 +1,7 @@
 """The commands of `lockstep`, with click: small, settled, and its help text is ours to write.
 
 One file a command. What a command computes is elsewhere; here are arguments, progress, output and exit
-status (0 success, 2 usage or bad input).
+status (0 success, 2 usage or bad input; what else a command exits with is in its help).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import lockstep
 
 from .convert import convert
 from .diagnose import diagnose
+from .watch import watch
 
 __all__ = ["commands"]
 
@@ -29,3 +30,4 @@ def commands() -> None:
 
 commands.add_command(convert)
 commands.add_command(diagnose)
+commands.add_command(watch)
