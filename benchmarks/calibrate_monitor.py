@@ -2,6 +2,7 @@
 
     python benchmarks/calibrate_monitor.py thresholds   development seeds: the table of MonitorThresholds.swift
     python benchmarks/calibrate_monitor.py measure      held-out seeds: false alarms, delays, lead times
+    python benchmarks/calibrate_monitor.py tables       the tables of docs/EarlyWarning.md, from the results
     python benchmarks/calibrate_monitor.py picture      docs/early-warning.svg, one run of each kind
 
 `thresholds` and `measure` write their part of benchmarks/results/monitor.json; with --quick they take a few
@@ -456,6 +457,45 @@ def detections(workers, runs: int, seed: int) -> list[dict]:
     return table
 
 
+# tables ---------------------------------------------------------------------------------------------------
+
+
+def tables(results: dict) -> str:
+    """The tables of docs/EarlyWarning.md."""
+    measured = results["measured"]
+    lines = ["| held-out runs | asked for | learning steps | steps | measured [95 %] | runs with one in 1,000 steps |"
+             " rule \"KL doubled\" |", "|---|---|---|---|---|---|---|"]
+    for row in measured["false_alarms"]:
+        low, high = row["interval_95"]
+        other = row.get("baseline_kl_doubled_per_1000")
+        lines.append(
+            f"| {row['kind']} | {row['promised_per_1000']:g} | {row['learning_steps']} | {row['steps']:,} |"
+            f" {row['per_1000']:.2f} [{low:.2f}, {high:.2f}] | {row['share_of_runs_alarmed_in_1000']:.0%} |"
+            f" {'' if other is None else f'{other:.2f}'} |")
+    lines += ["", "| drift | alarm after | KL has grown | lead | \"since\" off by | first to alarm | alarmed before |",
+              "|---|---|---|---|---|---|---|"]
+    for row in measured["drifts"]:
+        first = max(row["statistic"], key=row["statistic"].get)
+        growth = _range(row["growth_of_kl_at_alarm"], "{:.2f}")
+        lines.append(f"| {row['title']} | {_range(row['delay'])} | {growth} | {_range(row.get('lead'))} |"
+                     f" {_range(row['since_minus_onset'])} | {first} {row['statistic'][first]} |"
+                     f" {row['runs_alarmed_before']} of {row['runs'] + row['runs_alarmed_before']} |")
+    lines += ["", "| lead over the peak | monitor | " + " | ".join(BASELINES) + " |", "|---|" + "---|" * (1 + len(BASELINES))]
+    for row in measured["drifts"]:
+        if row["lost"] is not None:
+            cells = [_range(row["baseline_lead"][title]) for title in BASELINES]
+            lines.append(f"| {row['title']} | {_range(row['lead'])} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _range(found: dict | None, form: str = "{:.0f}") -> str:
+    """Median and middle 80 %."""
+    if found is None:
+        return "–"
+    low, middle, high = ("never" if each is None else form.format(each) for each in found["p10_median_p90"])
+    return f"**{middle}** ({low} to {high})"
+
+
 # picture --------------------------------------------------------------------------------------------------
 
 
@@ -489,12 +529,14 @@ def picture() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=("thresholds", "measure", "picture"))
+    parser.add_argument("task", choices=("thresholds", "measure", "tables", "picture"))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     if arguments.task == "picture":
         return picture()
+    if arguments.task == "tables":
+        return print(tables(json.loads(RESULTS.read_text())))
     quick, started = arguments.quick, time.time()
     written = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with ProcessPoolExecutor(arguments.workers) as workers:
@@ -503,8 +545,8 @@ def main() -> None:
         else:
             written["measured"] = {
                 "library": lockstep.__version__, "seed": 2, "numpy": np.__version__,
-                "false_alarms": false_alarms(workers, 6 if quick else 600, 300 if quick else 2000, seed=2),
-                "drifts": detections(workers, 4 if quick else 200, seed=2),
+                "false_alarms": false_alarms(workers, 6 if quick else 500, 300 if quick else 2000, seed=2),
+                "drifts": detections(workers, 4 if quick else 150, seed=2),
             }
     print(f"{time.time() - started:.0f} s")
     if not quick:

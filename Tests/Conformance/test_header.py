@@ -112,6 +112,8 @@ def allowed(declaration: str) -> list:
         return [ctypes.c_char_p]
     if kind in HANDLES:
         return [ctypes.POINTER(ctypes.c_void_p) if declaration.count("*") == 2 else ctypes.c_void_p]
+    if kind == "size_t":
+        return [ctypes.POINTER(ctypes.c_size_t)]
     if kind in ("double", "void"):
         return [ctypes.c_void_p]
     # An array of structs may be passed as a plain address; a tensor never is.

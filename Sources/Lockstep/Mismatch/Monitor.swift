@@ -12,7 +12,7 @@ public enum MonitorLevel: Int32, Sendable {
 
 /// Choices of a monitor.
 public struct MonitorOptions: Equatable, Sendable {
-    /// Steps from which the floor is learnt, 20 to 1,000. The false-alarm rates were calibrated with 40.
+    /// Steps from which the floor is learnt, 20 to 1,000; the false-alarm rates were calibrated with 40.
     public var learningSteps: Int
     /// False alarms tolerated in 1,000 steps, 0.1 to 10.
     public var falseAlarmsPer1000: Double
@@ -40,13 +40,16 @@ public struct MonitorAlarm: Equatable, Sendable {
     public var value: Double
     /// What the floor lets expect at this step, in the same unit; NaN while learning.
     public var floor: Double
-    /// The evidence: accumulated distance from the floor, in its standard deviations. +inf where a floor of
-    /// exactly zero was left.
+    /// The evidence: accumulated distance from the floor, in its standard deviations.
+    ///
+    /// +inf where a floor of exactly zero was left.
     public var score: Double
     /// The score at which the level is `alarm`; NaN while learning.
     public var threshold: Double
-    /// How often in 1,000 steps noise gets a score this high, 0.1 to 30 (calibrated; no more is claimed at the
-    /// ends). NaN while learning, 0 where a floor of exactly zero was left.
+    /// How often in 1,000 steps noise gets a score this high, 0.1 to 30.
+    ///
+    /// That range is calibrated; no more is claimed at its ends. NaN while learning, 0 where a floor of exactly
+    /// zero was left.
     public var falseAlarmsPer1000: Double
     /// The probability that noise gets a score this high within 1,000 steps.
     public var falseAlarmProbability: Double
@@ -107,8 +110,10 @@ public struct MismatchMonitor: Sendable {
         }
     }
 
-    /// Forgets floor and scores, and learns again: after a change that shifts the level on purpose, such as
-    /// another weight format, engine version or batch size. Steps may start anew.
+    /// Forgets floor and scores, and learns again.
+    ///
+    /// For use after a change that shifts the level on purpose, such as another weight format, engine version or
+    /// batch size. Steps may start anew.
     public mutating func reset() { state = MonitorState() }
 
     /// One statistic after the last step.
@@ -179,7 +184,7 @@ public struct MismatchMonitor: Sendable {
         let width = MonitorState.referenceWidth
         let rows = stride(from: 0, to: state.reference.count, by: width)
         let tokens = rows.map { state.reference[$0 + width - 1] }
-        let referenceTokens = median(tokens)
+        let referenceTokens = quantile(tokens, 0.5)
         // Noise goes with the root of the tokens, down to a part that does not.
         let weights = tokens.map { min(1, ($0 / referenceTokens).squareRoot()) }
         state.referenceTokens = referenceTokens

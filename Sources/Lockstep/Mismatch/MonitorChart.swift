@@ -16,9 +16,9 @@ struct MonitorChart {
     static let allowance = 0.5
     /// A higher score says nothing more, and would keep an alarm up long after its cause is gone.
     static let highestScore = 50.0
-    /// The floor moves by this share of its distance to x ...
+    /// The share of its distance to x by which the floor moves in a step.
     static let adaptation = 0.01
-    /// ... and by at most this much a step: a KL may rise by 5 % in 100 steps and pass for normal.
+    /// The most by which it moves in one step: a KL may rise by 5 % in 100 steps and pass for normal.
     static let fastestAdaptation = 0.0005
     /// A scale below this is taken to be chance: log of a KL.
     static let smallestScale = 0.05
@@ -29,12 +29,17 @@ struct MonitorChart {
     /// The step at which the score last left 0.
     var since: Int?
 
-    /// Learns floor and scale: the median, and the median absolute deviation from it as a standard deviation,
-    /// deviations of smaller steps weighing less.
+    /// Learns the floor, which is the median, and the scale.
+    ///
+    /// The scale is the median absolute deviation or, where the noise is skewed upwards, the larger distance of
+    /// the upper decile, both in terms of a normal distribution's standard deviation. Deviations of smaller
+    /// steps weigh less.
     init(logarithms: [Double], weights: [Double], perKL: Double) {
-        let floor = median(logarithms)
-        let deviations = zip(logarithms, weights).map { abs($0 - floor) * $1 }
-        self.init(floor: floor, scale: max(1.4826 * median(deviations), Self.smallestScale * perKL))
+        let floor = quantile(logarithms, 0.5)
+        let deviations = zip(logarithms, weights).map { ($0 - floor) * $1 }
+        let spread = 1.4826 * quantile(deviations.map(abs), 0.5)
+        let upper = quantile(deviations, 0.9) / 1.2816
+        self.init(floor: floor, scale: max(spread, upper, Self.smallestScale * perKL))
     }
 
     init(floor: Double, scale: Double, score: Double = 0, since: Int? = nil) {
@@ -57,10 +62,12 @@ struct MonitorChart {
     }
 }
 
-/// The median; of an even number, the mean of the two in the middle. NaN for none.
-func median(_ values: [Double]) -> Double {
+/// A quantile, linear between order statistics; NaN for no values.
+func quantile(_ values: [Double], _ share: Double) -> Double {
     guard !values.isEmpty else { return .nan }
     let sorted = values.sorted()
-    let middle = sorted.count / 2
-    return sorted.count % 2 == 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
+    let position = share * Double(sorted.count - 1)
+    let below = Int(position)
+    let above = min(below + 1, sorted.count - 1)
+    return sorted[below] + (position - Double(below)) * (sorted[above] - sorted[below])
 }

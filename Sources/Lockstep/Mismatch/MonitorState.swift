@@ -70,7 +70,7 @@ extension MismatchMonitor {
         return words.values.flatMap { word in (0..<8).map { UInt8(truncatingIfNeeded: word >> (8 * $0)) } }
     }
 
-    /// Restores a monitor that `bytes` saved. Damaged, cut off or newer bytes are an error.
+    /// Restores a monitor that `bytes` saved; damaged, cut off or newer bytes are an error.
     public init(bytes: some Collection<UInt8>) throws(LockstepError) {
         func refused(_ what: String) -> LockstepError {
             LockstepError(.invalidArgument, "bytes: \(what)")

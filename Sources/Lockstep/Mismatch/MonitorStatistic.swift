@@ -17,7 +17,7 @@ extension MonitorStatistic {
     /// Growth of a statistic is counted in doublings of a KL: |d| goes with its root.
     var perKL: Double { self == .maxAbsLogRatio ? 0.5 : 1 }
 
-    /// The statistic in its own unit. +inf where the ratios overflow.
+    /// The statistic in its own unit; +inf where the ratios overflow.
     func value(of mismatch: Mismatch) -> Double {
         let value =
             switch self {

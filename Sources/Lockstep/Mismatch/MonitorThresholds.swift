@@ -9,10 +9,10 @@ enum MonitorThresholds {
 
     /// The score each statistic may reach that often, in the order of `MonitorStatistic`.
     static let scores: [[Double]] = [
-        [0.63, 2.5, 5.0, 7.95, 14.25, 28.88],
-        [0.65, 2.5, 5.0, 8.03, 14.42, 29.43],
-        [0.65, 2.5, 5.0, 8.02, 14.38, 29.36],
-        [2.02, 3.52, 5.74, 8.96, 15.06, 27.12],
+        [0.49, 2.5, 4.64, 7.5, 12.75, 24.69],
+        [0.51, 2.5, 4.65, 7.5, 12.78, 25.11],
+        [0.51, 2.5, 4.65, 7.5, 12.77, 25.04],
+        [1.39, 2.51, 4.02, 6.31, 9.46, 14.72],
     ]
 
     /// The score that a statistic reaches `rate` times in 1,000 steps.

@@ -26,6 +26,7 @@ from .shared import told
 SCHEMA = "lockstep-watch/1"
 ALARMED = 3
 NAMES = {"k3": "KL (k3)", "chi_square": "chi-square", "ess_loss": "1 - ESS", "max_abs_log_ratio": "max |d|"}
+WIDEST = 100  # of the table, where no terminal says how wide it is
 STYLES = {"learning": "dim", "ok": "green", "watch": "yellow", "alarm": "bold red"}
 
 
@@ -153,7 +154,7 @@ def _print(alarms: Sequence[lockstep.Alarm], episodes: Sequence[Episode], every:
     table.add_column("step", justify="right")
     table.add_column("level")
     table.add_column("statistic")
-    for name in ("since", "value", "floor", "score", "alarm at", "in 1,000 steps"):
+    for name in ("since", "value", "floor", "score", "alarm from", "per 1,000"):
         table.add_column(name, justify="right")
     before = None
     for alarm in alarms:
@@ -163,7 +164,7 @@ def _print(alarms: Sequence[lockstep.Alarm], episodes: Sequence[Episode], every:
         before = key
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = max(console.width, console.measure(table).maximum)
+        console.width = WIDEST
     console.print(table)
     console.print()
     for line, style in _verdict(alarms, episodes):
