@@ -504,7 +504,7 @@ def picture() -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "lockstep"
+    matplotlib.rcParams.update({"svg.hashsalt": "lockstep", "svg.fonttype": "none", "path.simplify_threshold": 0.5})
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.2), constrained_layout=True)
@@ -520,9 +520,12 @@ def picture() -> None:
         axes.axvline(at, color="#ee6677", label=f"alarm at {at} ({STATISTICS[watch.statistic[at]]})")
         if drift.lost is not None:
             axes.axvline(drift.lost, color="black", ls="--", label=f"reward peaks at {drift.lost}")
-        axes.set_title(drift.title, fontsize=8)
+        axes.set_title(drift.title.replace(": ", ":\n") if ":" in drift.title else drift.title.replace(", ", ",\n"),
+                       fontsize=8)
+        axes.set_xlim(0, 30 + (drift.lost or drift.onset + 200))
+        axes.set_ylim(5e-4, 500)
         axes.set_xlabel("step")
-        axes.legend(fontsize=6, loc="upper left", framealpha=0.9)
+        axes.legend(fontsize=6, loc="upper left", ncols=2)
     figure.savefig(PICTURE, metadata={"Date": None})
     print(PICTURE)
 

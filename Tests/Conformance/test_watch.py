@@ -53,6 +53,7 @@ def test_the_document_is_what_the_monitor_says(drifting):
     assert [each["step"] for each in document["steps"]] == list(range(90))
     (alarm,) = document["alarms"]
     assert 60 < alarm["step"] < 70 and alarm["last_step"] == 89 and 58 <= alarm["since_step"] <= alarm["step"]
+    assert alarm["lowest_false_alarms_per_1000"] == 0.1 < alarm["false_alarms_per_1000"] <= 1
     monitor = lockstep.Monitor()
     for each in document["steps"]:
         columns = {"trainer_logprobs": [], "inference_logprobs": []}

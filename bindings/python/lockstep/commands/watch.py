@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 
 import click
@@ -35,6 +36,7 @@ class Episode:
     """A run of steps at which the level was "alarm"."""
 
     first: lockstep.Alarm
+    strongest: lockstep.Alarm
     last_step: int
 
 
@@ -125,13 +127,10 @@ def _step(path: Path) -> int | None:
 
 
 def _episodes(alarms: Sequence[lockstep.Alarm]) -> Iterator[Episode]:
-    first = None
-    for index, alarm in enumerate(alarms):
-        if alarm and first is None:
-            first = alarm
-        if first is not None and (index + 1 == len(alarms) or not alarms[index + 1]):
-            yield Episode(first, alarm.step)
-            first = None
+    for on, found in groupby(alarms, bool):
+        if on:
+            episode = list(found)
+            yield Episode(episode[0], min(episode, key=lambda each: each.false_alarms_per_1000), episode[-1].step)
 
 
 def _document(alarms: Sequence[lockstep.Alarm], episodes: Sequence[Episode], false_alarms: float,
@@ -144,7 +143,8 @@ def _document(alarms: Sequence[lockstep.Alarm], episodes: Sequence[Episode], fal
         "schema": SCHEMA, "lockstep_version": lockstep.__version__,
         "false_alarms_per_1000": false_alarms, "learning_steps": learning_steps, "resets": sorted(resets),
         "alarmed": bool(episodes),
-        "alarms": [{**plain(each.first), "last_step": each.last_step} for each in episodes],
+        "alarms": [{**plain(each.first), "last_step": each.last_step,
+                    "lowest_false_alarms_per_1000": each.strongest.false_alarms_per_1000} for each in episodes],
         "steps": [plain(alarm) for alarm in alarms],
     }
 
@@ -200,7 +200,8 @@ def _verdict(alarms: Sequence[lockstep.Alarm], episodes: Sequence[Episode]) -> I
         until = "to the end" if each.last_step == alarms[-1].step else f"until step {each.last_step}"
         yield (f"ALARM at step {first.step}, {until}: {NAMES[first.statistic]} has left its floor since about step"
                f" {first.since_step}: {number(first.value)} where {number(first.floor)} is usual. Noise gets this far"
-               f" {_often(first)} times in 1,000 steps.", STYLES["alarm"])
+               f" {_often(first)} times in 1,000 steps, as far as at step {each.strongest.step}"
+               f" {_often(each.strongest)} times.", STYLES["alarm"])
     last = alarms[-1]
     if not episodes and last.level == "learning":
         yield (f"Still learning the floor: {last.steps_to_learn} more steps with tokens are needed.", STYLES["watch"])
