@@ -485,7 +485,7 @@ def tables(results: dict) -> str:
         if row["lost"] is not None:
             cells = [_range(row["baseline_lead"][title]) for title in BASELINES]
             lines.append(f"| {row['title']} | {_range(row['lead'])} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join(line.replace("|d|", "\\|d\\|").replace("|pi - mu|", "\\|pi - mu\\|") for line in lines)
 
 
 def _range(found: dict | None, form: str = "{:.0f}") -> str:

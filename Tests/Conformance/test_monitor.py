@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import pickle
+import re
 import sys
 from dataclasses import replace
 
@@ -107,6 +108,14 @@ def test_the_simulation_has_the_librarys_statistics():
 
 def test_the_documented_tables_are_the_results():
     assert calibrate_monitor.tables(CALIBRATION) in (ROOT / "docs" / "EarlyWarning.md").read_text()
+
+
+def test_the_guides_example_runs(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "EarlyWarning.md").read_text(), flags=re.S)
+    found = {}
+    exec(code, found)
+    step, since = map(int, re.match(r"step (\d+): \w+ has left its floor since step (\d+)", capsys.readouterr().out).groups())
+    assert 120 < step < 150 and 115 <= since <= step and Monitor.from_bytes(found["saved"])
 
 
 def test_the_stated_rates_are_the_measured_ones():

@@ -1,6 +1,6 @@
 /// What a monitor follows: statistics that the tail of the log ratios moves.
 ///
-/// The mean |pi - mu| is not among them: in published runs it did not move before collapse, these did.
+/// The mean |pi - mu| is not among them: in published runs it moved only after the reward had peaked.
 public enum MonitorStatistic: Int32, CaseIterable, Sendable {
     /// KL(mu || pi) as mean(exp(d) - 1 - d).
     case k3 = 0
