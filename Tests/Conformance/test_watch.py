@@ -19,15 +19,15 @@ def run(*arguments, status=0):
     return result
 
 
-def write_step(path, rng, scale, sequences=4, length=100):
-    """One rank's file of a step, with Gaussian noise."""
+def write_step(path, rng, scale, sequences=4, length=100, steps=(0,)):
+    """One rank's file of a step, or of several, with Gaussian noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = []
-    for _ in range(sequences):
+    for index in range(sequences * len(steps)):
         rollout = np.full(length, -1, np.float32)
         trainer = (rollout + scale * rng.standard_normal(length)).astype(np.float32)
         rows.append(sequence(loss_mask=[True] * length, token_ids=[1] * length, inference_logprobs=rollout.tolist(),
-                             trainer_logprobs=trainer.tolist()))
+                             trainer_logprobs=trainer.tolist(), step=steps[index // sequences]))
     write(path, *rows)
 
 
@@ -78,13 +78,23 @@ def test_a_reset_learns_anew(drifting):
     assert "Still learning the floor: 10 more steps" in output
 
 
-def test_files_in_order_where_no_name_has_a_step(tmp_path):
+def test_one_log_of_all_steps(tmp_path):
+    rng = np.random.default_rng(0)
+    file = tmp_path / "run.jsonl"
+    write_step(file, rng, 0.02, steps=(3, 4, 7, 9))
+    steps = json.loads(run(file, "--json").stdout)["steps"]
+    assert [each["step"] for each in steps] == [3, 4, 7, 9] and steps[-1]["steps_to_learn"] == 36
+    write_step(file, rng, 0.02, steps=(3, 5, 4))
+    assert "holds step 4 after step 5" in run(file, status=2).output
+
+
+def test_files_in_order_where_nothing_has_a_step(tmp_path):
     rng = np.random.default_rng(0)
     files = [tmp_path / f"{letter}.jsonl" for letter in "abcd"]
     for file in files:
-        write_step(file, rng, 0.02)
+        write_step(file, rng, 0.02, steps=(-1,))
     steps = json.loads(run(*files, "--json").stdout)["steps"]
-    assert [each["step"] for each in steps] == [0, 1, 2, 3] and steps[-1]["steps_to_learn"] == 36
+    assert [each["step"] for each in steps] == [0, 1, 2, 3]
 
 
 def test_exactly_equal_policies(tmp_path):
