@@ -813,6 +813,108 @@ lockstep_status lockstep_mismatch_exact(lockstep_divergence *mean, lockstep_dive
                                         const lockstep_tensor *mask,
                                         const lockstep_log_probs_options *options);
 
+/* Early warning: watches the mismatch of a training run, one step at a time, and says when it leaves
+ * its own floor, long before the reward shows it. Four statistics that the tail of the log ratios moves
+ * are followed, each by a cumulative-sum chart of its logarithm against a floor learnt from the first
+ * steps; growth of a KL by less than a fifth, or by less than 5 % in 100 steps, passes for normal. The
+ * thresholds are calibrated: the rate of false alarms is known (docs/EarlyWarning.md).
+ *
+ * A level can shift for a good reason (another weight format, engine version or batch size): call
+ * lockstep_monitor_reset then. Where all steps of the floor are exactly zero, any difference is an
+ * alarm. Not for concurrent use, but for calls that take it as `const`. */
+typedef struct lockstep_monitor lockstep_monitor;
+
+typedef int32_t lockstep_monitor_level;
+enum {
+    LOCKSTEP_MONITOR_LEARNING = 0, /* too few steps: the floor is still being learnt */
+    LOCKSTEP_MONITOR_OK = 1,       /* nothing beyond what noise does */
+    LOCKSTEP_MONITOR_WATCH = 2,    /* as high as noise gets ten times as often as an alarm */
+    LOCKSTEP_MONITOR_ALARM = 3     /* the mismatch has left its floor */
+};
+
+typedef int32_t lockstep_monitor_statistic;
+enum {
+    LOCKSTEP_MONITOR_K3 = 0,          /* k3 */
+    LOCKSTEP_MONITOR_CHI_SQUARE = 1,  /* mean((r - 1)^2) = chi_square - 2 (mean_ratio - 1) */
+    LOCKSTEP_MONITOR_ESS_LOSS = 2,    /* 1 - ess */
+    LOCKSTEP_MONITOR_MAX_ABS_LOG_RATIO = 3 /* max |d|, for the number of tokens */
+};
+
+/* Growable: appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t learning_steps;       /* steps that teach the floor, 20 to 1000; calibrated with 40 */
+    double false_alarms_per_1000; /* false alarms tolerated in 1,000 steps, 0.1 to 10 */
+} lockstep_monitor_options;
+
+#define LOCKSTEP_MONITOR_OPTIONS_INIT { sizeof(lockstep_monitor_options), 40, 1.0 }
+
+/* What a monitor says at a step. Growable: set struct_size before the call; only that many bytes are
+ * written. */
+typedef struct {
+    uint32_t struct_size;
+    lockstep_monitor_level level;
+    lockstep_monitor_statistic statistic; /* the one furthest above its floor, for its threshold */
+    int32_t steps_to_learn; /* how many more steps it takes to learn the floor; 0 after that */
+    int64_t step;
+    int64_t since_step;     /* first step of the growth, as far as can be told; -1 where score is 0 */
+    double value;           /* the statistic at this step; NaN where no token counts */
+    double floor;           /* what the floor lets expect, same unit; NaN while learning */
+    double score;           /* accumulated distance from the floor in its standard deviations, at most
+                               50; INFINITY where a floor of exactly zero was left */
+    double threshold;       /* the score at which the level becomes alarm; NaN while learning */
+    /* How often in 1,000 steps noise gets a score this high: from 0.1 to 30, the range that was
+     * calibrated (a higher score is still 0.1). NaN while learning; 0 where an exact zero was left. */
+    double false_alarms_per_1000;
+    double false_alarm_probability; /* that noise gets a score this high within 1,000 steps */
+} lockstep_monitor_alarm;
+
+/* One statistic of a monitor after its last step. Frozen. */
+typedef struct {
+    double value;       /* NaN before the first step with tokens */
+    double floor;       /* NaN while learning, 0 where it is exactly zero */
+    double scale;       /* standard deviation of its logarithm; NaN while learning */
+    double score;
+    double threshold;   /* the score at which this statistic raises an alarm */
+    int64_t since_step; /* -1 where score is 0 */
+} lockstep_monitor_reading;
+
+/* Makes a monitor that knows nothing of the run. Destroy with lockstep_monitor_destroy. */
+lockstep_status lockstep_monitor_create(lockstep_monitor **monitor,
+                                        const lockstep_monitor_options *options);
+
+/* Frees a monitor. NULL is a no-op. No call may be using it. */
+void lockstep_monitor_destroy(lockstep_monitor *monitor);
+
+/* Takes the mismatch of one step (tokens, k3, chi_square, mean_ratio, ess and max_abs_log_ratio are
+ * read), and judges. `step` is not negative and increases from call to call; gaps are fine. A step
+ * without tokens changes nothing but the last step. Infinite statistics (ratios that overflow) count as
+ * far above any floor. A NaN k3 or max_abs_log_ratio where tokens count is LOCKSTEP_ERROR_NON_FINITE.
+ * On error the monitor is as before. */
+lockstep_status lockstep_monitor_update(lockstep_monitor_alarm *alarm, lockstep_monitor *monitor,
+                                        int64_t step, const lockstep_mismatch *mismatch);
+
+/* One statistic after the last step: for tables and plots. */
+lockstep_status lockstep_monitor_read(lockstep_monitor_reading *reading,
+                                      const lockstep_monitor *monitor,
+                                      lockstep_monitor_statistic statistic);
+
+/* Forgets floor, scores and last step, and learns again. The options stay. */
+lockstep_status lockstep_monitor_reset(lockstep_monitor *monitor);
+
+/* Writes the monitor as bytes, to be kept with a checkpoint: what was loaded from them goes on with the
+ * same alarms, bit for bit. A few hundred bytes, while learning 40 more for each step (at most 41,000).
+ *
+ * bytes     [capacity]; NULL with a capacity of 0 to ask for the size only
+ * size      the number of bytes the monitor takes; required. A capacity that is neither 0 with NULL nor
+ *           enough is LOCKSTEP_ERROR_INVALID_ARGUMENT, and says how many it takes */
+lockstep_status lockstep_monitor_save(void *bytes, size_t capacity, size_t *size,
+                                      const lockstep_monitor *monitor);
+
+/* Makes a monitor from saved bytes, options included. Damaged, cut off or newer bytes are
+ * LOCKSTEP_ERROR_INVALID_ARGUMENT. Destroy with lockstep_monitor_destroy. */
+lockstep_status lockstep_monitor_load(lockstep_monitor **monitor, const void *bytes, size_t size);
+
 /* ---------------------------------------------------------------------------------------------
  * 5. Logs
  *

@@ -41,6 +41,7 @@ SIZE(lockstep_divergence, 40);
 SIZE(lockstep_mismatch_sequence_bin, 40);
 SIZE(lockstep_mismatch_sample, 64);
 SIZE(lockstep_mismatch_token, 32);
+SIZE(lockstep_monitor_reading, 48);
 
 /* Structs that may grow, as they were in 0.1.0: these offsets stay. */
 STATIC_CHECK(sizeof(lockstep_convert_options) >= 32);
@@ -98,6 +99,14 @@ OFFSET(lockstep_log_summary, cut_off_bytes, 40);
 OFFSET(lockstep_log_summary, skipped_bytes, 56);
 OFFSET(lockstep_mismatch, max_sequence_length, 560);
 OFFSET(lockstep_mismatch, ess_standard_error, 568);
+STATIC_CHECK(sizeof(lockstep_monitor_options) >= 16);
+OFFSET(lockstep_monitor_options, learning_steps, 4);
+OFFSET(lockstep_monitor_options, false_alarms_per_1000, 8);
+STATIC_CHECK(sizeof(lockstep_monitor_alarm) >= 80);
+OFFSET(lockstep_monitor_alarm, level, 4);
+OFFSET(lockstep_monitor_alarm, step, 16);
+OFFSET(lockstep_monitor_alarm, value, 32);
+OFFSET(lockstep_monitor_alarm, false_alarm_probability, 72);
 
 STATIC_CHECK(LOCKSTEP_OK == 0 && LOCKSTEP_ERROR_INVALID_ARGUMENT == 1 && LOCKSTEP_ERROR_UNSUPPORTED == 2 &&
              LOCKSTEP_ERROR_NON_FINITE == 3 && LOCKSTEP_ERROR_OUT_OF_MEMORY == 4 &&
@@ -114,6 +123,10 @@ STATIC_CHECK(LOCKSTEP_LOG_PROB_UNKNOWN == 0 && LOCKSTEP_LOG_PROB_RAW == 1 && LOC
 STATIC_CHECK(LOCKSTEP_LOG_CREATE == 0 && LOCKSTEP_LOG_APPEND == 1 && LOCKSTEP_LOG_REPLACE == 2);
 STATIC_CHECK(LOCKSTEP_LOG_DAMAGE_STRICT == 0 && LOCKSTEP_LOG_DAMAGE_SKIP == 1);
 STATIC_CHECK(LOCKSTEP_LOG_HAS_TOKEN_IDS == 1 && LOCKSTEP_LOG_HAS_ROLLOUT == 2 && LOCKSTEP_LOG_HAS_TRAINER == 4);
+STATIC_CHECK(LOCKSTEP_MONITOR_LEARNING == 0 && LOCKSTEP_MONITOR_OK == 1 && LOCKSTEP_MONITOR_WATCH == 2 &&
+             LOCKSTEP_MONITOR_ALARM == 3);
+STATIC_CHECK(LOCKSTEP_MONITOR_K3 == 0 && LOCKSTEP_MONITOR_CHI_SQUARE == 1 && LOCKSTEP_MONITOR_ESS_LOSS == 2 &&
+             LOCKSTEP_MONITOR_MAX_ABS_LOG_RATIO == 3);
 
 /* The code of a dtype is the bytes of DLPack's struct: code, bits, lanes. */
 static void dtype_codes_are_dlpacks(void) {
@@ -159,6 +172,9 @@ static void init_macros_hold_the_defaults(void) {
     CHECK(writer.struct_size == sizeof writer && writer.mode == LOCKSTEP_LOG_CREATE && writer.sync_every == 0);
     lockstep_log_reader_options reader = LOCKSTEP_LOG_READER_OPTIONS_INIT;
     CHECK(reader.struct_size == sizeof reader && reader.damage == LOCKSTEP_LOG_DAMAGE_STRICT);
+    lockstep_monitor_options monitor = LOCKSTEP_MONITOR_OPTIONS_INIT;
+    CHECK(monitor.struct_size == sizeof monitor && monitor.learning_steps == 40 &&
+          monitor.false_alarms_per_1000 == 1);
 }
 
 static void library_has_the_headers_version(void) {

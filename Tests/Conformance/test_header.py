@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import lockstep
 from conftest import ROOT
 from lockstep import _library as c
-from lockstep import _accumulator, _log_file, _mismatch
+from lockstep import _accumulator, _log_file, _mismatch, _monitor
 
 HEADER = re.sub(r"/\*.*?\*/", " ", (ROOT / "include" / "lockstep.h").read_text(), flags=re.S)
 
@@ -104,7 +105,8 @@ def allowed(declaration: str) -> list:
     if kind in NAMES_OF_INT32:
         kind = "int32_t"
     if not pointer:
-        plain = {"int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "size_t": ctypes.c_size_t, "float": ctypes.c_float, "void": None}
+        plain = {"int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "size_t": ctypes.c_size_t,
+                 "float": ctypes.c_float, "void": None}
         return [plain[kind]] if kind in plain else [struct_class(kind)]
     if kind == "char":
         return [ctypes.c_char_p]
@@ -112,6 +114,8 @@ def allowed(declaration: str) -> list:
         return [ctypes.POINTER(ctypes.c_size_t)]
     if kind in HANDLES:
         return [ctypes.POINTER(ctypes.c_void_p) if declaration.count("*") == 2 else ctypes.c_void_p]
+    if kind == "size_t":
+        return [ctypes.POINTER(ctypes.c_size_t)]
     if kind in ("double", "void"):
         return [ctypes.c_void_p]
     # An array of structs may be passed as a plain address; a tensor never is.
@@ -147,6 +151,8 @@ def test_option_defaults_are_the_macros(run_c):
         "lockstep_log_header": _log_file._header_struct(None, {}),
         "lockstep_mismatch_accumulator_options": c.MismatchAccumulatorOptions(
             ctypes.sizeof(c.MismatchAccumulatorOptions)),
+        "lockstep_monitor_options": _monitor._options(
+            **{name: each.default for name, each in inspect.signature(lockstep.Monitor).parameters.items()}),
     }
     for name, options in defaults.items():
         assert bytes(options) == run_c(
@@ -159,6 +165,8 @@ def test_results_have_the_structs_fields():
     assert list(lockstep.Divergence._fields) == STRUCTS["lockstep_divergence"]
     assert list(lockstep.ConvertCounts._fields) == STRUCTS["lockstep_convert_counts"]
     assert list(lockstep.Estimate._fields) == STRUCTS["lockstep_estimate"]
+    assert {each.name for each in fields(lockstep.Alarm)} == set(STRUCTS["lockstep_monitor_alarm"]) - {"struct_size"}
+    assert [each.name for each in fields(lockstep.Reading)] == STRUCTS["lockstep_monitor_reading"]
     for dtype, struct in ((_mismatch._SEQUENCE, c.MismatchSequence), (_mismatch._BUCKET, c.MismatchBucket),
                           (_mismatch._DIVERGENCE, c.Divergence), (_accumulator._BIN, c.MismatchSequenceBin),
                           (_accumulator._SAMPLE, c.MismatchSample), (_accumulator._TOKEN, c.MismatchToken)):

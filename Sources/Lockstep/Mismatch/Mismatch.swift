@@ -115,6 +115,9 @@ public struct Mismatch: Sendable {
     public var perplexityRatioStandardError = Double.nan
     /// Standard error of `sequenceLogRatioStd`.
     public var sequenceLogRatioStdStandardError = Double.nan
+
+    /// No data: counts of zero, everything else NaN.
+    public init() {}
 }
 
 extension LogProbPair {

@@ -35,18 +35,20 @@ from ._mismatch import (
     LOG_RATIO_QUANTILES, Divergence, Estimate, ExactMismatch, Mismatch, exact_mismatch, mismatch,
     mismatch_profile, mismatch_sequences,
 )
+from ._monitor import Alarm, Monitor, Reading
 from .advice import Advice, advise
 from .certificate import Certificate, certify
 
 __all__ = [
-    "LOG_RATIO_QUANTILES", "Advice", "BadDataError", "Cause", "CauseEvidence", "Certificate",
-    "ConvertCounts", "Converted", "Divergence", "Estimate", "ExactMismatch", "FileError",
-    "Head", "InternalError", "InvalidArgumentError", "LinearGradients", "LockstepError",
-    "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter", "Mismatch",
-    "MismatchAccumulator", "NonFiniteError", "OutOfMemoryError", "UnsupportedError", "advise",
-    "certify", "convert", "exact_mismatch", "has_instruction_set", "linear_log_probs",
-    "linear_log_probs_backward", "log_probs", "log_probs_backward", "metrics", "mismatch",
-    "mismatch_profile", "mismatch_sequences", "ulp_distance",
+    "LOG_RATIO_QUANTILES", "Advice", "Alarm", "BadDataError", "Cause", "CauseEvidence",
+    "Certificate", "ConvertCounts", "Converted", "Divergence", "Estimate", "ExactMismatch",
+    "FileError", "Head", "InternalError", "InvalidArgumentError", "LinearGradients",
+    "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary",
+    "LogWriter", "Mismatch", "MismatchAccumulator", "Monitor", "NonFiniteError",
+    "OutOfMemoryError", "Reading", "UnsupportedError", "advise", "certify", "convert",
+    "exact_mismatch", "has_instruction_set", "linear_log_probs", "linear_log_probs_backward",
+    "log_probs", "log_probs_backward", "metrics", "mismatch", "mismatch_profile",
+    "mismatch_sequences", "ulp_distance",
 ]
 
 #: The version of the library that is loaded.

@@ -310,6 +310,39 @@ class Divergence(Structure):
     ]
 
 
+MONITOR_LEARNING = 0
+MONITOR_OK = 1
+MONITOR_WATCH = 2
+MONITOR_ALARM = 3
+
+MONITOR_K3 = 0
+MONITOR_CHI_SQUARE = 1
+MONITOR_ESS_LOSS = 2
+MONITOR_MAX_ABS_LOG_RATIO = 3
+
+
+class MonitorOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("learning_steps", c_int32), ("false_alarms_per_1000", c_double),
+    ]
+
+
+class MonitorAlarm(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("level", c_int32), ("statistic", c_int32),
+        ("steps_to_learn", c_int32), ("step", c_int64), ("since_step", c_int64), ("value", c_double),
+        ("floor", c_double), ("score", c_double), ("threshold", c_double),
+        ("false_alarms_per_1000", c_double), ("false_alarm_probability", c_double),
+    ]
+
+
+class MonitorReading(Structure):
+    _fields_ = [
+        ("value", c_double), ("floor", c_double), ("scale", c_double), ("score", c_double),
+        ("threshold", c_double), ("since_step", c_int64),
+    ]
+
+
 # 5. Logs
 
 LOG_PROB_UNKNOWN = 0
@@ -434,6 +467,14 @@ SIGNATURES = {
     "lockstep_mismatch_accumulator_causes": (c_int32, [c_void_p, POINTER(MismatchEvidence), c_void_p]),
     "lockstep_mismatch_exact": (
         c_int32, [POINTER(Divergence), c_void_p, c_size_t] + [_tensor] * 3 + [_log_probs_options]),
+    "lockstep_monitor_create": (c_int32, [POINTER(c_void_p), POINTER(MonitorOptions)]),
+    "lockstep_monitor_destroy": (None, [c_void_p]),
+    "lockstep_monitor_update": (
+        c_int32, [POINTER(MonitorAlarm), c_void_p, c_int64, POINTER(Mismatch)]),
+    "lockstep_monitor_read": (c_int32, [POINTER(MonitorReading), c_void_p, c_int32]),
+    "lockstep_monitor_reset": (c_int32, [c_void_p]),
+    "lockstep_monitor_save": (c_int32, [c_void_p, c_size_t, POINTER(c_size_t), c_void_p]),
+    "lockstep_monitor_load": (c_int32, [POINTER(c_void_p), c_void_p, c_size_t]),
     "lockstep_log_writer_create": (
         c_int32, [POINTER(c_void_p), c_char_p, POINTER(LogHeader), POINTER(LogWriterOptions)]),
     "lockstep_log_writer_append": (c_int32, [c_void_p, POINTER(LogSequence)]),
@@ -531,6 +572,13 @@ AXES = {
 }
 LOG_MODES = {"create": LOG_CREATE, "append": LOG_APPEND, "replace": LOG_REPLACE}
 LOG_DAMAGE = {"strict": LOG_DAMAGE_STRICT, "skip": LOG_DAMAGE_SKIP}
+MONITOR_LEVELS = {
+    "learning": MONITOR_LEARNING, "ok": MONITOR_OK, "watch": MONITOR_WATCH, "alarm": MONITOR_ALARM,
+}
+MONITOR_STATISTICS = {
+    "k3": MONITOR_K3, "chi_square": MONITOR_CHI_SQUARE, "ess_loss": MONITOR_ESS_LOSS,
+    "max_abs_log_ratio": MONITOR_MAX_ABS_LOG_RATIO,
+}
 
 SEQUENCE_QUANTITIES = {
     "log_ratio": SEQUENCE_LOG_RATIO, "mean_log_ratio": SEQUENCE_MEAN_LOG_RATIO,

@@ -1,7 +1,7 @@
 """The commands of `lockstep`, with click: small, settled, and its help text is ours to write.
 
 One file a command. What a command computes is elsewhere; here are arguments, progress, output and exit
-status (0 success, 2 usage or bad input; what others mean is in the command's help).
+status (0 success, 2 usage or bad input; what else a command exits with is in its help).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .advise import advise
 from .certify import certify
 from .convert import convert
 from .diagnose import diagnose
+from .watch import watch
 
 __all__ = ["commands"]
 
@@ -29,5 +30,5 @@ def commands() -> None:
             stream.reconfigure(errors="replace")
 
 
-for command in (diagnose, certify, advise, convert):
+for command in (diagnose, certify, advise, watch, convert):
     commands.add_command(command)
