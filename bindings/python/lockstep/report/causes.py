@@ -182,8 +182,9 @@ def _rounding(e: CauseEvidence) -> Explanation:
         f"The differences grow with 1 - p as rounding's do (median |d| / (1 - p) is {e.noise_scale:.3g}), they have no"
         f" side ({_percent(e.share_up)} up) and mean r is {1 + e.mean_ratio_excess:.5f}. They look like {bits:.1f}"
         f" mantissa bits: {looks}.",
-        ("FP16 on both sides: 3 bits more than BF16, so |d| about 8 and KL about 64 times smaller; use loss scaling.",
-         "Or keep the head and its logits in float32 on both sides: a quarter to a half of the KL. On one side only it may"
+        (() if bits > 8.5 else  # finer than BF16 already
+         ("FP16 on both sides: 3 bits more than BF16, so |d| about 8 and KL about 64 times smaller; use loss scaling.",))
+        + ("Keep the head and its logits in float32 on both sides: it takes away a quarter to a half of the KL. On one side only it may"
          " not help.",
          "Or remove it: engines with one order of arithmetic on both sides give the same bits (docs/Numerics.md)."))
 

@@ -81,6 +81,27 @@ class Diagnosis:
         return SequenceWeight(error * error * tokens * (sequences - 1) / sequences)
 
     @cached_property
+    def causes(self) -> list[lockstep.Cause]:
+        """What may have made the mismatch: every cause, those found first."""
+        return self.survey.total.causes()
+
+    @property
+    def evidence(self) -> lockstep.CauseEvidence:
+        """The figures behind the causes."""
+        return self.causes[0].evidence
+
+    @cached_property
+    def alarms(self) -> list[lockstep.Alarm]:
+        """What the early warning says at each training step."""
+        monitor = lockstep.Monitor()
+        return [monitor.update(step, values) for step, values in self.steps]
+
+    @property
+    def alarm_since(self) -> int | None:
+        """The step since which the mismatch has left its floor, if it ever did."""
+        return next((alarm.since_step for alarm in self.alarms if alarm), None)
+
+    @cached_property
     def steps(self) -> list[tuple[int, lockstep.Mismatch]]:
         """The statistics of each training step, in order; empty where the log does not say which."""
         return self.survey.by_step()

@@ -43,7 +43,11 @@ def _log(diagnosis: Diagnosis, verdict: Verdict) -> dict[str, Any]:
             "half_life": weight.half_life,
             "ess_by_length": {str(length): weight.ess(length) for length in LENGTHS},
         },
-        "checks": asdict(diagnosis.checks),
+        "causes": [{"name": cause.name, "found": cause.found, "confidence": cause.confidence, "score": cause.score}
+                   for cause in diagnosis.causes],
+        "evidence": asdict(diagnosis.evidence),
+        "steps": [{"step": step, "mismatch": values.to_dict(), "alarm": asdict(alarm)}
+                  for (step, values), alarm in zip(diagnosis.steps, diagnosis.alarms, strict=True)],
         "verdict": asdict(verdict),
     }
 

@@ -15,7 +15,7 @@ import lockstep
 
 from . import plots
 from .diagnosis import Diagnosis
-from .rows import number, percent, table
+from .rows import number, percent, sure, table
 from .verdict import LENGTHS, SOURCES, Verdict, compare
 
 # By this line, near the top of every report, a file is known to be one of ours and may be replaced.
@@ -45,7 +45,7 @@ def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)
-    environment.filters.update(number=number, percent=percent)
+    environment.filters.update(number=number, percent=percent, sure=sure)
     template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     distribution, outside = plots.distribution(diagnoses)
     return template.render(

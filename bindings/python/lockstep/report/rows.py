@@ -204,6 +204,11 @@ def percent(share: float) -> str:
     return f"{number(100 * share, 2)} %"
 
 
+def sure(confidence: float) -> str:
+    """A confidence as text: nothing is certain."""
+    return percent(confidence) if confidence < 0.99 else "> 99 %"
+
+
 def _is_plain(exponent: int) -> bool:
     """Whether 10^exponent is written out, not as a power."""
     return -2 <= exponent <= 6

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .diagnosis import Diagnosis
-from .rows import table
+from .rows import percent, sure, table
 from .verdict import Level, Verdict, compare
 
 LEVEL_STYLES: dict[Level, str] = {
@@ -19,6 +19,7 @@ LEVEL_STYLES: dict[Level, str] = {
     "severe": "bold red",
 }
 WIDEST_PROSE = 100
+MOST_ADVICE = 2  # of a cause; the report has all
 
 
 def printable(text: str) -> str:
@@ -33,6 +34,12 @@ def render(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, every
     for diagnosis, verdict in zip(diagnoses, verdicts, strict=True):
         parts.append(Text.assemble((printable(diagnosis.label), "bold"), "  ",
                                    (verdict.headline, LEVEL_STYLES[verdict.level])))
+        for suspect in verdict.causes:
+            explanation = suspect.explanation
+            parts.append(_item("?", Text.assemble(
+                (explanation.title, "bold"), f" ({sure(suspect.confidence)} sure, explains about"
+                f" {percent(suspect.score)}). {explanation.what} {explanation.why}")))
+            parts += [_item("→", Text(advice), 4) for advice in explanation.advice[:MOST_ADVICE]]
         for finding in verdict.findings:
             text = Text(finding.text + ".")
             if finding.source:
@@ -76,10 +83,10 @@ def _table(diagnoses: Sequence[Diagnosis], every: bool) -> Table:
     return out
 
 
-def _item(mark: str, text: Text) -> Padding:
+def _item(mark: str, text: Text, indent: int = 2) -> Padding:
     """A bulleted paragraph with a hanging indent."""
     grid = Table.grid(padding=(0, 1))
     grid.add_column(width=1)
     grid.add_column(ratio=1)
     grid.add_row(mark, text)
-    return Padding(grid, (0, 0, 0, 2))
+    return Padding(grid, (0, 0, 0, indent))

@@ -1,8 +1,8 @@
-"""The verdict in words: what the numbers mean, by whose measure, and what to do.
+"""The verdict in words: how large the mismatch is, by whose measure, what made it, and what to do.
 
-Every judgement is against a published threshold, named with its source, and takes the standard error
-into account: "above" and "below" mean by at least two standard errors. What noise "looks like" is a
-comparison with the 2⁻ᵐ law and says no more than that.
+Every judgement of size is against a published threshold, named with its source, and takes the standard error
+into account: "above" and "below" mean by at least two standard errors. Causes are judged by the core from the
+log alone (docs/Causes.md).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Literal
 
 import lockstep
 
+from .causes import Explanation, explain
 from .diagnosis import Diagnosis
 from .rows import number, percent
 
@@ -48,11 +49,8 @@ SOURCES = {
     _NEMO: "https://github.com/NVIDIA-NeMo/RL/blob/main/docs/guides/grpo.md#metrics",
     _NEMO_MODELS: "https://github.com/NVIDIA-NeMo/RL/blob/main/docs/adding-new-models.md",
     _VERL_FAQ: "https://github.com/verl-project/verl/blob/main/docs/faq/faq.rst",
-    "TRL PR 7269": "https://github.com/huggingface/trl/pull/7269",
-    "MaxText PR 5231": "https://github.com/AI-Hypercomputer/maxtext/pull/5231",
     "IcePop": "https://arxiv.org/abs/2510.18855",
     "MLPerf Training": "https://github.com/mlcommons/training",
-    "Fast-LLM PR 525": "https://github.com/ServiceNow/Fast-LLM/pull/525",
     "Qi et al. 2025": "https://arxiv.org/abs/2510.26788",
 }
 
@@ -70,13 +68,8 @@ THRESHOLDS = (
 # IcePop's interval, which OpenRLHF and NeMo RL use too: tokens outside are dropped there.
 ICEPOP = (0.5, 5.0)
 
-# mean |d| = NOISE_ABS 2⁻ᵐ and k3 = NOISE_KL 2⁻²ᵐ. The constants are those of this repository's
-# examples/data, where m is known (BF16 7, FP16 10): 4.64 and 4.78; 22.5 and 24.1. Models, lengths and
-# engines move mean |d| by about a factor of two, one bit (Fast-LLM PR 525: 0.5B and 7B, three engines).
-NOISE_ABS = 4.7
-NOISE_KL = 23.2
-MOST_EXCESS = 4.0  # k3 over the law's, above which a few tokens carry it: one bit is a factor of 4
-FORMATS = ((3.0, "FP8 E4M3"), (7.0, "BF16"), (10.0, "FP16"))
+# What two engines that do the same have; all other causes are faults of a set-up.
+HARMLESS = ("rounding", "unknown")
 
 LENGTHS = (256, 1_024, 4_096, 16_384, 65_536)
 
@@ -92,44 +85,56 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Suspect:
+    """A cause that was found."""
+
+    name: str
+    confidence: float
+    """How strongly the log shows it, from 0.5 to 1."""
+    score: float
+    """About which share of the sum of d² it explains."""
+    explanation: Explanation
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What to make of one log."""
 
     level: Level
     headline: str
     findings: tuple[Finding, ...]
+    causes: tuple[Suspect, ...]
+    """The causes that were found, the likeliest and largest first."""
     advice: tuple[str, ...]
     noise_bits: float
-    """Mantissa bits that noise of this mean |d| looks like; NaN without noise or tokens."""
+    """Mantissa bits whose rounding the noise looks like; NaN without noise or tokens."""
 
 
 def judge(diagnosis: Diagnosis) -> Verdict:
     """The verdict on one log."""
     statistics = diagnosis.statistics
     if statistics.tokens == 0:
-        return Verdict("unknown", "No token counts in this log: there is nothing to say.", (),
-                       ("Look at loss_mask: it leaves every token out.",), math.nan)
-    stored = _stored(diagnosis)
+        return Verdict("unknown", "No token counts in this log: there is nothing to say.", (), (),
+                       ("Look at the loss mask: it leaves every token out.",), math.nan)
     if statistics.share_differing.value == 0:
-        return Verdict("exact", "Trainer and rollout log-probs are the same bits on every token.", stored, (
+        return Verdict("exact", "Trainer and rollout log-probs are the same bits on every token.", (), (), (
             "Nothing needs correcting. If you did not expect equality, make sure that the two columns were"
             " computed by two engines and that one is not a copy of the other.",), math.nan)
     enough = statistics.tokens >= FEWEST_TOKENS and statistics.sequences >= FEWEST_SEQUENCES
     crossed, close = _thresholds(statistics, enough)
-    biased = _biased(statistics, enough)
-    bits = math.log2(NOISE_ABS / statistics.mean_abs_log_ratio.value)
-    excess = statistics.k3.value / (NOISE_KL * 4 ** -bits)
-    tails = _tails(diagnosis)
-    sequences = _sequences(diagnosis, enough)
+    suspects = tuple(Suspect(cause.name, cause.confidence, cause.score, explain(cause))
+                     for cause in diagnosis.causes if cause.found)
+    faults = [suspect for suspect in suspects if suspect.name not in HARMLESS]
     level: Level = "small"
-    for finding in (*crossed, *biased, *stored):
-        if finding.level == "severe" or (finding.level == "raised" and level != "severe"):
-            level = finding.level
+    if any(finding.level == "raised" for finding in crossed) or faults:
+        level = "raised"
+    if any(finding.level == "severe" for finding in crossed):
+        level = "severe"
     if not enough:
         level = "unknown"
-    findings = (*crossed, *close, *biased, *stored, *_noise(bits, excess, enough), *tails, *sequences)
-    return Verdict(level, _headline(diagnosis, level, crossed, biased, stored, close), findings,
-                   _advice(diagnosis, level, bits, excess, biased), bits)
+    findings = (*crossed, *close, *_tails(diagnosis), *_sequences(diagnosis, enough))
+    return Verdict(level, _headline(diagnosis, level, crossed, faults, close), findings, suspects,
+                   _advice(diagnosis, level, faults), diagnosis.evidence.noise_bits)
 
 
 def compare(first: Diagnosis, second: Diagnosis) -> str:
@@ -190,67 +195,6 @@ def _thresholds(statistics: lockstep.Mismatch, enough: bool) -> tuple[list[Findi
     return list(crossed.values()), close
 
 
-def _biased(statistics: lockstep.Mismatch, enough: bool) -> list[Finding]:
-    """Whether the mean ratio is off 1, which rounding cannot do."""
-    off = statistics.mean_ratio.value - 1
-    if not enough or abs(off) < max(0.005, 2 * STANDARD_ERRORS * statistics.mean_ratio.standard_error):
-        return []
-    return [Finding(
-        "raised", f"Mean r is {number(statistics.mean_ratio.value, 4)}, not 1. Rounding does not do that: the"
-        " tokens were not drawn from the distribution whose log-probs are in the rollout column. Suspects:"
-        " top-p, top-k or min-p on one side only (mean r is then the kept mass), another temperature,"
-        " other weights", "TRL PR 7269")]
-
-
-def _stored(diagnosis: Diagnosis) -> tuple[Finding, ...]:
-    """What the stored values give away."""
-    checks, findings = diagnosis.checks, []
-    for side, form in (("trainer", checks.trainer_stored_as), ("rollout", checks.rollout_stored_as)):
-        if form is not None:
-            findings.append(Finding(
-                "raised", f"The {side} log-probs lie on the {form.upper()} grid: they were computed or stored"
-                f" in 16 bits. Part of the mismatch is that rounding; keep log-probs in float32"))
-    above = checks.trainer_above_zero + checks.rollout_above_zero
-    if above:
-        findings.append(Finding(
-            "raised", f"{_many(above, 'log-prob is', 'log-probs are')} above 0, as no log of a probability"
-            " is: the log-softmax ran in 16 bits; run it in float32", "MaxText PR 5231"))
-    if checks.at_vllm_floor:
-        findings.append(Finding(
-            "severe", f"{_many(checks.at_vllm_floor, 'rollout log-prob is', 'rollout log-probs are')} -9999,"
-            " vLLM's mark for one that it did not compute: mask these tokens out", "vLLM"))
-    return tuple(findings)
-
-
-def _noise(bits: float, excess: float, enough: bool) -> list[Finding]:
-    """What the noise looks like, by the 2⁻ᵐ law; `excess` is k3 over what the law gives for these bits."""
-    if not enough:
-        return []
-    law = "mean |d| ~ 2⁻ᵐ, calibrated on examples/data; good to about one bit"
-    coarsest, finest = FORMATS[0], FORMATS[-1]
-    nearest = min(FORMATS, key=lambda form: abs(form[0] - bits))
-    if abs(nearest[0] - bits) <= 1:
-        seen = f"{nearest[1]} has {nearest[0]:.0f}"
-    elif bits < coarsest[0]:
-        seen = (f"no format in use is as coarse ({coarsest[1]} has {coarsest[0]:.0f}), so this is not"
-                " rounding alone")
-    elif bits > finest[0]:
-        seen = (f"finer than {finest[1]}'s {finest[0]:.0f}, as where neither engine rounds all it keeps to 16"
-                " bits")
-    else:
-        below = max(form for form in FORMATS if form[0] < bits)
-        above = min(form for form in FORMATS if form[0] > bits)
-        seen = (f"between {below[1]}'s {below[0]:.0f} and {above[1]}'s {above[0]:.0f}, as where only one of"
-                " the two engines rounds coarsely")
-    text = f"The noise looks like {number(bits, 2)} mantissa bits: {seen}"
-    findings = [Finding("small", text, law)]
-    if excess > MOST_EXCESS:
-        findings.append(Finding(
-            "small", f"k3 is {number(excess, 2)} times what rounding noise of this mean |d| gives: a few"
-            " tokens carry it. Rounding is not the whole story; look at the worst tokens", law))
-    return findings
-
-
 def _tails(diagnosis: Diagnosis) -> list[Finding]:
     """Tokens far out, to the width of the sketch's bins, under 1 % of the limit."""
     low, high = ICEPOP
@@ -300,8 +244,8 @@ def _tokens(length: float) -> str:
     return f"{round(length / size) * size:,}"
 
 
-def _headline(diagnosis: Diagnosis, level: Level, crossed: Sequence[Finding], biased: Sequence[Finding],
-              stored: Sequence[Finding], close: Sequence[Finding]) -> str:
+def _headline(diagnosis: Diagnosis, level: Level, crossed: Sequence[Finding], faults: Sequence[Suspect],
+              close: Sequence[Finding]) -> str:
     statistics = diagnosis.statistics
     if level == "unknown":
         return (f"Not enough to say: {statistics.tokens:,} tokens in {statistics.sequences:,} sequences; a"
@@ -313,40 +257,25 @@ def _headline(diagnosis: Diagnosis, level: Level, crossed: Sequence[Finding], bi
         return f"Small mismatch: {published}."
     if crossed:
         return "Raised mismatch: above limits at which published systems say to look into it."
-    if biased:
-        return "Raised mismatch: the mean ratio of trainer to rollout is off 1, which rounding does not do."
-    return "The mismatch is small, but the stored log-probs have a defect."
+    fault = faults[0].explanation.title
+    return f"The mismatch is small, but not rounding alone: {fault[0].lower()}{fault[1:]}."
 
 
-def _advice(diagnosis: Diagnosis, level: Level, bits: float, excess: float,
-            biased: Sequence[Finding]) -> tuple[str, ...]:
+def _advice(diagnosis: Diagnosis, level: Level, faults: Sequence[Suspect]) -> tuple[str, ...]:
+    """What to do beside what each cause asks for."""
     length = _tokens(diagnosis.sequence_weight.half_life)
     advice = []
     if level == "unknown":
         return ("Log more sequences. What is listed here is what these few show, without an error bar.",)
-    if biased:
-        advice.append("Make both engines score the same distribution: the temperature and the kept set"
-                      " (top-p, top-k) of the sampler in the trainer too, or sample without truncation.")
-    if level == "severe":
-        if bits < 5.5:
-            advice.append("Look for a defect before correcting: stale weights in the rollout engine, another"
-                          " chat template or tokenisation, masks off by one, an adapter that one side lacks."
-                          " The worst tokens in the report show where to begin.")
-        advice.append("Until it is found, drop tokens with r outside [0.5, 5] (IcePop) and watch the share"
-                      " that is dropped.")
-    elif level == "raised":
-        if excess > MOST_EXCESS:
-            advice.append("Find out what is special about the worst tokens before changing formats; until"
-                          " then drop tokens with r outside [0.5, 5] (IcePop).")
-        elif bits < 8.5:
-            advice.append("Run both engines in FP16 with loss scaling: it takes mean |d| down about 8 times"
-                          " and KL about 60 times where BF16 rounding is the cause (Qi et al. 2025). If you"
-                          " stay in BF16, keep the head and the log-softmax in float32 in both engines.")
-        advice.append(f"Correct per token (truncated importance weights, C = 2); weights of whole sequences"
-                      f" lose half of their samples at about {length} tokens here.")
+    if faults:
+        advice.append("First mend what made it: a correction hides a fault and does not undo it. Until then, drop tokens"
+                      " with r outside [0.5, 5] (IcePop) and watch the share that is dropped.")
+    elif level != "small":
+        advice.append(f"Correct per token (truncated importance weights, C = 2); weights of whole sequences lose"
+                      f" half of their samples at about {length} tokens here. lockstep advise compares corrections.")
     else:
         advice.append("No correction is needed for rounding. Token weights truncated at 2 cost nothing here"
                       " and guard against what comes later.")
-    advice.append("Log k3 at every step and act when it doubles: in the paper's BF16 runs the KL rose some"
-                  " hundred steps before the reward fell (Qi et al. 2025; read off a figure, one seed).")
+    advice.append("Watch it at every step (lockstep.Monitor, lockstep watch): in the paper's BF16 runs the KL left its"
+                  " floor some hundred steps before the reward fell (Qi et al. 2025; read off a figure, one seed).")
     return tuple(advice)
