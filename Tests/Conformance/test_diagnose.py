@@ -14,10 +14,11 @@ from rollouts import SHIPPED, sequence, write
 import lockstep
 from lockstep.commands import commands
 from lockstep.commands.shared import default_labels
-from lockstep.logs import read_prime_rl
-from lockstep.report.diagnosis import SequenceWeight, diagnose, worst_sequences, worst_tokens
+from lockstep.logs import open_log
+from lockstep.report.diagnosis import Diagnosis, SequenceWeight
 from lockstep.report.rows import ROWS, Cell, cell, number, percent, quotient
 from lockstep.report.verdict import compare, judge
+from lockstep.survey import survey
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +59,7 @@ def noisy(path, scale, *, sequences=40, length=50, seed=1, shift=0.0, offset=0.5
 
 
 def measured(path, **options):
-    return diagnose(read_prime_rl([path], label=path.name, token_ids=True, **options))
+    return Diagnosis(survey(open_log(path, **options)))
 
 
 # The figures
@@ -113,8 +114,10 @@ def test_the_document_has_every_field_of_the_header():
     assert out["comparison"] is None
     (log,) = out["logs"]
     assert log["label"] == "run 7" and log["skipped_lines"] == 0
-    fields = set(vars(diagnose(read_prime_rl([SHIPPED["bf16"]], label="")).statistics))
-    assert set(log["mismatch"]) == fields == {row.key for row in ROWS}
+    fields = set(vars(measured(SHIPPED["bf16"]).statistics))
+    assert set(log["mismatch"]) == fields
+    # A standard error with a field of its own stands in the row of its value.
+    assert {name for name in fields if not name.endswith("_standard_error")} == {row.key for row in ROWS}
     assert len(log["mismatch"]["log_ratio_quantiles"]) == len(log["log_ratio_quantile_levels"]) == 9
     assert set(log["mismatch"]["k3"]) == {"value", "standard_error"}
     assert log["verdict"]["level"] == "raised"
@@ -239,18 +242,20 @@ def test_a_quotient_carries_both_errors():
 def test_the_verdicts_on_the_shipped_logs():
     bf16, fp16 = (judge(measured(SHIPPED[name])) for name in ("bf16", "fp16"))
     assert bf16.level == "raised" and fp16.level == "small"
-    assert [finding.source for finding in bf16.findings[:2]] == ["NeMo RL, grpo.md", "verl issue 3894"]
+    assert [finding.source for finding in bf16.findings[:2]] == ["NeMo RL, grpo.md", "verl, faq.rst"]
     assert fp16.headline == "Small mismatch: below every published limit."
     assert bf16.noise_bits == pytest.approx(7, abs=0.1) and fp16.noise_bits == pytest.approx(10, abs=0.1)
-    assert any("BF16 has 7" in finding.text for finding in bf16.findings)
-    assert any("Run both engines in FP16" in advice for advice in bf16.advice)
+    assert [suspect.name for suspect in bf16.causes] == [suspect.name for suspect in fp16.causes] == ["rounding"]
+    coarse, fine = bf16.causes[0].explanation, fp16.causes[0].explanation
+    assert "BF16 has 7" in coarse.why and "FP16 has 10" in fine.why
+    assert coarse.advice[0].startswith("FP16 on both sides") and not fine.advice[0].startswith("FP16")
 
 
 def test_equal_bits_are_exact(tmp_path):
     records = [sequence(trainer_logprobs=[0, -1, -2.5, -0.125]) for _ in range(20)]
     exact = measured(write(tmp_path / "exact.jsonl", *records))
     assert judge(exact).level == "exact"
-    assert worst_tokens(exact.log, 5) == []
+    assert exact.worst_tokens == []
     assert "Nothing needs correcting" in run(tmp_path / "exact.jsonl").stdout
 
 
@@ -273,13 +278,14 @@ def test_large_noise_is_severe_and_sends_to_look_for_a_defect(tmp_path):
     assert verdict.level == "severe"
     assert any(finding.source == "verl, faq.rst" for finding in verdict.findings)
     assert any("IcePop" in finding.source for finding in verdict.findings)
-    assert any(advice.startswith("Look for a defect") for advice in verdict.advice)
+    assert verdict.causes[0].name in ("other_weights", "misalignment"), "noise so large is no rounding"
+    assert any(advice.startswith("First mend what made it") for advice in verdict.advice)
 
 
 def test_truncated_sampling_shows_as_a_mean_ratio_off_one(tmp_path):
     verdict = judge(measured(noisy(tmp_path / "top_p.jsonl", 0.004, shift=math.log(0.896))))
-    (finding,) = [finding for finding in verdict.findings if finding.source == "TRL PR 7269"]
-    assert "Mean r is 0.896" in finding.text and verdict.level in ("raised", "severe")
+    truncation = next(suspect for suspect in verdict.causes if suspect.name == "truncation")
+    assert "0.89" in truncation.explanation.why and verdict.level in ("raised", "severe")
 
 
 @pytest.mark.parametrize("grid, name", [("bfloat16", "bf16"), ("float16", "fp16")])
@@ -287,18 +293,15 @@ def test_log_probs_stored_in_16_bits_are_found(tmp_path, grid, name):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     dtype = ml_dtypes.bfloat16 if grid == "bfloat16" else np.float16
     diagnosis = measured(noisy(tmp_path / "log.jsonl", 0.003, grid=dtype))
-    assert diagnosis.checks.rollout_stored_as == name and diagnosis.checks.trainer_stored_as is None
     verdict = judge(diagnosis)
     assert verdict.level == "raised"
-    assert any(
-        f"rollout log-probs lie on the {name.upper()} grid" in finding.text for finding in verdict.findings
-    )
+    (stored,) = [suspect for suspect in verdict.causes if suspect.name == "stored_in_16_bits"]
+    assert f"100 % of the rollout log-probs are values of {name.upper()}" in stored.explanation.why, stored.explanation.why
 
 
 def test_the_shipped_logs_lie_on_no_16_bit_grid():
     for path in SHIPPED.values():
-        checks = measured(path).checks
-        assert (checks.trainer_stored_as, checks.rollout_stored_as) == (None, None)
+        assert [suspect.name for suspect in judge(measured(path)).causes] == ["rounding"]
 
 
 def test_log_probs_above_zero_and_the_floor_of_vllm(tmp_path):
@@ -308,10 +311,10 @@ def test_log_probs_above_zero_and_the_floor_of_vllm(tmp_path):
     )
     (tmp_path / "log.jsonl").write_text(good + bad + "\n")
     diagnosis = measured(tmp_path / "log.jsonl")
-    assert (diagnosis.checks.trainer_above_zero, diagnosis.checks.rollout_above_zero) == (1, 0)
-    assert diagnosis.checks.at_vllm_floor == 1
-    texts = [finding.text for finding in judge(diagnosis).findings]
-    assert any("1 log-prob is above 0" in text for text in texts) and any("-9999" in text for text in texts)
+    assert (diagnosis.evidence.trainer_above_zero, diagnosis.evidence.rollout_above_zero) == (1, 0)
+    assert diagnosis.evidence.rollout_marks == 1
+    ends = next(suspect for suspect in judge(diagnosis).causes if suspect.name == "ends")
+    assert "-9999" in " ".join(ends.explanation.advice)
 
 
 def test_a_limit_within_two_standard_errors_is_not_called(tmp_path):
@@ -328,10 +331,9 @@ def test_heavy_tails_are_no_rounding(tmp_path):
     for record in records[::4]:
         record["trainer_logprobs"][7] += 1.0
     verdict = judge(measured(write(path, *records)))
-    assert any("a few tokens carry it" in finding.text for finding in verdict.findings)
-    assert verdict.level == "raised"
-    assert any("what is special about the worst tokens" in advice for advice in verdict.advice)
-    assert not any("FP16" in advice for advice in verdict.advice), "another format would not help"
+    assert verdict.level == "raised" and "rounding" not in [suspect.name for suspect in verdict.causes[:1]]
+    outliers = next(suspect for suspect in verdict.causes if suspect.name == "outliers")
+    assert outliers.explanation.advice[0].startswith("Look at the worst tokens")
 
 
 def test_logs_that_cannot_be_told_apart(tmp_path):
@@ -349,17 +351,17 @@ def test_the_weight_of_a_sequence_fades_with_its_length():
 
 def test_the_worst_are_the_worst(tmp_path):
     diagnosis = measured(SHIPPED["bf16"])
-    log, statistics = diagnosis.log, diagnosis.statistics
+    (log,) = open_log(SHIPPED["bf16"])
     distance = np.where(log.mask, np.abs(log.trainer.astype(np.float64) - log.rollout), -1)
-    worst = worst_tokens(log, 12)
-    assert [abs(token.log_ratio) for token in worst] == sorted(distance.tolist(), reverse=True)[:12]
-    assert (worst[0].sequence, worst[0].position) == (
-        statistics.max_abs_sequence,
-        statistics.max_abs_position,
-    )
-    assert worst[0].token_id == log.token_ids[log.offsets[worst[0].sequence] + worst[0].position]
-    totals = np.abs(diagnosis.sequences["log_ratio"])
-    assert worst_sequences(diagnosis, 1) == [int(np.argmax(totals))]
+    worst = diagnosis.worst_tokens
+    assert [abs(token.log_ratio) for token in worst[:12]] == sorted(distance.tolist(), reverse=True)[:12]
+    at = int(np.argmax(distance))
+    index = int(np.searchsorted(log.offsets, at, side="right")) - 1
+    assert worst[0].position == diagnosis.statistics.max_abs_position == at - log.offsets[index]
+    assert worst[0].place.line == log.lines[index] and worst[0].token_id == log.token_ids[at]
+    sums = [abs((log.trainer.astype(np.float64) - log.rollout)[a:b][log.mask[a:b]].sum())
+            for a, b in zip(log.offsets, log.offsets[1:])]
+    assert diagnosis.worst_sequences[0].place.line == log.lines[int(np.argmax(sums))]
 
 
 # Input and usage

@@ -61,23 +61,14 @@ struct ByteReader {
     /// A number of tokens or sequences: not negative, and small enough that sums of many cannot overflow.
     mutating func readTotal() throws(LockstepError) -> Int {
         let value = try read(Int64.self)
-        guard (0...1 << 48).contains(value) else { throw damaged("a count is \(value)") }
+        guard (0...Int64(MismatchMoments.largestTotal)).contains(value) else {
+            throw damaged("a count is \(value)")
+        }
         return Int(value)
     }
 
     /// The error for bytes that are not what was written.
     func damaged(_ how: String) -> LockstepError {
-        LockstepError(.invalidArgument, "\(name): damaged (\(how)); read it again from where it was saved")
+        LockstepError(.badData, "\(name): damaged (\(how)); read it again from where it was saved")
     }
-}
-
-/// The checksum CRC-32C (Castagnoli) of bytes: any change within 32 successive bits is seen.
-func crc32c(_ bytes: ArraySlice<UInt8>) -> UInt32 {
-    var crc = ~UInt32(0)
-    for byte in bytes { crc = crcTable[Int((crc ^ UInt32(byte)) & 0xff)] ^ crc >> 8 }
-    return ~crc
-}
-
-private let crcTable: [UInt32] = (0..<256).map { byte in
-    (0..<8).reduce(UInt32(byte)) { crc, _ in crc & 1 == 1 ? crc >> 1 ^ 0x82f6_3b78 : crc >> 1 }
 }

@@ -89,7 +89,8 @@ def _truncation(e: CauseEvidence) -> Explanation:
 
 
 def _stored(e: CauseEvidence) -> Explanation:
-    found = [f"{_percent(max(bf16, fp16))} of the {side} log-probs are values of {'BF16' if bf16 > 0.02 else 'FP16'}"
+    # Every value of BF16 is one of FP16's significands, and one in eight the other way round.
+    found = [f"{_percent(max(bf16, fp16))} of the {side} log-probs are values of {'BF16' if 2 * bf16 > fp16 else 'FP16'}"
              for side, bf16, fp16 in (("trainer", e.trainer_bf16_share, e.trainer_fp16_share),
                                       ("rollout", e.rollout_bf16_share, e.rollout_fp16_share))
              if max(bf16, fp16) > 0.02]
@@ -184,9 +185,9 @@ def _rounding(e: CauseEvidence) -> Explanation:
         f" mantissa bits: {looks}.",
         (() if bits > 8.5 else  # finer than BF16 already
          ("FP16 on both sides: 3 bits more than BF16, so |d| about 8 and KL about 64 times smaller; use loss scaling.",))
-        + ("Keep the head and its logits in float32 on both sides: it takes away a quarter to a half of the KL. On one side only it may"
-         " not help.",
-         "Or remove it: engines with one order of arithmetic on both sides give the same bits (docs/Numerics.md)."))
+        + ("Keep the head and its logits in float32 on both sides: it takes away a quarter to a half of the KL. On one"
+           " side only it may not help.",
+           "Or remove it: engines with one order of arithmetic on both sides give the same bits (docs/Numerics.md)."))
 
 
 def _unknown(e: CauseEvidence) -> Explanation:

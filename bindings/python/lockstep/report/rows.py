@@ -146,7 +146,7 @@ def table(diagnoses: Sequence[Diagnosis], *, every: bool = False) -> list[TableR
     """
     rows = []
     for row in ROWS:
-        values = [getattr(diagnosis.statistics, row.key) for diagnosis in diagnoses]
+        values = [_statistic(diagnosis.statistics, row.key) for diagnosis in diagnoses]
         left_out = row.key in ("excluded_tokens", "empty_sequences", "share_sequences_masked") and any(
             _value(value) > 0 for value in values)
         if every or row.main or left_out:
@@ -155,6 +155,12 @@ def table(diagnoses: Sequence[Diagnosis], *, every: bool = False) -> list[TableR
                 ratio = quotient(values[0], values[1]) if row.ratio else Cell("")
             rows.append(TableRow(row, tuple(cell(value, row.kind) for value in values), ratio))
     return rows
+
+
+def _statistic(statistics: lockstep.Mismatch, key: str):
+    """A field; with its standard error where that has a field of its own."""
+    value, error = getattr(statistics, key), getattr(statistics, key + "_standard_error", None)
+    return value if error is None else lockstep.Estimate(value, error)
 
 
 def cell(value, kind: Kind) -> Cell:
