@@ -576,8 +576,9 @@ typedef struct {
      * sketch, in constant memory; an order statistic is then within 2^-8 of its |d| where 2^-24 <= |d| <
      * 2^8, within 2^-24 absolutely below, and a value between 2^8 and max |d| above. */
     int32_t exact_quantiles;
-    /* 1: keep what _report and the profile over the log ratio need and nothing else, in a tenth of the
-     * memory: for one accumulator a training step. Merging into it leaves the rest of `other` out. */
+    /* 1: keep what _report needs and nothing else, and no quantiles (they are NaN): some kilobytes when
+     * saved, for one accumulator a training step. Merging into it leaves the rest of `other` out. Not
+     * together with exact_quantiles. */
     int32_t summary;
 } lockstep_mismatch_accumulator_options;
 

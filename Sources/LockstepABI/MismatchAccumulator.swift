@@ -23,9 +23,12 @@ public func lockstep_mismatch_accumulator_create(
         guard (0...1).contains(options.summary) else {
             throw invalid("options: summary is \(options.summary); give 0 or 1")
         }
+        guard options.exact_quantiles + options.summary < 2 else {
+            throw invalid("options: a summary has no quantiles; give 1 for summary or for exact_quantiles")
+        }
         accumulator.pointee = handle(
-            MismatchAccumulator(
-                exactQuantiles: options.exact_quantiles == 1, isSummary: options.summary == 1))
+            options.summary == 1
+                ? .summary() : MismatchAccumulator(exactQuantiles: options.exact_quantiles == 1))
     }
 }
 

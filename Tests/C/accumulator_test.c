@@ -107,12 +107,16 @@ static void everything_else_refuses_bad_input(void) {
     CHECK(lockstep_mismatch_accumulator_create(NULL, NULL) == invalid);
     options.exact_quantiles = 2;
     CHECK(lockstep_mismatch_accumulator_create(&untouched, &options) == invalid);
+    options.exact_quantiles = 0;
+    options.summary = 2;
+    CHECK(lockstep_mismatch_accumulator_create(&untouched, &options) == invalid);
     options.struct_size = 0;
     CHECK(lockstep_mismatch_accumulator_create(&untouched, &options) == invalid && untouched == exact);
     CHECK(lockstep_mismatch_accumulator_merge(accumulator, NULL) == invalid);
     CHECK(lockstep_mismatch_accumulator_merge(NULL, accumulator) == invalid);
-    CHECK(lockstep_mismatch_accumulator_merge(accumulator, exact) == invalid);
+    CHECK(lockstep_mismatch_accumulator_merge(exact, accumulator) == invalid);
     CHECK(strstr(lockstep_last_error(), "exact_quantiles"));
+    CHECK(lockstep_mismatch_accumulator_worst_sequences(NULL, NULL, accumulator) == invalid);
     CHECK_OK(lockstep_mismatch_accumulator_merge(accumulator, accumulator));
 
     lockstep_mismatch mismatch;

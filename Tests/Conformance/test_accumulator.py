@@ -171,8 +171,10 @@ def test_bad_arguments():
     accumulator = MismatchAccumulator()
     with pytest.raises(lockstep.InvalidArgumentError, match="other: int"):
         accumulator.merge(3)
-    with pytest.raises(lockstep.InvalidArgumentError, match="exact_quantiles"):
-        accumulator.merge(MismatchAccumulator(exact_quantiles=True))
+    with pytest.raises(lockstep.InvalidArgumentError, match="lacks exact_quantiles"):
+        MismatchAccumulator(exact_quantiles=True).merge(accumulator)
+    with pytest.raises(lockstep.InvalidArgumentError, match="lacks all but a summary"):
+        accumulator.merge(MismatchAccumulator(summary=True))
     with pytest.raises(lockstep.InvalidArgumentError, match="axis is 'length'"):
         accumulator.profile("length")
     with pytest.raises(lockstep.InvalidArgumentError, match="quantity is 'k3'"):
@@ -223,3 +225,26 @@ def test_arrays_of_the_details():
     assert abs(worst["log_ratio"][0]) == report.max_abs_log_ratio
     assert (worst["id"][0], worst["position"][0]) == (report.max_abs_sequence, report.max_abs_position)
     assert "sequences" in repr(WHOLE)
+
+
+def test_a_summary_is_small_and_takes_what_it_needs_of_others():
+    summary = accumulated(LOG, range(60), summary=True)
+    merged = MismatchAccumulator(summary=True)
+    merged.merge(WHOLE)
+    assert merged == summary and len(summary.to_bytes()) < 6000 < len(accumulated(LOG, range(60)).to_bytes()) / 4
+    assert MismatchAccumulator.from_bytes(summary.to_bytes()) == summary
+    mine, its = vars(summary.report()), vars(WHOLE.report())
+    assert np.isnan(mine.pop("log_ratio_quantiles")).all() and its.pop("log_ratio_quantiles")
+    assert repr(mine) == repr(its)
+    assert not len(summary.worst()) and not len(summary.sample()) and not summary.profile("position")["tokens"].any()
+    with pytest.raises(lockstep.InvalidArgumentError, match="a summary has no quantiles"):
+        MismatchAccumulator(summary=True, exact_quantiles=True)
+
+
+def test_the_worst_sequences_are_those_of_largest_s():
+    values = lockstep.mismatch_sequences(*LOG)
+    order = sorted(np.flatnonzero(values["log_ratio"] != 0).tolist(), key=lambda i: (-abs(values["log_ratio"][i]), i))
+    worst = WHOLE.worst_sequences()
+    assert worst["id"].tolist() == order[:32] and len(order) > 32
+    for name in values.dtype.names:
+        assert np.array_equal(worst[name], values[name][order[:32]]), name

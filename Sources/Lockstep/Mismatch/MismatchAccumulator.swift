@@ -13,12 +13,17 @@ public final class MismatchAccumulator: @unchecked Sendable {
 
     /// Creates an accumulator of nothing.
     ///
-    /// - Parameters:
-    ///   - exactQuantiles: keep every d that is not 0, 8 bytes each, so that quantiles are exact.
-    ///   - isSummary: keep what `mismatch()` and the profile over the log ratio need and nothing else, in a
-    ///     tenth of the memory: for one accumulator a training step.
-    public init(exactQuantiles: Bool = false, isSummary: Bool = false) {
-        state = MismatchState(MismatchExtent(details: !isSummary, exactQuantiles: exactQuantiles))
+    /// - Parameter exactQuantiles: keep every d that is not 0, 8 bytes each, so that quantiles are exact.
+    public init(exactQuantiles: Bool = false) {
+        state = MismatchState(MismatchExtent(details: true, exactQuantiles: exactQuantiles))
+    }
+
+    private init(_ extent: MismatchExtent) { state = MismatchState(extent) }
+
+    /// An accumulator of nothing that keeps what `mismatch()` needs and nothing else, without quantiles: some
+    /// kilobytes when saved, for one accumulator a training step.
+    public static func summary() -> MismatchAccumulator {
+        MismatchAccumulator(MismatchExtent(sketch: false))
     }
 
     init(_ state: consuming MismatchState) { self.state = state }
@@ -27,7 +32,7 @@ public final class MismatchAccumulator: @unchecked Sendable {
     public var exactQuantiles: Bool { state.extent.exactQuantiles }
 
     /// Whether only a summary is kept.
-    public var isSummary: Bool { !state.extent.details }
+    public var isSummary: Bool { !state.extent.sketch }
 
     /// Adds whole sequences; on an error, none.
     ///
@@ -120,7 +125,8 @@ public final class MismatchAccumulator: @unchecked Sendable {
             let moments = state.moments.mismatch()
             return MismatchCauses(
                 CauseEvidence(
-                    state.details.evidence, square: state.moments.sums.value(Moment.total + Average.square.rawValue),
+                    state.details.evidence,
+                    square: state.moments.sums.value(Moment.total + Average.square.rawValue),
                     pearson: moments.pearson))
         }
     }

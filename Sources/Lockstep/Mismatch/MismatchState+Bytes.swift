@@ -4,7 +4,7 @@ import CLockstepKernels
 //
 //     "LOCKMACC"                 8 bytes
 //     format version             uint32, 1
-//     flags                      uint32, bit 0: exact quantiles, bit 1: a summary, without details
+//     flags                      uint32, bit 0: exact quantiles, bit 1: a summary, without sketch and details
 //     size of the whole          uint64
 //     the state                  see `write` of each part below
 //     CRC-32C of all before      uint32
@@ -24,10 +24,13 @@ extension MismatchState {
         var out = ByteWriter()
         out.append(raw: MismatchState.magic)
         out.append(MismatchState.formatVersion)
-        out.append(UInt32((extent.exactQuantiles ? 1 : 0) | (extent.details ? 0 : 2)))
+        out.append(UInt32((extent.exactQuantiles ? 1 : 0) | (extent.sketch ? 0 : 2)))
         out.append(UInt64(0))
         moments.write(to: &out)
-        writeCounts(UnsafeBufferPointer(start: sketch.counts, count: MismatchSketch.usedBins), to: &out)
+        if extent.sketch {
+            writeCounts(
+                UnsafeBufferPointer(start: sketch.counts, count: MismatchSketch.usedBins), to: &out)
+        }
         if extent.details { details.write(to: &out) }
         if extent.exactQuantiles {
             out.append(values.count)
@@ -65,12 +68,15 @@ extension MismatchState {
         guard try checksum.read() == found else {
             throw header.damaged("its checksum is wrong")
         }
-        guard version == 1, flags <= 3 else { throw header.damaged("its header is not one") }
+        guard version == 1, flags <= 2 else { throw header.damaged("its header is not one") }
 
         var body = ByteReader(bytes, MismatchState.headerSize..<bytes.count - 4, name)
-        var state = MismatchState(MismatchExtent(details: flags & 2 == 0, exactQuantiles: flags & 1 == 1))
+        var state = MismatchState(
+            MismatchExtent(sketch: flags != 2, details: flags != 2, exactQuantiles: flags == 1))
         try state.moments.read(from: &body)
-        for (bin, count) in try readCounts(from: &body) { state.sketch.counts[bin] = count }
+        if state.extent.sketch {
+            for (bin, count) in try readCounts(from: &body) { state.sketch.counts[bin] = count }
+        }
         if state.extent.details { try state.details.read(from: &body) }
         if state.extent.exactQuantiles {
             let count = try body.readTotal()
@@ -86,7 +92,7 @@ extension MismatchState {
 
     /// Whether the parts can be of one log.
     private var isConsistent: Bool {
-        sketch.total == moments.tokens
+        (!extent.sketch || sketch.total == moments.tokens)
             && (!extent.details
                 || details.profile.isOf(moments.tokens) && details.histograms.isOf(moments.sequences)
                     && details.evidence.isConsistent(tokens: moments.tokens))

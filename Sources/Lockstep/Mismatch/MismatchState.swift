@@ -2,6 +2,8 @@ import CLockstepKernels
 
 /// What a state keeps beside what a report needs.
 struct MismatchExtent: Equatable {
+    /// Count the bins of the sketch.
+    var sketch = true
     /// Keep `MismatchDetails`.
     var details = false
     /// Keep every d that is not 0, for exact quantiles.
@@ -9,7 +11,7 @@ struct MismatchExtent: Equatable {
 
     /// Whether all that this extent has is in the other too.
     func isWithin(_ other: MismatchExtent) -> Bool {
-        (other.details || !details) && (other.exactQuantiles || !exactQuantiles)
+        (other.sketch || !sketch) && (other.details || !details) && (other.exactQuantiles || !exactQuantiles)
     }
 }
 
@@ -130,6 +132,7 @@ struct MismatchState: ~Copyable {
         var sums = lsk_mismatch_sums()
         var part = lsk_mismatch_sums()
         let profile = extent.details ? details.profile.span : nil
+        let counts = extent.sketch ? sketch.counts : nil
         profile?.pointee.before = 0
         var evidence = lsk_evidence()
         var evidencePart = lsk_evidence()
@@ -139,10 +142,10 @@ struct MismatchState: ~Copyable {
             if extent.details {
                 let ends = MismatchState.ends(start: start, count: count, length: length)
                 kernels.pointee.mismatch_evidence!(
-                    &part, sketch.counts, profile, &evidencePart, details.evidence.octaves, ends, &view)
+                    &part, counts, profile, &evidencePart, details.evidence.octaves, ends, &view)
                 if start == 0 { evidence = evidencePart } else { evidence.add(evidencePart) }
             } else {
-                kernels.pointee.mismatch_sums!(&part, sketch.counts, profile, &view)
+                kernels.pointee.mismatch_sums!(&part, counts, profile, &view)
             }
             if part.non_finite > 0, policy == .strict {
                 return MismatchSpan(sequence: sequence, start: start, count: count)
@@ -211,14 +214,15 @@ struct MismatchState: ~Copyable {
     /// Adds the state of another part of the log, whose extent is not less.
     mutating func merge(_ other: borrowing MismatchState) {
         moments.merge(other.moments)
-        sketch.merge(other.sketch)
+        if extent.sketch { sketch.merge(other.sketch) }
         if extent.exactQuantiles { values.append(contentsOf: other.values) }
         if extent.details { details.merge(other.details) }
     }
 
-    /// Every statistic; the quantiles are those of the sketch, or exact where every d was kept.
+    /// Every statistic; the quantiles are those of the sketch, or exact where every d was kept, or NaN without both.
     func mismatch() -> Mismatch {
         var mismatch = moments.mismatch()
+        guard extent.sketch else { return mismatch }
         mismatch.logRatioQuantiles =
             extent.exactQuantiles
             ? MismatchQuantiles.exact(of: values, zeros: moments.tokens - values.count)

@@ -35,8 +35,8 @@ class MismatchAccumulator:
         exact_quantiles: keep every d that is not 0, 8 bytes each, and report exact quantiles. Without, they
             come from a sketch, in constant memory: each order statistic is within 2^-8 of its |d| where
             2^-24 <= |d| < 2^8.
-        summary: keep what `report` and the profile over the log ratio need and nothing else, in a tenth of
-            the memory: for one accumulator a training step.
+        summary: keep what `report` needs and nothing else, and no quantiles (they are NaN): some kilobytes
+            in `to_bytes`, for one accumulator a training step. Not together with `exact_quantiles`.
 
     Example:
         >>> one, other = MismatchAccumulator(), MismatchAccumulator()

@@ -66,8 +66,7 @@ class Survey:
         self._exclude, self._exact = exclude_non_finite, exact_quantiles
         self.total = MismatchAccumulator(exact_quantiles=exact_quantiles)
         """The whole log."""
-        self.steps: dict[int, MismatchAccumulator] = {}
-        """Each training step, where the log says which; sums only, without sketches and samples."""
+        self._steps: dict[int, bytes] = {}  # saved summaries: some kilobytes each
         self.files: dict[int, LogFile] = {}
         """The files, by their index in the whole log."""
         self.header: dict[str, Any] = {}
@@ -97,7 +96,7 @@ class Survey:
         for step, sums in taken:
             self.total.merge(sums)
             if step >= 0:
-                self.steps.setdefault(step, MismatchAccumulator(summary=True)).merge(sums)
+                self._merge_step(step, sums)
         self._sample.add(batch)
         self._locate(batch)
 
@@ -109,8 +108,8 @@ class Survey:
     def merge(self, other: Survey) -> None:
         """Adds what another part of the same log gave. `other` stays as it is."""
         self.total.merge(other.total)
-        for step, sums in other.steps.items():
-            self.steps.setdefault(step, MismatchAccumulator(summary=True)).merge(sums)
+        for step, sums in other._steps.items():
+            self._merge_step(step, MismatchAccumulator.from_bytes(sums))
         for index, file in other.files.items():
             self.files[index] = _joined(self.files[index], file) if index in self.files else file
         for name, value in other.header.items():
@@ -129,7 +128,7 @@ class Survey:
 
     def by_step(self) -> list[tuple[int, Mismatch]]:
         """The statistics of each training step, in order; empty where the log does not say which."""
-        return [(step, self.steps[step].report()) for step in sorted(self.steps)]
+        return [(step, MismatchAccumulator.from_bytes(self._steps[step]).report()) for step in sorted(self._steps)]
 
     def sample(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(rollout, trainer) log-probs of some tokens that count, to be shown one by one."""
@@ -151,6 +150,12 @@ class Survey:
     @property
     def skipped_lines(self) -> int:
         return sum(file.skipped_lines for file in self.files.values())
+
+    def _merge_step(self, step: int, sums: MismatchAccumulator) -> None:
+        known = self._steps.get(step)
+        total = MismatchAccumulator(summary=True) if known is None else MismatchAccumulator.from_bytes(known)
+        total.merge(sums)
+        self._steps[step] = total.to_bytes()
 
     # The worst
 
@@ -179,10 +184,10 @@ class Survey:
 
     def to_bytes(self) -> bytes:
         """The survey as bytes, for other processes and machines. Equal surveys are equal bytes."""
-        blobs = [self.total.to_bytes(), *(self.steps[step].to_bytes() for step in sorted(self.steps)),
+        blobs = [self.total.to_bytes(), *(self._steps[step] for step in sorted(self._steps)),
                  *self._sample.to_arrays()]
         about = json.dumps({
-            "label": self.label, "exclude": self._exclude, "exact": self._exact, "steps": sorted(self.steps),
+            "label": self.label, "exclude": self._exclude, "exact": self._exact, "steps": sorted(self._steps),
             "files": {str(index): asdict(self.files[index]) for index in sorted(self.files)},
             "header": {name: self.header[name] for name in sorted(self.header)},
             "places": [[each, *asdict(self._places[each]).values()] for each in sorted(self._places)],
@@ -216,9 +221,8 @@ class Survey:
             at += length
         out = cls(about["label"], exclude_non_finite=about["exclude"], exact_quantiles=about["exact"])
         out.total = MismatchAccumulator.from_bytes(blobs[0])
-        out.steps = {step: MismatchAccumulator.from_bytes(blob)
-                     for step, blob in zip(about["steps"], blobs[1:], strict=False)}
-        out._sample = _Sample.from_arrays(blobs[1 + len(out.steps):])
+        out._steps = dict(zip(about["steps"], blobs[1:], strict=False))
+        out._sample = _Sample.from_arrays(blobs[1 + len(out._steps):])
         out.files = {int(index): LogFile(**file) for index, file in about["files"].items()}
         out.header = about["header"]
         out._places = {each: Place(*place) for each, *place in about["places"]}

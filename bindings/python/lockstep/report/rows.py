@@ -51,7 +51,7 @@ ROWS = (
         "bits gives noise that goes with 2⁻ᵐ", main=True, ratio=True),
     Row("rms_log_ratio", LOG_RATIO, "RMS d", "square root of the mean of d², nats", ratio=True),
     Row("max_abs_log_ratio", LOG_RATIO, "largest |d|", "maximum of |d|, nats", main=True, ratio=True),
-    Row("max_abs_sequence", LOG_RATIO, "… in sequence", "index of its sequence, from 0", "count"),
+    Row("max_abs_sequence", LOG_RATIO, "… in sequence", "id of its sequence: a hash of where it stands, or its own id (the worst tokens are listed with their lines)", "count"),
     Row("max_abs_position", LOG_RATIO, "… at position", "its index in that sequence, prompt included",
         "count"),
     Row("mean_log_ratio", LOG_RATIO, "mean d", "mean of d, nats; minus k1"),
