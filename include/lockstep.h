@@ -691,6 +691,97 @@ lockstep_status lockstep_mismatch_accumulator_save(void *bytes, size_t *size,
 lockstep_status lockstep_mismatch_accumulator_load(lockstep_mismatch_accumulator **accumulator,
                                                    const void *bytes, size_t size);
 
+/* What can make trainer and rollout log-probs differ. docs/Causes.md: how each shows, and what to do. */
+typedef int32_t lockstep_cause;
+enum {
+    LOCKSTEP_CAUSE_TEMPERATURE = 1,     /* one side divides its logits by another temperature */
+    LOCKSTEP_CAUSE_RAW_LOG_PROBS = 2,   /* the rollout logged log-probs from before its temperature */
+    LOCKSTEP_CAUSE_TRUNCATION = 3,      /* one side renormalises over what top-p, top-k or min-p kept */
+    LOCKSTEP_CAUSE_STORED_IN_16_BITS = 4, /* a column was computed or stored in 16 bits */
+    LOCKSTEP_CAUSE_MISALIGNMENT = 5,    /* tokens or sequences of the two columns do not belong together */
+    LOCKSTEP_CAUSE_ENDS = 6,            /* first or last tokens, fill values, tokens to be masked */
+    LOCKSTEP_CAUSE_OUTLIERS = 7,        /* few tokens far beyond all others, mostly of one sign */
+    LOCKSTEP_CAUSE_OTHER_WEIGHTS = 8,   /* coarser than any 16-bit rounding: other weights or prompts */
+    LOCKSTEP_CAUSE_ROUNDING = 9,        /* what is left of two engines that do the same */
+    LOCKSTEP_CAUSE_UNKNOWN = 10,        /* a mismatch that behaves like none of these */
+    LOCKSTEP_CAUSE_COUNT = 10
+};
+
+/* How much speaks for a cause. Frozen. */
+typedef struct {
+    lockstep_cause cause;
+    uint32_t reserved; /* 0 */
+    double score;      /* about which share of the sum of d^2 it explains if it is there, in [0, 1] */
+    double confidence; /* how strongly the log shows it, in [0, 1]; from 1/2 on it counts as found */
+} lockstep_cause_finding;
+
+/* The figures from which causes are judged. Growable: set struct_size before the call.
+ *
+ * A run is a maximal stretch of counted tokens of a sequence. Plain tokens are no first or last token of a run,
+ * both their log-probs are in (-1000, 0), and their sequence is not misaligned. p is the smaller of a token's two
+ * probabilities, z = d / max(1 - p, 2^-20): rounding noise has one scale of z, whatever p. Where there are no
+ * plain tokens the figures about them are 0. */
+typedef struct {
+    uint32_t struct_size;
+    uint32_t reserved; /* 0 */
+    int64_t tokens;    /* plain tokens */
+    int64_t sequences; /* sequences with a plain token */
+    double trainer_bf16_share; /* share of the trainer's log-probs with |x| >= 1/4 that bf16 holds */
+    double trainer_fp16_share; /* ... that fp16's significand holds */
+    double rollout_bf16_share;
+    double rollout_fp16_share;
+    double stored_share;       /* share of the sum of d^2 that rounding to those formats makes */
+    int64_t trainer_above_zero; /* log-probs above 0 */
+    int64_t rollout_above_zero;
+    int64_t trainer_marks;      /* log-probs of -1000 or less: marks, as vLLM's -9999 */
+    int64_t rollout_marks;
+    int64_t trainer_zeros;      /* log-probs of 0 where the other side's is below -2^-10 */
+    int64_t trainer_zeros_far;  /* ... below -1 */
+    int64_t rollout_zeros;
+    int64_t rollout_zeros_far;
+    int64_t sequences_ahead;  /* misaligned: the trainer's fit the rollout's next token (2 times) better */
+    int64_t sequences_behind; /* ... its previous token */
+    double pearson;           /* of the two probabilities, over all tokens; NaN if one does not vary */
+    int64_t first_tokens;     /* first tokens of runs */
+    int64_t first_far;        /* of these, those with an |z| at least 16 times the median (in octaves) */
+    int64_t last_tokens;
+    int64_t last_far;
+    double noise_scale;       /* median |z| */
+    double noise_rms;         /* root mean square of z */
+    double noise_bits;        /* log2(5.5 / noise_scale): mantissa bits whose rounding looks so; NaN if none */
+    double noise_growth;      /* log2 of median |z| at 1 - p in (2^-6, 2^-2] over that at 1 - p > 1/2 */
+    double far_share;         /* share of tokens with an |z| at least 16 times the median (in octaves) */
+    int64_t far_down;         /* tokens with an |z| at least 32 times the median and d < 0, d > 0 */
+    int64_t far_up;
+    double far_square_share;  /* their share of the sum of z^2 */
+    double slope;             /* least squares of z on ln q / (1 - p), q the rollout's: slope, */
+    double slope_r2;          /* share of the variance explained, */
+    double slope_t;           /* slope over its standard error, */
+    double entropy_scale;     /* intercept over slope */
+    double slope_square_share; /* share of the sum of z^2 explained */
+    double mean_ratio_excess; /* mean r - 1 */
+    double mean_ratio_t;      /* over its standard error, clustered by sequence */
+    double share_up;          /* share of the tokens with d != 0 that have d > 0 */
+    double one_sidedness;     /* sum d / sum |d| */
+    double square_one_sidedness; /* sum d |d| / sum d^2 */
+    double clustering;        /* mean square of a sequence's sum of z, over that of independent tokens */
+    double neighbour_correlation; /* sum of z_t z_t+1 over sum of z^2 */
+    double plain_square_share; /* shares of the sum of d^2: plain tokens, */
+    double ends_square_share;  /* first and last tokens of runs, */
+    double misaligned_square_share; /* misaligned sequences */
+} lockstep_mismatch_evidence;
+
+/* Judges from the log alone what made its log-probs differ.
+ *
+ * causes    [LOCKSTEP_CAUSE_COUNT]: every cause once, those found first, by score times confidence
+ * evidence  optional: the figures behind them
+ *
+ * Several causes may be found. None is where all log-probs are equal; with fewer than 500 plain tokens or 10
+ * sequences only faults that single tokens show are. */
+lockstep_status lockstep_mismatch_accumulator_causes(lockstep_cause_finding *causes,
+                                                     lockstep_mismatch_evidence *evidence,
+                                                     const lockstep_mismatch_accumulator *accumulator);
+
 /* The exact divergences of two rows of logits, over the whole vocabulary. Frozen. */
 typedef struct {
     double kl_rollout_trainer; /* KL(mu || pi), >= 0 */

@@ -181,7 +181,8 @@ private func handle(_ accumulator: MismatchAccumulator) -> OpaquePointer {
     OpaquePointer(Unmanaged.passRetained(accumulator).toOpaque())
 }
 
-private func mismatchAccumulator(
+/// The accumulator behind a handle; `name` is the argument's.
+func mismatchAccumulator(
     _ pointer: OpaquePointer?, _ name: StaticString
 ) throws(LockstepError) -> MismatchAccumulator {
     guard let pointer else {

@@ -32,6 +32,7 @@ const lsk_kernels LSK_TABLE = {
     .pack_panel_transposed = pack_panel_transposed,
     .add_bias = add_bias,
     .mismatch_sums = mismatch_sums,
+    .mismatch_evidence = mismatch_evidence,
     .mismatch_select = mismatch_select,
     .mismatch_terms = mismatch_terms,
     .divergence_row = divergence_row,

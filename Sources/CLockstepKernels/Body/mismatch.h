@@ -303,6 +303,7 @@ typedef struct {
     double larger[LSK_MISMATCH_CHUNK];                        // the larger probability
     double sum[LSK_MISMATCH_CHUNK], gap[LSK_MISMATCH_CHUNK];  // p + q, p - q
     double k3[LSK_MISMATCH_CHUNK];
+    double ratio[LSK_MISMATCH_CHUNK];                         // p / q
 } lsk_probabilities;
 
 #define LSK_PASS static __attribute__((noinline)) void
@@ -346,6 +347,7 @@ LSK_INLINE void ratios_pass(lsk_ratio_lanes *lanes, lsk_probabilities *out, cons
             vd_store(out->gap + i, gap_of(larger, t.gone, d));
             vd_store(out->k3 + i, t.k3);
             vd ratio = (vd)(counted & (vl)t.ratio);
+            vd_store(out->ratio + i, ratio);
             r.k3[part] += t.k3;
             r.exp_magnitude[part] += (vd)(counted & (vl)t.exp_magnitude);
             r.ratio[part] += ratio;
@@ -527,10 +529,14 @@ static void finish_probabilities(lsk_mismatch_profile *profile, const lsk_probab
     }
 }
 
+#include "evidence.h"
+
 // Writes the sums of `span`, adds its tokens to `histogram` [LSK_MISMATCH_BINS] unless that is NULL, and
-// writes its `profile` unless that is NULL.
-static void mismatch_sums(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_mismatch_profile *profile,
-                          const lsk_mismatch_span *span) {
+// writes its `profile` unless that is NULL. Unless `evidence` is NULL, writes it and adds to `counts`
+// [LSK_EVIDENCE_BINS]; `ends`: LSK_SPAN_....
+LSK_INLINE void sum_span(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_mismatch_profile *profile,
+                         lsk_evidence *evidence, uint64_t *counts, int32_t ends,
+                         const lsk_mismatch_span *span) {
     memset(sums, 0, sizeof *sums);
     lsk_probability_copies copies;
     if (profile) {
@@ -543,11 +549,18 @@ static void mismatch_sums(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_mism
     lsk_moment_lanes m = {0};
     for (int part = 0; part < LSK_MISMATCH_PARTS; part++) f.largest[part] = vd_splat(-1);
 
+    lsk_evidence_lanes e = {0};
+    if (evidence) memset(evidence, 0, sizeof *evidence);
+    e.before = (ends & LSK_SPAN_STARTS_SEQUENCE) == 0;
+
     lsk_chunk chunk;
     lsk_probabilities probabilities;
     int shifted = 0;
     for (int64_t start = 0; start < span->count; start += LSK_MISMATCH_CHUNK) {
-        if (!load_chunk(&chunk, span, start)) continue;
+        if (!load_chunk(&chunk, span, start)) {
+            e.before = 0;
+            continue;
+        }
         sums->non_finite += chunk.non_finite;
         if (!shifted) shifted = find_shifts(sums, &chunk);
         if (histogram)
@@ -560,7 +573,9 @@ static void mismatch_sums(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_mism
             add_positions(profile, &chunk, probabilities.k3);
             add_probabilities(&copies, &chunk, probabilities.k3);
         }
+        if (evidence) add_evidence(&e, evidence, counts, ends, &probabilities, &chunk, span, start);
     }
+    if (evidence) finish_evidence(evidence, &e);
     if (profile) finish_probabilities(profile, &copies);
 
     sums->tokens = count_lanes(t.count, 0);
@@ -595,6 +610,17 @@ static void mismatch_sums(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_mism
         }
         if (largest_gap[i] > sums->largest_gap) sums->largest_gap = largest_gap[i];
     }
+}
+
+static void mismatch_sums(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_mismatch_profile *profile,
+                          const lsk_mismatch_span *span) {
+    sum_span(sums, histogram, profile, NULL, NULL, 0, span);
+}
+
+static void mismatch_evidence(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_mismatch_profile *profile,
+                              lsk_evidence *evidence, uint64_t *counts, int32_t ends,
+                              const lsk_mismatch_span *span) {
+    sum_span(sums, histogram, profile, evidence, counts, ends, span);
 }
 
 // Appends to `values` the d of the counted tokens whose bin is marked 1 in `wanted` [LSK_MISMATCH_BINS]

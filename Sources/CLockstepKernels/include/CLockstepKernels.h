@@ -10,6 +10,7 @@
 
 #include "lsk_divergence.h"
 #include "lsk_environment.h"
+#include "lsk_evidence.h"
 #include "lsk_mismatch.h"
 
 // The instruction sets, with the values of lockstep_instruction_set. Macros, so that the body can ask
@@ -125,6 +126,9 @@ typedef struct {
     // mismatch.h. `histogram` and `profile` may be NULL.
     void (*mismatch_sums)(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_mismatch_profile *profile,
                           const lsk_mismatch_span *span);
+    void (*mismatch_evidence)(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_mismatch_profile *profile,
+                              lsk_evidence *evidence, uint64_t *counts, int32_t ends,
+                              const lsk_mismatch_span *span);
     int64_t (*mismatch_select)(double *values, const uint8_t *wanted, const lsk_mismatch_span *span);
     int64_t (*mismatch_terms)(double *log_ratio, double *k3, double *probability, uint8_t *counted,
                               const lsk_mismatch_span *span);

@@ -103,6 +103,20 @@ public final class MismatchAccumulator: @unchecked Sendable {
     /// The at most 32 tokens with the largest |d| above 0, the worst first; ties by id, then position.
     public var worstTokens: [WorstToken] { state.details.worst.tokens }
 
+    /// What may have caused the mismatch of what was added, ranked, with the figures that speak for it.
+    ///
+    /// A cause is found if its confidence is 1/2 or more. Several may be. None is where all log-probs are equal;
+    /// with fewer than 500 plain tokens or 10 sequences only the faults that single tokens show can be told.
+    public func causes() -> MismatchCauses {
+        withLockstepFloatMode {
+            let moments = state.moments.mismatch()
+            return MismatchCauses(
+                CauseEvidence(
+                    state.details.evidence, square: state.moments.sums.value(Moment.total + Average.square.rawValue),
+                    pearson: moments.pearson))
+        }
+    }
+
     /// The state as bytes: equal states give equal bytes.
     public func bytes() -> [UInt8] { state.bytes() }
 

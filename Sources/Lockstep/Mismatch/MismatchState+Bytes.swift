@@ -87,6 +87,7 @@ extension MismatchState {
     /// Whether the parts can be of one log.
     private var isConsistent: Bool {
         sketch.total == moments.tokens && details.profile.isOf(moments.tokens)
+            && details.evidence.isConsistent(tokens: moments.tokens)
             && details.histograms.isOf(moments.sequences) && moments.maskedSequences <= moments.sequences
             && moments.sequences <= moments.tokens
             && (moments.tokens == 0) == (moments.largest == nil)
@@ -145,6 +146,7 @@ extension MismatchDetails {
         histograms.write(to: &out)
         sample.write(to: &out)
         worst.write(to: &out)
+        evidence.write(to: &out)
     }
 
     fileprivate mutating func read(from body: inout ByteReader) throws(LockstepError) {
@@ -152,6 +154,7 @@ extension MismatchDetails {
         try histograms.read(from: &body)
         try sample.read(from: &body)
         try worst.read(from: &body)
+        try evidence.read(from: &body)
     }
 }
 
@@ -174,6 +177,33 @@ func readCounts(from body: inout ByteReader) throws(LockstepError) -> [(bin: Int
         counts.append((bin, UInt64(try body.readTotal())))
     }
     return counts
+}
+
+extension EvidenceSums {
+    /// The counts, the octaves that are not 0 (how many, then bin and count of each), the sums.
+    fileprivate func write(to out: inout ByteWriter) {
+        for count in counts { out.append(count) }
+        writeCounts(UnsafeBufferPointer(start: octaves, count: EvidenceSums.usedBins), to: &out)
+        sums.write(to: &out)
+    }
+
+    fileprivate mutating func read(from body: inout ByteReader) throws(LockstepError) {
+        for index in 0..<EvidenceCount.count { counts[index] = try body.readTotal() }
+        for (bin, count) in try readCounts(from: &body) {
+            guard bin < EvidenceSums.usedBins else { throw body.damaged("an octave is \(bin)") }
+            octaves[bin] = count
+        }
+        try sums.read(from: &body, places: -68...68)
+    }
+
+    /// Whether this can be evidence of so many tokens.
+    fileprivate func isConsistent(tokens: Int) -> Bool {
+        let rows = (0..<Int(LSK_EVIDENCE_ROWS)).map { total(ofRow: $0) }
+        return self[.plain] == rows.prefix(Int(LSK_EVIDENCE_FIRST_ROW)).reduce(0, +) && self[.plain] <= tokens
+            && self[.first] == rows[Int(LSK_EVIDENCE_FIRST_ROW)]
+            && self[.last] == rows[Int(LSK_EVIDENCE_LAST_ROW)]
+            && self[.up] + self[.equal] <= self[.plain] && self[.sequences] <= self[.plain]
+    }
 }
 
 extension ExactSums {

@@ -14,6 +14,8 @@ struct MismatchDetails: ~Copyable {
     var histograms = SequenceHistograms()
     var sample = SequenceSample()
     var worst = WorstTokens()
+    /// What speaks for which cause.
+    var evidence = EvidenceSums()
 
     /// Adds a sequence, its spans apart.
     mutating func add(_ sums: lsk_mismatch_sums, id: UInt64) {
@@ -27,6 +29,7 @@ struct MismatchDetails: ~Copyable {
         histograms.merge(other.histograms)
         sample.merge(other.sample)
         worst.merge(other.worst)
+        evidence.merge(other.evidence)
     }
 }
 
@@ -119,10 +122,19 @@ struct MismatchState: ~Copyable {
         var part = lsk_mismatch_sums()
         let profile = extent.details ? details.profile.span : nil
         profile?.pointee.before = 0
+        var evidence = lsk_evidence()
+        var evidencePart = lsk_evidence()
         for start in stride(from: 0, to: length, by: MismatchSpan.tokens) {
             let count = min(MismatchSpan.tokens, length - start)
             var view = pair.tokens(of: sequence, from: start, count: count)
-            kernels.pointee.mismatch_sums!(&part, sketch.counts, profile, &view)
+            if extent.details {
+                let ends = MismatchState.ends(start: start, count: count, length: length)
+                kernels.pointee.mismatch_evidence!(
+                    &part, sketch.counts, profile, &evidencePart, details.evidence.octaves, ends, &view)
+                if start == 0 { evidence = evidencePart } else { evidence.add(evidencePart) }
+            } else {
+                kernels.pointee.mismatch_sums!(&part, sketch.counts, profile, &view)
+            }
             if part.non_finite > 0, policy == .strict {
                 return MismatchSpan(sequence: sequence, start: start, count: count)
             }
@@ -134,6 +146,7 @@ struct MismatchState: ~Copyable {
             }
             if extent.exactQuantiles, part.differing > 0 { keepValues(&view, kernels) }
         }
+        if extent.details, !details.evidence.add(evidence) { takeOctavesBack(sequence, of: pair, kernels) }
         let (tokens, excluded) = (Int(sums.tokens), Int(sums.non_finite))
         moments.excludedTokens += excluded
         moments.maskedTokens += length - tokens - excluded
@@ -144,6 +157,31 @@ struct MismatchState: ~Copyable {
         moments.add(sums, id: id)
         if extent.details { details.add(sums, id: id) }
         return nil
+    }
+
+    /// Where in its sequence a span is, for the kernel.
+    private static func ends(start: Int, count: Int, length: Int) -> Int32 {
+        Int32(start == 0 ? LSK_SPAN_STARTS_SEQUENCE : 0)
+            | Int32(start + count == length ? LSK_SPAN_ENDS_SEQUENCE : 0)
+    }
+
+    /// Takes the octaves of a misaligned sequence back: so rare that they are counted again for it.
+    private func takeOctavesBack(
+        _ sequence: Int, of pair: LogProbPair, _ kernels: UnsafePointer<lsk_kernels>
+    ) {
+        let length = pair.length(of: sequence)
+        var sums = lsk_mismatch_sums()
+        var part = lsk_evidence()
+        withUnsafeTemporaryAllocation(of: UInt64.self, capacity: EvidenceSums.bins) { taken in
+            taken.initialize(repeating: 0)
+            for start in stride(from: 0, to: length, by: MismatchSpan.tokens) {
+                let count = min(MismatchSpan.tokens, length - start)
+                var view = pair.tokens(of: sequence, from: start, count: count)
+                let ends = MismatchState.ends(start: start, count: count, length: length)
+                kernels.pointee.mismatch_evidence!(&sums, nil, nil, &part, taken.baseAddress!, ends, &view)
+            }
+            details.evidence.subtract(taken.baseAddress!)
+        }
     }
 
     /// Keeps every d of a span that is not 0.

@@ -19,6 +19,7 @@ log-probs for PyTorch's autograd.
 
 from . import _library
 from ._accumulator import MismatchAccumulator
+from ._causes import Cause, CauseEvidence
 from ._errors import (
     BadDataError, FileError, InternalError, InvalidArgumentError, LockstepError, NonFiniteError,
     OutOfMemoryError, UnsupportedError,
@@ -36,8 +37,8 @@ from ._mismatch import (
 )
 
 __all__ = [
-    "LOG_RATIO_QUANTILES", "BadDataError", "ConvertCounts", "Converted", "Divergence", "Estimate",
-    "ExactMismatch", "FileError", "Head", "InternalError", "InvalidArgumentError", "LinearGradients",
+    "LOG_RATIO_QUANTILES", "BadDataError", "Cause", "CauseEvidence", "ConvertCounts", "Converted", "Divergence",
+    "Estimate", "ExactMismatch", "FileError", "Head", "InternalError", "InvalidArgumentError", "LinearGradients",
     "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter",
     "Mismatch", "MismatchAccumulator", "NonFiniteError", "OutOfMemoryError", "UnsupportedError", "convert",
     "exact_mismatch", "has_instruction_set", "linear_log_probs", "linear_log_probs_backward",

@@ -9,6 +9,7 @@ from typing import Callable
 import numpy as np
 
 from . import _library as c
+from ._causes import Cause, causes
 from ._errors import InvalidArgumentError
 from ._library import check, choice, library
 from ._log_probs import _tensor
@@ -208,6 +209,21 @@ class MismatchAccumulator:
         rows = np.empty(count.value, dtype)
         check(function(rows.ctypes.data, byref(count), self._handle, *choices))
         return rows
+
+    def causes(self) -> list[Cause]:
+        """What may have caused the mismatch, from the log alone.
+
+        Returns:
+            every cause once, those that were found first. Several may be; none is where all log-probs are equal;
+            with fewer than 500 tokens or 10 sequences only faults that single tokens show are.
+
+        Example:
+            >>> accumulator = MismatchAccumulator()
+            >>> accumulator.update(np.array([-1.0, -2.0]), np.array([-9999.0, -2.0]))
+            >>> [cause.name for cause in accumulator.causes() if cause.found]
+            ['ends']
+        """
+        return causes(self._handle)
 
     def to_bytes(self) -> bytes:
         """All it holds, checksummed, for a file or another machine. Equal content gives equal bytes.

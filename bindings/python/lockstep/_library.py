@@ -232,6 +232,77 @@ class MismatchToken(Structure):
     ]
 
 
+CAUSE_TEMPERATURE = 1
+CAUSE_RAW_LOG_PROBS = 2
+CAUSE_TRUNCATION = 3
+CAUSE_STORED_IN_16_BITS = 4
+CAUSE_MISALIGNMENT = 5
+CAUSE_ENDS = 6
+CAUSE_OUTLIERS = 7
+CAUSE_OTHER_WEIGHTS = 8
+CAUSE_ROUNDING = 9
+CAUSE_UNKNOWN = 10
+CAUSE_COUNT = 10
+
+
+class CauseFinding(Structure):
+    _fields_ = [
+        ("cause", c_int32), ("reserved", c_uint32), ("score", c_double), ("confidence", c_double),
+    ]
+
+
+class MismatchEvidence(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("reserved", c_uint32),
+        ("tokens", c_int64),
+        ("sequences", c_int64),
+        ("trainer_bf16_share", c_double),
+        ("trainer_fp16_share", c_double),
+        ("rollout_bf16_share", c_double),
+        ("rollout_fp16_share", c_double),
+        ("stored_share", c_double),
+        ("trainer_above_zero", c_int64),
+        ("rollout_above_zero", c_int64),
+        ("trainer_marks", c_int64),
+        ("rollout_marks", c_int64),
+        ("trainer_zeros", c_int64),
+        ("trainer_zeros_far", c_int64),
+        ("rollout_zeros", c_int64),
+        ("rollout_zeros_far", c_int64),
+        ("sequences_ahead", c_int64),
+        ("sequences_behind", c_int64),
+        ("pearson", c_double),
+        ("first_tokens", c_int64),
+        ("first_far", c_int64),
+        ("last_tokens", c_int64),
+        ("last_far", c_int64),
+        ("noise_scale", c_double),
+        ("noise_rms", c_double),
+        ("noise_bits", c_double),
+        ("noise_growth", c_double),
+        ("far_share", c_double),
+        ("far_down", c_int64),
+        ("far_up", c_int64),
+        ("far_square_share", c_double),
+        ("slope", c_double),
+        ("slope_r2", c_double),
+        ("slope_t", c_double),
+        ("entropy_scale", c_double),
+        ("slope_square_share", c_double),
+        ("mean_ratio_excess", c_double),
+        ("mean_ratio_t", c_double),
+        ("share_up", c_double),
+        ("one_sidedness", c_double),
+        ("square_one_sidedness", c_double),
+        ("clustering", c_double),
+        ("neighbour_correlation", c_double),
+        ("plain_square_share", c_double),
+        ("ends_square_share", c_double),
+        ("misaligned_square_share", c_double),
+    ]
+
+
 class Divergence(Structure):
     _fields_ = [
         ("kl_rollout_trainer", c_double), ("kl_trainer_rollout", c_double),
@@ -359,6 +430,7 @@ SIGNATURES = {
     "lockstep_mismatch_accumulator_worst": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p]),
     "lockstep_mismatch_accumulator_save": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p]),
     "lockstep_mismatch_accumulator_load": (c_int32, [POINTER(c_void_p), c_void_p, c_size_t]),
+    "lockstep_mismatch_accumulator_causes": (c_int32, [c_void_p, POINTER(MismatchEvidence), c_void_p]),
     "lockstep_mismatch_exact": (
         c_int32, [POINTER(Divergence), c_void_p, c_size_t] + [_tensor] * 3 + [_log_probs_options]),
     "lockstep_log_writer_create": (
@@ -447,6 +519,12 @@ ROUNDINGS = {
     "stochastic": ROUND_STOCHASTIC,
 }
 NON_FINITE = {"strict": NON_FINITE_STRICT, "exclude": NON_FINITE_EXCLUDE}
+CAUSES = {
+    "temperature": CAUSE_TEMPERATURE, "raw_log_probs": CAUSE_RAW_LOG_PROBS,
+    "truncation": CAUSE_TRUNCATION, "stored_in_16_bits": CAUSE_STORED_IN_16_BITS,
+    "misalignment": CAUSE_MISALIGNMENT, "ends": CAUSE_ENDS, "outliers": CAUSE_OUTLIERS,
+    "other_weights": CAUSE_OTHER_WEIGHTS, "rounding": CAUSE_ROUNDING, "unknown": CAUSE_UNKNOWN,
+}
 AXES = {
     "position": AXIS_POSITION, "probability": AXIS_PROBABILITY, "log_ratio": AXIS_LOG_RATIO,
 }
