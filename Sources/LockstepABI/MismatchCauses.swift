@@ -12,7 +12,9 @@ public func lockstep_mismatch_accumulator_causes(
         try checkArray(UnsafePointer(causes), "causes", count: 1)
         let size = try evidence.map { pointer throws(LockstepError) in try evidenceSize(of: pointer) }
         let judged = try mismatchAccumulator(accumulator, "accumulator").causes()
-        for (index, finding) in judged.findings.enumerated() { causes[index] = lockstep_cause_finding(finding) }
+        for (index, finding) in judged.findings.enumerated() {
+            causes[index] = lockstep_cause_finding(finding)
+        }
         guard let evidence, let size else { return }
         var figures = lockstep_mismatch_evidence(judged.evidence)
         figures.struct_size = UInt32(size)

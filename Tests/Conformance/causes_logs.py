@@ -203,8 +203,9 @@ def outliers(share: float, size: float, sign: int) -> Change:
 
     def change(log: LabelledLog, random: np.random.Generator) -> LabelledLog:
         trainer = log.trainer.copy()
-        hit = (random.random(len(trainer)) < share) & (log.rollout < (-0.05 if sign < 0 else -size))
-        trainer[hit] = np.minimum(trainer[hit] + sign * size * (0.5 + random.exponential(0.5, hit.sum())), -1e-6)
+        able = np.flatnonzero(log.rollout < (-0.05 if sign < 0 else -2 * size))
+        hit = random.permutation(able)[:max(3, round(share * len(trainer)))]
+        trainer[hit] = np.minimum(trainer[hit] + sign * size * (0.5 + random.exponential(0.5, len(hit))), -1e-6)
         return log.changed("outliers", f"{share:.1%} by {sign * size:+g}", trainer=trainer)
 
     return change

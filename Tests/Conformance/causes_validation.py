@@ -26,6 +26,8 @@ class Result:
     logs: int = 0
     exact: int = 0
     """Logs in which what was found is what was there, no more and no less."""
+    first: int = 0
+    """Logs in which the cause ranked first is one that was there."""
     there: Counter = field(default_factory=Counter)
     found: Counter = field(default_factory=Counter)
     """Of the causes that were there."""
@@ -35,7 +37,7 @@ class Result:
 
     def to_dict(self) -> dict:
         return {
-            "logs": self.logs, "exact": self.exact,
+            "logs": self.logs, "exact": self.exact, "first": self.first,
             "found": {cause: [self.found[cause], self.there[cause]] for cause in sorted(self.there)},
             "false": dict(sorted(self.false.items())),
             "matrix": [{"is": true, "found": found, "logs": count}
@@ -59,8 +61,10 @@ def faults(causes: list[lockstep.Cause]) -> frozenset[str]:
 def validate(logs: Iterable[LabelledLog]) -> Result:
     result = Result()
     for log in logs:
-        true, found = log.causes or frozenset({"rounding"}), faults(judge(log))
+        causes = judge(log)
+        true, found = log.causes or frozenset({"rounding"}), faults(causes)
         result.logs += 1
+        result.first += next((c.name for c in causes if c.name in found), "nothing") in true
         result.exact += true == found
         result.there.update(true)
         result.found.update(true & found)
@@ -79,7 +83,7 @@ def main() -> int:
     for part, name in ((0, "development"), (1, "held out")):
         for kind, logs in (("single", singles(part, 10 + part)), ("pairs", pairs(part, 20 + part))):
             result = results[f"{name}, {kind}"] = validate(logs).to_dict()
-            print(f"{name}, {kind}: {result['exact']} of {result['logs']} exactly;",
+            print(f"{name}, {kind}: {result['exact']} of {result['logs']} exactly, {result['first']} first;",
                   ", ".join(f"{cause} {a}/{b}" for cause, (a, b) in result["found"].items()),
                   "; false:", result["false"])
     if arguments.to:

@@ -342,7 +342,8 @@ private struct CauseRules {
     /// Fill values and marks; first or last tokens out of the ordinary.
     private func endsOfRuns(_ comparable: Bool) -> Double {
         // Where truncated sampling leaves one token, it has a log-prob of 0 too, but never far from the other's.
-        let zeros = ramp(Double(e.rolloutZerosFar), 1, 4)
+        let zeros =
+            ramp(Double(e.rolloutZerosFar), 1, 4)
             * ramp(Double(e.rolloutZerosFar) / Double(max(e.rolloutZeros, 1)), 0.005, 0.02)
         let marks = ramp(Double(e.trainerMarks + e.rolloutMarks), 0, 1)
         var confidence = max(zeros, ramp(Double(e.trainerZerosFar), 1, 4), marks)
@@ -355,8 +356,9 @@ private struct CauseRules {
         return confidence
     }
 
-    /// A temperature: z is linear in ln q / (1 - p), with 0 at the entropy. Also, whether mean r is above 1, as it
-    /// is if the rollout's log-probs are not those of what it sampled from.
+    /// A temperature: z is linear in ln q / (1 - p), with 0 at the entropy.
+    ///
+    /// Also, whether mean r is above 1, as it is if the rollout's log-probs are not those of what it sampled from.
     private func slope() -> (temperature: Double, sampledOtherwise: Double) {
         let oneSided = e.meanRatioT.magnitude > 3 && e.oneSidedness.magnitude > 0.2
         let share = oneSided ? ramp(e.slopeR2, 0.25, 0.4) : ramp(e.slopeR2, 0.02, 0.06)

@@ -37,7 +37,9 @@ struct EvidenceSums: ~Copyable {
     mutating func add(_ sequence: lsk_evidence) -> Bool {
         add(sequence.trainer, from: .trainerTested)
         add(sequence.rollout, from: .rolloutTested)
-        if sequence.pairs >= EvidenceSums.fewestPairs, min(sequence.ahead, sequence.behind) < sequence.here / 2 {
+        if sequence.pairs >= EvidenceSums.fewestPairs,
+            min(sequence.ahead, sequence.behind) < sequence.here / 2
+        {
             add(1, to: sequence.ahead < sequence.behind ? .ahead : .behind)
             sums.add(sequence.square, to: EvidenceSum.misaligned.rawValue)
             return false
@@ -54,7 +56,8 @@ struct EvidenceSums: ~Copyable {
         add(Int(sequence.up), to: .up)
         add(Int(sequence.equal), to: .equal)
         for (index, value) in [
-            sequence.z, sequence.zz, sequence.x, sequence.xx, sequence.xz, sequence.log_ratio, sequence.square,
+            sequence.z, sequence.zz, sequence.x, sequence.xx, sequence.xz, sequence.log_ratio,
+            sequence.square,
             sequence.rise, sequence.rise_square, sequence.trainer_step, sequence.rollout_step,
             sequence.neighbours,
         ].enumerated() { sums.add(value, to: index) }
