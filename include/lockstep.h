@@ -726,7 +726,7 @@ typedef struct {
     uint32_t reserved; /* 0 */
     int64_t tokens;    /* plain tokens */
     int64_t sequences; /* sequences with a plain token */
-    double trainer_bf16_share; /* share of the trainer's log-probs with |x| >= 1/4 that bf16 holds */
+    double trainer_bf16_share; /* share of its log-probs x, |x| >= 1/4, that bf16 holds */
     double trainer_fp16_share; /* ... that fp16's significand holds */
     double rollout_bf16_share;
     double rollout_fp16_share;
@@ -765,7 +765,6 @@ typedef struct {
     double one_sidedness;     /* sum d / sum |d| */
     double square_one_sidedness; /* sum d |d| / sum d^2 */
     double clustering;        /* mean square of a sequence's sum of z, over that of independent tokens */
-    double neighbour_correlation; /* sum of z_t z_t+1 over sum of z^2 */
     double plain_square_share; /* shares of the sum of d^2: plain tokens, */
     double ends_square_share;  /* first and last tokens of runs, */
     double misaligned_square_share; /* misaligned sequences */

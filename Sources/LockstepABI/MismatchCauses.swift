@@ -90,7 +90,6 @@ extension lockstep_mismatch_evidence {
         one_sidedness = e.oneSidedness
         square_one_sidedness = e.squareOneSidedness
         clustering = e.clustering
-        neighbour_correlation = e.neighbourCorrelation
         plain_square_share = e.plainSquareShare
         ends_square_share = e.endsSquareShare
         misaligned_square_share = e.misalignedSquareShare

@@ -125,6 +125,27 @@ static void everything_else_refuses_bad_input(void) {
     CHECK_OK(lockstep_mismatch_accumulator_report(&mismatch, accumulator));
     CHECK(mismatch.tokens == 0 && isnan(mismatch.k3.value) && mismatch.max_abs_sequence == -1);
 
+    lockstep_cause_finding causes[LOCKSTEP_CAUSE_COUNT];
+    lockstep_mismatch_evidence evidence;
+    memset(causes, TEST_CANARY, sizeof causes);
+    memset(&evidence, TEST_CANARY, sizeof evidence);
+    CHECK(lockstep_mismatch_accumulator_causes(causes, &evidence, accumulator) == invalid);
+    CHECK(strstr(lockstep_last_error(), "struct_size"));
+    evidence.struct_size = sizeof evidence;
+    CHECK(lockstep_mismatch_accumulator_causes(causes, &evidence, NULL) == invalid);
+    CHECK(test_is_canary(causes, sizeof causes) && test_is_canary(&evidence.tokens, 8));
+    CHECK(lockstep_mismatch_accumulator_causes(NULL, &evidence, accumulator) == invalid);
+    CHECK(lockstep_mismatch_accumulator_causes((lockstep_cause_finding *)((char *)causes + 1), NULL,
+                                               accumulator) == invalid);
+    CHECK_OK(lockstep_mismatch_accumulator_causes(causes, NULL, accumulator));
+    CHECK_OK(lockstep_mismatch_accumulator_causes(causes, &evidence, accumulator));
+    int32_t seen = 0;
+    for (int i = 0; i < LOCKSTEP_CAUSE_COUNT; i++) {
+        seen |= 1 << causes[i].cause;
+        CHECK(causes[i].confidence == 0 && causes[i].reserved == 0);
+    }
+    CHECK(seen == (1 << (LOCKSTEP_CAUSE_COUNT + 1)) - 2 && evidence.tokens == 0 && evidence.reserved == 0);
+
     size_t count = 1;
     lockstep_mismatch_bucket bucket;
     memset(&bucket, TEST_CANARY, sizeof bucket);

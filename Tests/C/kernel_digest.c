@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The instruction set, the rows of a strip, and 18 kernels. */
-_Static_assert(sizeof(lsk_kernels) == 20 * sizeof(void *), "a kernel came or went: it needs a digest here");
+/* The instruction set, the rows of a strip, and 19 kernels. */
+_Static_assert(sizeof(lsk_kernels) == 21 * sizeof(void *), "a kernel came or went: it needs a digest here");
 
 /* ---- digests */
 
@@ -317,11 +317,29 @@ static void digest_profile(const lsk_mismatch_profile *profile) {
     for (int i = 0; i < LSK_PROBABILITY_BUCKETS; i++) digest_bucket(&profile->probability[i]);
 }
 
+static void digest_evidence_side(const lsk_evidence_side *side) {
+    const int64_t counts[] = {side->tested, side->bf16_grid, side->fp16_grid, side->above_zero,
+                              side->marks,  side->zero,      side->zero_far};
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) digest_integer(counts[i]);
+}
+
+static void digest_evidence(const lsk_evidence *e) {
+    digest_evidence_side(&e->trainer);
+    digest_evidence_side(&e->rollout);
+    const int64_t counts[] = {e->plain, e->up, e->equal, e->first, e->last, e->pairs};
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) digest_integer(counts[i]);
+    const double sums[] = {e->z, e->zz, e->x, e->xx, e->xz, e->log_ratio, e->square, e->rise, e->rise_square,
+                           e->ratio, e->trainer_square, e->rollout_square, e->first_square, e->last_square,
+                           e->ahead, e->behind};
+    for (size_t i = 0; i < sizeof sums / sizeof *sums; i++) digest_double(sums[i]);
+}
+
 static void digest_mismatch(int32_t trainer_format, int32_t rollout_format) {
     enum { COUNT = 1003, ROOM = COUNT + 8 };
     static const int64_t counts[] = {1, 7, 256, 257, COUNT};
     static const float spreads[] = {0.001f, 0.5f, 30};
     static uint64_t histogram[LSK_MISMATCH_BINS];
+    static uint64_t octaves[LSK_EVIDENCE_COPIES * LSK_EVIDENCE_BINS];
     static uint8_t mask[COUNT], wanted[LSK_MISMATCH_BINS], counted[ROOM];
     static double log_ratio[ROOM], k3[ROOM], probability[ROOM];
     char name[64];
@@ -352,6 +370,12 @@ static void digest_mismatch(int32_t trainer_format, int32_t rollout_format) {
                 digest_profile(&profile);
                 /* The last bin takes the padding too: its count is not a result. */
                 digest_bytes(histogram, (LSK_MISMATCH_BINS - 1) * sizeof *histogram);
+                lsk_evidence evidence;
+                memset(octaves, 0, sizeof octaves);
+                kernels->mismatch_evidence(&sums, NULL, NULL, &evidence, octaves, (int32_t)(i % 4), &span);
+                digest_evidence(&evidence);
+                for (int copy = 0; copy < LSK_EVIDENCE_COPIES; copy++)
+                    digest_bytes(octaves + copy * LSK_EVIDENCE_BINS, (LSK_EVIDENCE_BINS - 1) * sizeof *octaves);
                 int64_t found = kernels->mismatch_select(log_ratio, wanted, &span);
                 digest_integer(found);
                 digest_bytes(log_ratio, (size_t)found * sizeof *log_ratio);

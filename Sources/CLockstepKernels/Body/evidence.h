@@ -10,17 +10,11 @@ typedef struct {
 typedef struct {
     vd log_ratio[LSK_MISMATCH_PARTS], square[LSK_MISMATCH_PARTS];
     vd rise[LSK_MISMATCH_PARTS], rise_square[LSK_MISMATCH_PARTS], ratio[LSK_MISMATCH_PARTS];
+    vd trainer_square[LSK_MISMATCH_PARTS], rollout_square[LSK_MISMATCH_PARTS];
     vl count[LSK_MISMATCH_PARTS];  // LSK_COUNT(0): plain, (1): up, (2): equal
 } lsk_plain_lanes;
 
 typedef struct {
-    vd step[LSK_MISMATCH_PARTS];
-    vl grid[LSK_MISMATCH_PARTS];   // LSK_COUNT(0): tested, (1): bf16, (2): fp16
-    vl marks[LSK_MISMATCH_PARTS];  // LSK_COUNT(0): above zero, (1): marks, (2): zero, (3): zero far
-} lsk_side_lanes;
-
-typedef struct {
-    vd neighbours[LSK_MISMATCH_PARTS], here[LSK_MISMATCH_PARTS];
     vd ahead[LSK_MISMATCH_PARTS], behind[LSK_MISMATCH_PARTS];
     vl pairs[LSK_MISMATCH_PARTS];  // LSK_COUNT(0)
 } lsk_pair_lanes;
@@ -28,7 +22,6 @@ typedef struct {
 typedef struct {
     lsk_scaled_lanes scaled;
     lsk_plain_lanes plain;
-    lsk_side_lanes trainer, rollout;
     lsk_pair_lanes pairs;
     uint8_t before;  // whether what stands before the next chunk may belong to its first run
 } lsk_evidence_lanes;
@@ -37,11 +30,9 @@ typedef struct {
 // beyond its end.
 typedef struct {
     uint8_t inner[LSK_MISMATCH_CHUNK];  // 1: counts and is no end of a run
-    double z[LSK_MISMATCH_CHUNK + LSK_LANES64];
+    double z[LSK_MISMATCH_CHUNK];
     int64_t plain[LSK_MISMATCH_CHUNK + LSK_LANES64];  // all ones or 0
-    double trainer[LSK_MISMATCH_CHUNK + LSK_LANES64], rollout[LSK_MISMATCH_CHUNK + LSK_LANES64];
-    int64_t bins[LSK_MISMATCH_CHUNK];  // of plain tokens, others have the last
-    int64_t octaves[LSK_MISMATCH_CHUNK];
+    int64_t bins[LSK_MISMATCH_CHUNK];                 // of plain tokens, others have the last
 } lsk_scaled;
 
 LSK_INLINE vl vl_clamp(vl x, int64_t low, int64_t high) {
@@ -97,12 +88,9 @@ LSK_PASS add_scaled(lsk_scaled_lanes *lanes, lsk_scaled *out, const lsk_probabil
             vl up = d > vd_splat(0);
             vl bin = (scale * 2 + (up & 1)) * LSK_EVIDENCE_OCTAVES + octave;
             vl_store(out->bins + i, (plain & bin) | (~plain & (LSK_EVIDENCE_BINS - 1)));
-            vl_store(out->octaves + i, octave);
-            z = (vd)(plain & (vl)z);
             vd_store(out->z + i, z);
+            z = (vd)(plain & (vl)z);
             vl_store(out->plain + i, plain);
-            vd_store(out->trainer + i, a);
-            vd_store(out->rollout + i, b);
             l.z[part] += z;
             l.zz[part] = vd_fma(z, z, l.zz[part]);
             l.x[part] += x;
@@ -110,11 +98,7 @@ LSK_PASS add_scaled(lsk_scaled_lanes *lanes, lsk_scaled *out, const lsk_probabil
             l.xz[part] = vd_fma(x, z, l.xz[part]);
         }
     }
-    const vd zero = vd_splat(0);
-    vd_store(out->z + chunk->padded, zero);
-    vl_store(out->plain + chunk->padded, (vl)zero);
-    vd_store(out->trainer + chunk->padded, zero);
-    vd_store(out->rollout + chunk->padded, zero);
+    vl_store(out->plain + chunk->padded, (vl){0});
     *lanes = l;
 }
 
@@ -126,13 +110,16 @@ LSK_PASS add_plain(lsk_plain_lanes *lanes, const lsk_scaled *scaled, const lsk_p
         for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
             int64_t i = at + part * LSK_LANES64;
             vl plain = vl_load(scaled->plain + i);
-            vd d = (vd)(plain & (vl)(vd_load(scaled->trainer + i) - vd_load(scaled->rollout + i)));
+            vd a = (vd)(plain & (vl)vd_load(chunk->trainer + i));
+            vd b = (vd)(plain & (vl)vd_load(chunk->rollout + i)), d = a - b;
             vl up = d > vd_splat(0);
             vd rise = (vd)(up & (vl)d);
             l.log_ratio[part] += d;
             l.square[part] = vd_fma(d, d, l.square[part]);
             l.rise[part] += rise;
             l.rise_square[part] = vd_fma(rise, rise, l.rise_square[part]);
+            l.trainer_square[part] = vd_fma(a, a, l.trainer_square[part]);
+            l.rollout_square[part] = vd_fma(b, b, l.rollout_square[part]);
             l.ratio[part] += (vd)(plain & (vl)vd_load(in->ratio + i));
             l.count[part] += plain & LSK_COUNT(0);
             l.count[part] += up & LSK_COUNT(1);
@@ -142,31 +129,45 @@ LSK_PASS add_plain(lsk_plain_lanes *lanes, const lsk_scaled *scaled, const lsk_p
     *lanes = l;
 }
 
-// The counts of one side; `other` holds the other side's log-probs.
-LSK_PASS add_side(lsk_side_lanes *lanes, const double *values, const double *other, const lsk_scaled *scaled,
-                  const lsk_chunk *chunk) {
-    lsk_side_lanes l = *lanes;
-    const vd zero = vd_splat(0);
-    for (int64_t at = 0; at < chunk->padded; at += LSK_MISMATCH_LANES) {
-#pragma clang loop unroll(full)
-        for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
-            int64_t i = at + part * LSK_LANES64;
-            vl counted = load_counted(chunk, i), plain = vl_load(scaled->plain + i);
-            vd v = vd_load(values + i), o = vd_load(other + i);
-            vl bits = (vl)v, tested = counted & (vd_abs(v) >= vd_splat(0x1p-2));
-            l.grid[part] += tested & LSK_COUNT(0);
-            l.grid[part] += tested & ((bits & ((INT64_C(1) << 45) - 1)) == 0) & LSK_COUNT(1);
-            l.grid[part] += tested & ((bits & ((INT64_C(1) << 42) - 1)) == 0) & LSK_COUNT(2);
-            vl none = counted & (v == zero) & (o < vd_splat(-0x1p-10));
-            l.marks[part] += counted & (v > zero) & LSK_COUNT(0);
-            l.marks[part] += counted & (v <= vd_splat(-1000)) & LSK_COUNT(1);
-            l.marks[part] += none & LSK_COUNT(2);
-            l.marks[part] += none & (o < vd_splat(-1)) & LSK_COUNT(3);
-            vd power = (vd)(plain & bits & INT64_C(0x7ff0000000000000));
-            l.step[part] = vd_fma(power, power, l.step[part]);
-        }
+// What is not proper of a chunk that has such tokens: counts of one side; `other` holds the other side's.
+static void add_faults(lsk_evidence_side *side, const double *values, const double *other,
+                       const lsk_chunk *chunk) {
+    for (int64_t i = 0; i < chunk->padded; i++) {
+        if (!chunk->counted[i]) continue;
+        const int none = values[i] == 0 && other[i] < -0x1p-10;
+        side->above_zero += values[i] > 0;
+        side->marks += values[i] <= -1000;
+        side->zero += none;
+        side->zero_far += none && other[i] < -1;
     }
-    *lanes = l;
+}
+
+static int has_faults(const lsk_chunk *chunk) {
+    vl faults = {0};
+    for (int64_t i = 0; i < chunk->padded; i += LSK_LANES64) {
+        const vl counted = load_counted(chunk, i);
+        faults |= counted & ~is_proper(counted, vd_load(chunk->trainer + i), vd_load(chunk->rollout + i));
+    }
+    int found = 0;
+    for (int i = 0; i < LSK_LANES64; i++) found |= faults[i] != 0;
+    return found;
+}
+
+// Which values of a chunk are on the grid of a format.
+static void add_grid(lsk_evidence_side *side, const double *values, const lsk_chunk *chunk) {
+    vl tested = {0}, bf16 = {0}, fp16 = {0};
+    for (int64_t i = 0; i < chunk->padded; i += LSK_LANES64) {
+        const vd v = vd_load(values + i);
+        const vl test = load_counted(chunk, i) & (vd_abs(v) >= vd_splat(0x1p-2));
+        tested -= test;
+        bf16 -= test & (((vl)v & ((INT64_C(1) << 45) - 1)) == 0);
+        fp16 -= test & (((vl)v & ((INT64_C(1) << 42) - 1)) == 0);
+    }
+    for (int i = 0; i < LSK_LANES64; i++) {
+        side->tested += tested[i];
+        side->bf16_grid += bf16[i];
+        side->fp16_grid += fp16[i];
+    }
 }
 
 LSK_PASS add_pairs(lsk_pair_lanes *lanes, const lsk_scaled *scaled, const lsk_chunk *chunk) {
@@ -176,18 +177,22 @@ LSK_PASS add_pairs(lsk_pair_lanes *lanes, const lsk_scaled *scaled, const lsk_ch
         for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
             int64_t i = at + part * LSK_LANES64;
             vl both = vl_load(scaled->plain + i) & vl_load(scaled->plain + i + 1);
-            vd a = vd_load(scaled->trainer + i), next_a = vd_load(scaled->trainer + i + 1);
-            vd b = vd_load(scaled->rollout + i), next_b = vd_load(scaled->rollout + i + 1);
-            vd here = (vd_abs(a - b) + vd_abs(next_a - next_b)) * 0.5;
-            l.here[part] += (vd)(both & (vl)here);
+            vd a = vd_load(chunk->trainer + i), next_a = vd_load(chunk->trainer + i + 1);
+            vd b = vd_load(chunk->rollout + i), next_b = vd_load(chunk->rollout + i + 1);
             l.ahead[part] += (vd)(both & (vl)vd_abs(a - next_b));
             l.behind[part] += (vd)(both & (vl)vd_abs(next_a - b));
-            vd z = vd_load(scaled->z + i), next_z = vd_load(scaled->z + i + 1);
-            l.neighbours[part] = vd_fma(z, next_z, l.neighbours[part]);
             l.pairs[part] += both & LSK_COUNT(0);
         }
     }
     *lanes = l;
+}
+
+// The octave of one z: as add_scaled has it.
+static int64_t octave_of(double z) {
+    int64_t bits;
+    __builtin_memcpy(&bits, &z, sizeof bits);
+    const int64_t octave = (bits >> 52 & 0x7ff) - (1023 + LSK_EVIDENCE_LOWEST);
+    return octave < 0 ? 0 : octave >= LSK_EVIDENCE_OCTAVES ? LSK_EVIDENCE_OCTAVES - 1 : octave;
 }
 
 // The first and the last tokens of the chunk's runs.
@@ -204,12 +209,12 @@ static void add_ends(lsk_evidence *sums, uint64_t *counts, const lsk_scaled *sca
             if (!(a < 0 && b < 0 && a > -1000 && b > -1000)) continue;
             double square = (a - b) * (a - b);
             if (!(i == 0 ? before : chunk->counted[i - 1])) {
-                counts[LSK_EVIDENCE_FIRST_ROW * LSK_EVIDENCE_OCTAVES + scaled->octaves[i]]++;
+                counts[LSK_EVIDENCE_FIRST_ROW * LSK_EVIDENCE_OCTAVES + octave_of(scaled->z[i])]++;
                 sums->first_square += square;
                 sums->first++;
             }
             if (!(i + 1 == count ? after : chunk->counted[i + 1])) {
-                counts[LSK_EVIDENCE_LAST_ROW * LSK_EVIDENCE_OCTAVES + scaled->octaves[i]]++;
+                counts[LSK_EVIDENCE_LAST_ROW * LSK_EVIDENCE_OCTAVES + octave_of(scaled->z[i])]++;
                 sums->last_square += square;
                 sums->last++;
             }
@@ -231,23 +236,22 @@ static void add_evidence(lsk_evidence_lanes *lanes, lsk_evidence *sums, uint64_t
     find_inner(&scaled, chunk, count, before, after);
     add_scaled(&lanes->scaled, &scaled, probabilities, chunk);
     add_plain(&lanes->plain, &scaled, probabilities, chunk);
-    add_side(&lanes->trainer, chunk->trainer, chunk->rollout, &scaled, chunk);
-    add_side(&lanes->rollout, chunk->rollout, chunk->trainer, &scaled, chunk);
+    if (start == 0) {
+        add_grid(&sums->trainer, chunk->trainer, chunk);
+        add_grid(&sums->rollout, chunk->rollout, chunk);
+    }
+    if (has_faults(chunk)) {
+        add_faults(&sums->trainer, chunk->trainer, chunk->rollout, chunk);
+        add_faults(&sums->rollout, chunk->rollout, chunk->trainer, chunk);
+    }
     add_pairs(&lanes->pairs, &scaled, chunk);
-    for (int64_t i = 0; i < chunk->padded; i++) counts[scaled.bins[i]]++;
+    // Two copies, so that a token need not wait for the one before.
+    for (int64_t i = 0; i < chunk->padded; i += 2) {
+        counts[scaled.bins[i]]++;
+        counts[LSK_EVIDENCE_BINS + scaled.bins[i + 1]]++;
+    }
     add_ends(sums, counts, &scaled, chunk, count, before, after);
     lanes->before = chunk->counted[count - 1];
-}
-
-static void finish_side(lsk_evidence_side *side, double *step, const lsk_side_lanes *lanes) {
-    side->tested = count_lanes(lanes->grid, 0);
-    side->bf16_grid = count_lanes(lanes->grid, 1);
-    side->fp16_grid = count_lanes(lanes->grid, 2);
-    side->above_zero = count_lanes(lanes->marks, 0);
-    side->marks = count_lanes(lanes->marks, 1);
-    side->zero = count_lanes(lanes->marks, 2);
-    side->zero_far = count_lanes(lanes->marks, 3);
-    *step = add_lanes(lanes->step);
 }
 
 static void finish_evidence(lsk_evidence *sums, const lsk_evidence_lanes *lanes) {
@@ -264,11 +268,9 @@ static void finish_evidence(lsk_evidence *sums, const lsk_evidence_lanes *lanes)
     sums->rise = add_lanes(lanes->plain.rise);
     sums->rise_square = add_lanes(lanes->plain.rise_square);
     sums->ratio = add_lanes(lanes->plain.ratio);
-    finish_side(&sums->trainer, &sums->trainer_step, &lanes->trainer);
-    finish_side(&sums->rollout, &sums->rollout_step, &lanes->rollout);
+    sums->trainer_square = add_lanes(lanes->plain.trainer_square);
+    sums->rollout_square = add_lanes(lanes->plain.rollout_square);
     sums->pairs = count_lanes(lanes->pairs.pairs, 0);
-    sums->neighbours = add_lanes(lanes->pairs.neighbours);
-    sums->here = add_lanes(lanes->pairs.here);
     sums->ahead = add_lanes(lanes->pairs.ahead);
     sums->behind = add_lanes(lanes->pairs.behind);
 }

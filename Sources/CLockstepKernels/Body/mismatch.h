@@ -12,8 +12,8 @@ typedef int32_t vi_half __attribute__((vector_size(LSK_WIDTH / 2)));  // as many
 // Some tokens of a span, widened to float64 (exactly) and padded to whole lanes with uncounted ones. A
 // token counts if the mask lets it and both log-probs are finite; both are 0 where it does not.
 typedef struct {
-    double trainer[LSK_MISMATCH_CHUNK];
-    double rollout[LSK_MISMATCH_CHUNK];
+    double trainer[LSK_MISMATCH_CHUNK + LSK_LANES];  // one register more, which may be read
+    double rollout[LSK_MISMATCH_CHUNK + LSK_LANES];
     uint8_t counted[LSK_MISMATCH_CHUNK];  // 1 or 0
     int32_t bins[LSK_MISMATCH_CHUNK];     // of d in the histogram
     int64_t padded;
@@ -533,7 +533,7 @@ static void finish_probabilities(lsk_mismatch_profile *profile, const lsk_probab
 
 // Writes the sums of `span`, adds its tokens to `histogram` [LSK_MISMATCH_BINS] unless that is NULL, and
 // writes its `profile` unless that is NULL. Unless `evidence` is NULL, writes it and adds to `counts`
-// [LSK_EVIDENCE_BINS]; `ends`: LSK_SPAN_....
+// [LSK_EVIDENCE_COPIES x LSK_EVIDENCE_BINS]; `ends`: LSK_SPAN_....
 LSK_INLINE void sum_span(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_mismatch_profile *profile,
                          lsk_evidence *evidence, uint64_t *counts, int32_t ends,
                          const lsk_mismatch_span *span) {

@@ -18,7 +18,8 @@ enum {
     LSK_EVIDENCE_FIRST_ROW = 2 * LSK_EVIDENCE_SCALES,
     LSK_EVIDENCE_LAST_ROW = LSK_EVIDENCE_FIRST_ROW + 1,
     LSK_EVIDENCE_ROWS = LSK_EVIDENCE_LAST_ROW + 1,
-    LSK_EVIDENCE_BINS = LSK_EVIDENCE_ROWS * LSK_EVIDENCE_OCTAVES + 1
+    LSK_EVIDENCE_BINS = LSK_EVIDENCE_ROWS * LSK_EVIDENCE_OCTAVES + 1,
+    LSK_EVIDENCE_COPIES = 2  // of the counts: token i adds to copy i mod 2, first and last tokens to the first
 };
 
 // Where in its sequence a span is.
@@ -26,9 +27,11 @@ enum { LSK_SPAN_STARTS_SEQUENCE = 1, LSK_SPAN_ENDS_SEQUENCE = 2 };
 
 // Counts over the counted log-probs x of one side; y is the other side's.
 typedef struct {
+    // Among the first 256 tokens of the span:
     int64_t tested;     // |x| >= 1/4: there a float32 log-softmax has steps much finer than fp16's
     int64_t bf16_grid;  // of these, with no more than bf16's 8 significant bits
     int64_t fp16_grid;  // ... fp16's 11
+    // Among all:
     int64_t above_zero;
     int64_t marks;      // x <= -1000: no log-prob, a mark
     int64_t zero;       // x = 0 and y < -2^-10
@@ -47,12 +50,10 @@ typedef struct {
     double log_ratio, square;  // d, d^2
     double rise, rise_square;  // the same where d > 0
     double ratio;              // exp d
-    double trainer_step;       // 4^e, 2^e <= |ln p| < 2^(e+1): the square of a format's spacing is 4^-m of it
-    double rollout_step;
+    double trainer_square;     // (ln p)^2
+    double rollout_square;     // (ln q)^2
     double first_square, last_square;  // d^2 over proper first and last tokens
     // Over pairs; a = ln p, b = ln q.
-    double neighbours;         // z_t z_t+1
-    double here;               // (|a_t - b_t| + |a_t+1 - b_t+1|) / 2
     double ahead;              // |a_t - b_t+1|
     double behind;             // |a_t+1 - b_t|
 } lsk_evidence;

@@ -83,8 +83,6 @@ public struct CauseEvidence: Equatable, Sendable {
     public var oneSidedness = 0.0, squareOneSidedness = 0.0
     /// Mean square of a sequence's sum of z, over that of independent tokens.
     public var clustering = 0.0
-    /// sum z_t z_t+1 / sum z^2.
-    public var neighbourCorrelation = 0.0
     /// Share of the sum of d^2 in plain tokens, in first and last tokens, in misaligned sequences; the rest is in
     /// tokens with a log-prob that is none.
     public var plainSquareShare = 0.0, endsSquareShare = 0.0, misalignedSquareShare = 0.0
@@ -128,8 +126,8 @@ extension CauseEvidence {
             misalignedSquareShare = sums[.misaligned] / square
         }
         let spacing =
-            CauseEvidence.storage(trainerBF16Share, trainerFP16Share) * sums[.trainerStep]
-            + CauseEvidence.storage(rolloutBF16Share, rolloutFP16Share) * sums[.rolloutStep]
+            CauseEvidence.storage(trainerBF16Share, trainerFP16Share) * sums[.trainerSquare]
+            + CauseEvidence.storage(rolloutBF16Share, rolloutFP16Share) * sums[.rolloutSquare]
         if sums[.square] > 0 { storedShare = min(spacing / sums[.square], 1) }
         readOctaves(sums)
         guard tokens > 0, sums[.zz] > 0 else { return }
@@ -148,9 +146,12 @@ extension CauseEvidence {
 
     private static let fewestTested = 20
 
-    /// Variance that storing adds, over the squared power of two of a value: spacing^2 / 12.
+    /// Variance that storing adds, over the square of a value x.
+    ///
+    /// It is spacing^2 / 12, and the spacing 2^(e - m) where 2^e <= |x| < 2^(e + 1). On the average over
+    /// magnitudes 4^e is 3 / (8 ln 2) of x^2.
     private static func storage(_ bf16: Double, _ fp16: Double) -> Double {
-        bf16 > 0.5 ? 0x1p-14 / 12 : fp16 > 0.5 ? 0x1p-20 / 12 : 0
+        3 / (8 * ln2) / 12 * (bf16 > 0.5 ? 0x1p-14 : fp16 > 0.5 ? 0x1p-20 : 0)
     }
 
     /// What the histogram of |z| tells.
@@ -194,7 +195,6 @@ extension CauseEvidence {
         slopeSquareShare = 1 - (varZ - explained) / (sums[.zz] / n)
         noiseRMS = (sums[.zz] / n).squareRoot()
         clustering = sums[.sequenceZ2] / sums[.zz]
-        neighbourCorrelation = sums[.neighbours] / sums[.zz]
     }
 
     /// Mean ratio and the balance of signs.
@@ -223,7 +223,7 @@ private struct Octaves {
         let octaves = Int(LSK_EVIDENCE_OCTAVES)
         var counts = [Int](repeating: 0, count: octaves)
         for row in rows {
-            for octave in 0..<octaves { counts[octave] += Int(sums.octaves[row * octaves + octave]) }
+            for octave in 0..<octaves { counts[octave] += Int(sums.tokens(inBin: row * octaves + octave)) }
         }
         self.counts = counts
         total = counts.reduce(0, +)

@@ -18,10 +18,12 @@ struct EvidenceSums: ~Copyable {
     /// Number of places in `octaves`; the last is of tokens that are in no row.
     static let bins = Int(LSK_EVIDENCE_BINS)
     static let usedBins = bins - 1
+    /// Number of counters: the places, more than once.
+    static let room = bins * Int(LSK_EVIDENCE_COPIES)
 
     init() {
-        octaves = .allocate(capacity: EvidenceSums.bins)
-        octaves.initialize(repeating: 0, count: EvidenceSums.bins)
+        octaves = .allocate(capacity: EvidenceSums.room)
+        octaves.initialize(repeating: 0, count: EvidenceSums.room)
     }
 
     deinit { octaves.deallocate() }
@@ -37,8 +39,9 @@ struct EvidenceSums: ~Copyable {
     mutating func add(_ sequence: lsk_evidence) -> Bool {
         add(sequence.trainer, from: .trainerTested)
         add(sequence.rollout, from: .rolloutTested)
+        let here = 2 * sequence.rise - sequence.log_ratio  // sum |d|
         if sequence.pairs >= EvidenceSums.fewestPairs,
-            min(sequence.ahead, sequence.behind) < sequence.here / 2
+            min(sequence.ahead, sequence.behind) * Double(sequence.plain) < here / 2 * Double(sequence.pairs)
         {
             add(1, to: sequence.ahead < sequence.behind ? .ahead : .behind)
             sums.add(sequence.square, to: EvidenceSum.misaligned.rawValue)
@@ -55,12 +58,17 @@ struct EvidenceSums: ~Copyable {
         add(Int(sequence.plain), to: .plain)
         add(Int(sequence.up), to: .up)
         add(Int(sequence.equal), to: .equal)
-        for (index, value) in [
-            sequence.z, sequence.zz, sequence.x, sequence.xx, sequence.xz, sequence.log_ratio,
-            sequence.square,
-            sequence.rise, sequence.rise_square, sequence.trainer_step, sequence.rollout_step,
-            sequence.neighbours,
-        ].enumerated() { sums.add(value, to: index) }
+        sums.add(sequence.z, to: EvidenceSum.z.rawValue)
+        sums.add(sequence.zz, to: EvidenceSum.zz.rawValue)
+        sums.add(sequence.x, to: EvidenceSum.x.rawValue)
+        sums.add(sequence.xx, to: EvidenceSum.xx.rawValue)
+        sums.add(sequence.xz, to: EvidenceSum.xz.rawValue)
+        sums.add(sequence.log_ratio, to: EvidenceSum.logRatio.rawValue)
+        sums.add(sequence.square, to: EvidenceSum.square.rawValue)
+        sums.add(sequence.rise, to: EvidenceSum.rise.rawValue)
+        sums.add(sequence.rise_square, to: EvidenceSum.riseSquare.rawValue)
+        sums.add(sequence.trainer_square, to: EvidenceSum.trainerSquare.rawValue)
+        sums.add(sequence.rollout_square, to: EvidenceSum.rolloutSquare.rawValue)
         let (n, excess) = (Double(sequence.plain), sequence.ratio - Double(sequence.plain))
         sums.add(excess, to: EvidenceSum.excess.rawValue)
         sums.addProduct(excess, excess, to: EvidenceSum.excess2.rawValue)
@@ -76,33 +84,37 @@ struct EvidenceSums: ~Copyable {
     private mutating func add(_ value: Int, to count: EvidenceCount) { counts[count.rawValue] += value }
 
     private mutating func add(_ side: lsk_evidence_side, from first: EvidenceCount) {
-        for (index, value) in [side.tested, side.bf16_grid, side.fp16_grid, side.above_zero].enumerated() {
-            counts[first.rawValue + index] += Int(value)
-        }
+        counts[first.rawValue] += Int(side.tested)
+        counts[first.rawValue + 1] += Int(side.bf16_grid)
+        counts[first.rawValue + 2] += Int(side.fp16_grid)
+        counts[first.rawValue + 3] += Int(side.above_zero)
     }
 
     private mutating func addFaults(_ side: lsk_evidence_side, from first: EvidenceCount) {
-        for (index, value) in [side.marks, side.zero, side.zero_far].enumerated() {
-            counts[first.rawValue + index] += Int(value)
-        }
+        counts[first.rawValue] += Int(side.marks)
+        counts[first.rawValue + 1] += Int(side.zero)
+        counts[first.rawValue + 2] += Int(side.zero_far)
     }
 
     /// Adds the evidence of another part of the log.
     mutating func merge(_ other: borrowing EvidenceSums) {
         for index in 0..<EvidenceCount.count { counts[index] += other.counts[index] }
-        for bin in 0..<EvidenceSums.bins { octaves[bin] += other.octaves[bin] }
+        for bin in 0..<EvidenceSums.room { octaves[bin] += other.octaves[bin] }
         sums.merge(other.sums)
     }
+
+    /// The tokens of a bin.
+    func tokens(inBin bin: Int) -> UInt64 { octaves[bin] + octaves[EvidenceSums.bins + bin] }
 
     /// The tokens of a row of octaves.
     func total(ofRow row: Int) -> Int {
         let start = row * Int(LSK_EVIDENCE_OCTAVES)
-        return (start..<start + Int(LSK_EVIDENCE_OCTAVES)).reduce(0) { $0 + Int(octaves[$1]) }
+        return (start..<start + Int(LSK_EVIDENCE_OCTAVES)).reduce(0) { $0 + Int(tokens(inBin: $1)) }
     }
 
     /// Takes octaves back.
     func subtract(_ taken: UnsafePointer<UInt64>) {
-        for bin in 0..<EvidenceSums.bins { octaves[bin] -= taken[bin] }
+        for bin in 0..<EvidenceSums.room { octaves[bin] -= taken[bin] }
     }
 }
 
@@ -121,7 +133,7 @@ enum EvidenceCount: Int, CaseIterable {
 
 /// The sums of `EvidenceSums`: over plain tokens of aligned sequences those of lsk_evidence.h, in that order.
 enum EvidenceSum: Int, CaseIterable {
-    case z, zz, x, xx, xz, logRatio, square, rise, riseSquare, trainerStep, rolloutStep, neighbours
+    case z, zz, x, xx, xz, logRatio, square, rise, riseSquare, trainerSquare, rolloutSquare
     case firstSquare, lastSquare
     /// d^2 of misaligned sequences.
     case misaligned
@@ -154,12 +166,10 @@ extension lsk_evidence {
         rise += part.rise
         rise_square += part.rise_square
         ratio += part.ratio
-        trainer_step += part.trainer_step
-        rollout_step += part.rollout_step
+        trainer_square += part.trainer_square
+        rollout_square += part.rollout_square
         first_square += part.first_square
         last_square += part.last_square
-        neighbours += part.neighbours
-        here += part.here
         ahead += part.ahead
         behind += part.behind
     }

@@ -87,7 +87,7 @@ extension MismatchState {
     /// Whether the parts can be of one log.
     private var isConsistent: Bool {
         sketch.total == moments.tokens && details.profile.isOf(moments.tokens)
-            && details.evidence.isConsistent(tokens: moments.tokens)
+            && details.evidence.isOf(tokens: moments.tokens, sequences: moments.sequences)
             && details.histograms.isOf(moments.sequences) && moments.maskedSequences <= moments.sequences
             && moments.sequences <= moments.tokens
             && (moments.tokens == 0) == (moments.largest == nil)
@@ -183,7 +183,7 @@ extension EvidenceSums {
     /// The counts, the octaves that are not 0 (how many, then bin and count of each), the sums.
     fileprivate func write(to out: inout ByteWriter) {
         for count in counts { out.append(count) }
-        writeCounts(UnsafeBufferPointer(start: octaves, count: EvidenceSums.usedBins), to: &out)
+        writeCounts((0..<EvidenceSums.usedBins).map { tokens(inBin: $0) }, to: &out)
         sums.write(to: &out)
     }
 
@@ -196,10 +196,12 @@ extension EvidenceSums {
         try sums.read(from: &body, places: -68...68)
     }
 
-    /// Whether this can be evidence of so many tokens.
-    fileprivate func isConsistent(tokens: Int) -> Bool {
+    /// Whether this can be evidence of a log with so many tokens and sequences.
+    fileprivate func isOf(tokens: Int, sequences: Int) -> Bool {
         let rows = (0..<Int(LSK_EVIDENCE_ROWS)).map { total(ofRow: $0) }
-        return self[.plain] == rows.prefix(Int(LSK_EVIDENCE_FIRST_ROW)).reduce(0, +) && self[.plain] <= tokens
+        return counts.allSatisfy { $0 <= tokens }
+            && self[.sequences] + self[.ahead] + self[.behind] <= sequences
+            && self[.plain] == rows.prefix(Int(LSK_EVIDENCE_FIRST_ROW)).reduce(0, +)
             && self[.first] == rows[Int(LSK_EVIDENCE_FIRST_ROW)]
             && self[.last] == rows[Int(LSK_EVIDENCE_LAST_ROW)]
             && self[.up] + self[.equal] <= self[.plain] && self[.sequences] <= self[.plain]

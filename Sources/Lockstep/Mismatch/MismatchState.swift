@@ -172,7 +172,7 @@ struct MismatchState: ~Copyable {
         let length = pair.length(of: sequence)
         var sums = lsk_mismatch_sums()
         var part = lsk_evidence()
-        withUnsafeTemporaryAllocation(of: UInt64.self, capacity: EvidenceSums.bins) { taken in
+        withUnsafeTemporaryAllocation(of: UInt64.self, capacity: EvidenceSums.room) { taken in
             taken.initialize(repeating: 0)
             for start in stride(from: 0, to: length, by: MismatchSpan.tokens) {
                 let count = min(MismatchSpan.tokens, length - start)

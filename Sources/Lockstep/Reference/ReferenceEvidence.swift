@@ -45,9 +45,8 @@ enum ReferenceEvidence {
                 sums.last_square += token.logRatio * token.logRatio
             }
         }
-        let counted = tokens.filter(\.counted)
-        sums.trainer = side(counted, \.trainer, \.rollout)
-        sums.rollout = side(counted, \.rollout, \.trainer)
+        sums.trainer = side(tokens, \.trainer, \.rollout)
+        sums.rollout = side(tokens, \.rollout, \.trainer)
         let plain = tokens.filter(\.isPlain)
         sums.plain = Int64(plain.count)
         sums.up = Int64(plain.count { $0.logRatio > 0 })
@@ -66,8 +65,8 @@ enum ReferenceEvidence {
         sums.rise = sum { $0 + max($1.logRatio, 0) }
         sums.rise_square = sum { squared($0, max($1.logRatio, 0)) }
         sums.ratio = sum { $0 + $1.ratio }
-        sums.trainer_step = sum { squared($0, $1.trainer.binade) }
-        sums.rollout_step = sum { squared($0, $1.rollout.binade) }
+        sums.trainer_square = sum { squared($0, $1.trainer) }
+        sums.rollout_square = sum { squared($0, $1.rollout) }
         addPairs(tokens, to: &sums)
         return (sums, counts)
     }
@@ -110,18 +109,20 @@ enum ReferenceEvidence {
     private static func side(
         _ tokens: [Token], _ own: KeyPath<Token, Double>, _ other: KeyPath<Token, Double>
     ) -> lsk_evidence_side {
+        let counted = tokens.filter(\.counted)
+        let sampled = tokens.prefix(256).filter { $0.counted && $0[keyPath: own].magnitude >= 0.25 }
         func count(_ condition: (Double, Double) -> Bool) -> Int64 {
-            Int64(tokens.count { condition($0[keyPath: own], $0[keyPath: other]) })
+            Int64(counted.count { condition($0[keyPath: own], $0[keyPath: other]) })
         }
-        func fits(_ x: Double, significandBits: Int) -> Bool {
-            x.significandBitPattern & (1 << UInt64(52 - significandBits) - 1) == 0
+        func onGrid(significandBits: Int) -> Int64 {
+            let rest = UInt64(1) << UInt64(52 - significandBits) - 1
+            return Int64(sampled.count { $0[keyPath: own].significandBitPattern & rest == 0 })
         }
         return lsk_evidence_side(
-            tested: count { x, _ in x.magnitude >= 0.25 },
-            bf16_grid: count { x, _ in x.magnitude >= 0.25 && fits(x, significandBits: 7) },
-            fp16_grid: count { x, _ in x.magnitude >= 0.25 && fits(x, significandBits: 10) },
-            above_zero: count { x, _ in x > 0 }, marks: count { x, _ in x <= -1000 },
-            zero: count { x, y in x == 0 && y < -0x1p-10 }, zero_far: count { x, y in x == 0 && y < -1 })
+            tested: Int64(sampled.count), bf16_grid: onGrid(significandBits: 7),
+            fp16_grid: onGrid(significandBits: 10), above_zero: count { x, _ in x > 0 },
+            marks: count { x, _ in x <= -1000 }, zero: count { x, y in x == 0 && y < -0x1p-10 },
+            zero_far: count { x, y in x == 0 && y < -1 })
     }
 
     private static func addPairs(_ tokens: [Token], to sums: inout lsk_evidence) {
@@ -132,10 +133,6 @@ enum ReferenceEvidence {
             return (tokens[index], tokens[index + 1])
         }
         sums.pairs = Int64(pairs.count { $0 != nil })
-        sums.neighbours = sumInLanes(pairs) { $0.addingProduct($1.0.z, $1.1.z) }
-        sums.here = sumInLanes(pairs) {
-            $0 + ($1.0.logRatio.magnitude + $1.1.logRatio.magnitude) * 0.5
-        }
         sums.ahead = sumInLanes(pairs) { $0 + ($1.0.trainer - $1.1.rollout).magnitude }
         sums.behind = sumInLanes(pairs) { $0 + ($1.1.trainer - $1.0.rollout).magnitude }
     }

@@ -57,7 +57,6 @@ class CauseEvidence:
     one_sidedness: float
     square_one_sidedness: float
     clustering: float
-    neighbour_correlation: float
     plain_square_share: float
     ends_square_share: float
     misaligned_square_share: float

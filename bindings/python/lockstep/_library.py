@@ -296,7 +296,6 @@ class MismatchEvidence(Structure):
         ("one_sidedness", c_double),
         ("square_one_sidedness", c_double),
         ("clustering", c_double),
-        ("neighbour_correlation", c_double),
         ("plain_square_share", c_double),
         ("ends_square_share", c_double),
         ("misaligned_square_share", c_double),
