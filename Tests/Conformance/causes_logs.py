@@ -1,10 +1,10 @@
 """Logs whose causes are known: the real rollouts of examples/data, each cause applied to them.
 
-What needs no logits (storage, alignment, ends, outliers) is done to the log-probs of examples/data. Temperatures
-and truncation are not modelled: Tests/Vectors/causes.npz holds, for contexts of those rollouts, tokens drawn from
-the model's full distribution under each sampler, and their log-probs by three engines (Tests/Vectors/README.md).
-An FP16 pair of these is the BF16 pair with its noise divided by 8. Other weights are modelled as noise of a
-rounding coarser than any format's.
+What needs no logits (storage, alignment, ends, outliers) is done to the log-probs of examples/data.
+Temperatures and truncation are not modelled: Tests/Vectors/causes.npz holds, for contexts of those
+rollouts, tokens drawn from the model's full distribution under each sampler, and their log-probs by three
+engines (Tests/Vectors/README.md). An FP16 pair of these is the BF16 pair with its noise divided by 8. Other
+weights are modelled as noise of a rounding coarser than any format's.
 
 Prompts are split in two: `part` 0 are those on which the thresholds were chosen, 1 those held out.
 """
@@ -83,9 +83,9 @@ def sampled(index: int, part: int, trainer: str, mode: str, divisor: float = 1) 
 
     Args:
         trainer: "bf16" or "fp32", what the trainer computes in.
-        mode: what the columns hold. "applied": both are of the temperature, before truncation. "unscaled": the
-            trainer forgot temperature and truncation. "raw": the rollout logged its log-probs from before the
-            temperature. "kept": the rollout's are renormalised over the kept set. "replayed": the trainer's are.
+        mode: what the columns hold. "unscaled": the trainer forgot temperature and truncation. "raw": the
+            rollout logged its log-probs from before the temperature. "kept": the rollout's are renormalised
+            over the kept set. "replayed": the trainer's are.
         divisor: of the noise.
     """
     vectors = _vectors()
@@ -111,7 +111,7 @@ def sampled(index: int, part: int, trainer: str, mode: str, divisor: float = 1) 
         rollout = rollout + column("rollout_kept")
     elif mode == "replayed":
         scored = scored + column("rollout_kept") - column(f"{trainer}_kept") / divisor
-    causes = {"applied": set(), "raw": {"raw_log_probs"}, "kept": {"truncation"}, "replayed": {"truncation"},
+    causes = {"raw": {"raw_log_probs"}, "kept": {"truncation"}, "replayed": {"truncation"},
               "unscaled": {"temperature"} | ({"truncation"} if f"{index}.rollout_kept" in vectors else set())}
     name = ", ".join(f"{key} {value:g}" for key, value in samplers()[index].items())
     return LabelledLog(
@@ -205,7 +205,8 @@ def outliers(share: float, size: float, sign: int) -> Change:
         trainer = log.trainer.copy()
         able = np.flatnonzero(log.rollout < (-0.05 if sign < 0 else -2 * size))
         hit = random.permutation(able)[:max(3, round(share * len(trainer)))]
-        trainer[hit] = np.minimum(trainer[hit] + sign * size * (0.5 + random.exponential(0.5, len(hit))), -1e-6)
+        d = sign * size * (0.5 + random.exponential(0.5, len(hit)))
+        trainer[hit] = np.minimum(trainer[hit] + d, -1e-6)
         return log.changed("outliers", f"{share:.1%} by {sign * size:+g}", trainer=trainer)
 
     return change
@@ -216,7 +217,8 @@ def coarser(factor: float) -> Change:
 
     def change(log: LabelledLog, random: np.random.Generator) -> LabelledLog:
         d = log.trainer.astype(np.float64) - log.rollout
-        return log.changed("other_weights", f"noise x {factor:g}", trainer=np.minimum(log.rollout + factor * d, -1e-7))
+        return log.changed("other_weights", f"noise x {factor:g}",
+                           trainer=np.minimum(log.rollout + factor * d, -1e-7))
 
     return change
 
@@ -242,15 +244,18 @@ def tiny(log: LabelledLog, random: np.random.Generator) -> LabelledLog:
 
 CHANGES: dict[str, list[Change]] = {
     "stored_in_16_bits": [stored(form, sides) for form in ("bf16", "fp16") for sides in ("t", "r", "tr")],
-    "misalignment": [*(shifted(by, share) for by in (1, -1) for share in (1, 0.3, 0.05)), shifted(1, 1, 0.3), permuted],
+    "misalignment": [*(shifted(by, share) for by in (1, -1) for share in (1, 0.3, 0.05)),
+                     shifted(1, 1, 0.3), permuted],
     "ends": [
         *(wrong_end(which, side, share) for which in ("first", "last") for side in ("trainer", "rollout")
           for share in (1, 0.3)),
         *(wrong_end("last", side, share, value) for side, value in
           (("rollout", 0.0), ("trainer", 0.0), ("rollout", -9999.0)) for share in (1, 0.3)),
-        unmasked("prompt", 8, 1), unmasked("prompt", 8, 0.3), unmasked("padding", 8, 1), unmasked("padding", 2, 0.3),
+        unmasked("prompt", 8, 1), unmasked("prompt", 8, 0.3),
+        unmasked("padding", 8, 1), unmasked("padding", 2, 0.3),
     ],
-    "outliers": [outliers(share, size, sign) for share, size in ((0.003, 2), (0.002, 4), (0.01, 1)) for sign in (-1, 1)],
+    "outliers": [outliers(share, size, sign)
+                 for share, size in ((0.003, 2), (0.002, 4), (0.01, 1)) for sign in (-1, 1)],
 }
 
 
@@ -293,13 +298,13 @@ def pairs(part: int, seed: int, each: int = 4) -> Iterator[LabelledLog]:
     """Logs with two causes; storing comes last, as it would."""
     random = np.random.default_rng(seed)
     for log in backgrounds(part):
-        for (one, first), (other, second) in combinations(CHANGES.items(), 2):
+        for (one, first), (_, second) in combinations(CHANGES.items(), 2):
             for _ in range(each):
                 changes = [first[random.integers(len(first))], second[random.integers(len(second))]]
+                with_both = log
                 for change in reversed(changes) if one == "stored_in_16_bits" else changes:
-                    log_with = change(log if change is (changes[-1] if one == "stored_in_16_bits" else changes[0])
-                                      else log_with, random)
-                yield log_with
+                    with_both = change(with_both, random)
+                yield with_both
     for log in distributions(part):
         if len(log.causes) == 2:
             yield log

