@@ -34,8 +34,9 @@ struct EvidenceSums: ~Copyable {
     /// A sum, rounded once.
     subscript(sum: EvidenceSum) -> Double { sums.value(sum.rawValue) }
 
-    /// Adds a sequence; its octaves have been counted already. False if it is misaligned: then they must be
-    /// taken back.
+    /// Adds a sequence, whose octaves have been counted already.
+    ///
+    /// - Returns: False if it is misaligned: then its octaves must be taken back.
     mutating func add(_ sequence: lsk_evidence) -> Bool {
         add(sequence.trainer, from: .trainerTested)
         add(sequence.rollout, from: .rolloutTested)

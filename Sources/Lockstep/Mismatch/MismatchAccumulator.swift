@@ -112,7 +112,8 @@ public final class MismatchAccumulator: @unchecked Sendable {
             let moments = state.moments.mismatch()
             return MismatchCauses(
                 CauseEvidence(
-                    state.details.evidence, square: state.moments.sums.value(Moment.total + Average.square.rawValue),
+                    state.details.evidence,
+                    square: state.moments.sums.value(Moment.total + Average.square.rawValue),
                     pearson: moments.pearson))
         }
     }

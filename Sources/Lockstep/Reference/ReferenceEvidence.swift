@@ -93,7 +93,9 @@ enum ReferenceEvidence {
         }
     }
 
-    /// Whether a neighbour counts. A multiple of 256 ahead (`boundary`) the kernel sees only the next token's mask.
+    /// Whether a neighbour counts.
+    ///
+    /// Ahead of a multiple of 256 (`boundary`) the kernel sees only the mask of the next token.
     private static func counts(
         _ span: lsk_mismatch_span, _ found: [ReferenceMismatch.Token?], _ neighbour: Int, across boundary: Int
     ) -> Bool {

@@ -39,7 +39,8 @@ from ._mismatch import (
 __all__ = [
     "LOG_RATIO_QUANTILES", "BadDataError", "Cause", "CauseEvidence", "ConvertCounts", "Converted",
     "Divergence", "Estimate", "ExactMismatch", "FileError", "Head", "InternalError",
-    "InvalidArgumentError", "LinearGradients", "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter",
+    "InvalidArgumentError", "LinearGradients", "LockstepError", "LogHeader", "LogProbs", "LogReader",
+    "LogRecords", "LogSummary", "LogWriter",
     "Mismatch", "MismatchAccumulator", "NonFiniteError", "OutOfMemoryError", "UnsupportedError", "convert",
     "exact_mismatch", "has_instruction_set", "linear_log_probs", "linear_log_probs_backward",
     "log_probs", "log_probs_backward", "metrics", "mismatch", "mismatch_profile", "mismatch_sequences",
