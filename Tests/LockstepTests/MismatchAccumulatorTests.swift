@@ -110,7 +110,10 @@ private let lengths = (0..<120).map { $0 * 37 % 700 } + [9000, 1, 0]
         #expect(error?.message.contains("sequence 2, position 5") == true)
         #expect(throws: LockstepError.self) { try add(log, [1, 2], to: accumulator) }
         #expect(throws: LockstepError.self) {
-            try accumulator.merge(MismatchAccumulator(exactQuantiles: true))
+            try accumulator.merge(.summary())
+        }
+        #expect(throws: LockstepError.self) {
+            try MismatchAccumulator(exactQuantiles: true).merge(accumulator)
         }
         #expect(accumulator.bytes() == bytes)
     }
