@@ -485,7 +485,7 @@ typedef struct {
     lockstep_estimate sequence_mean_log_ratio; /* mean over sequences of mean d */
     lockstep_estimate sequence_mean_exp_abs;   /* mean over sequences of mean exp|d| */
     double sequence_ess;                  /* ESS of the weights exp(S) */
-    lockstep_estimate share_sequences_masked; /* sequences with mean exp|d| > 2 (MLPerf's mask) */
+    lockstep_estimate share_sequences_masked; /* sequences with mean exp|d| > 2, where NeMo RL's recipes drop them */
     lockstep_estimate slope_per_1000;     /* least-squares slope of S on length, per 1,000 tokens */
     double mean_sequence_length;          /* counted tokens a sequence */
     int64_t max_sequence_length;
@@ -498,6 +498,9 @@ typedef struct {
     double rollout_perplexity_standard_error;
     double perplexity_ratio_standard_error;
     double sequence_log_ratio_std_standard_error;
+
+    /* Sequences with exp(mean d) outside [0.999, 1.002]: those that MLPerf's sequence mask drops. */
+    lockstep_estimate share_sequences_outside_mlperf;
 } lockstep_mismatch;
 
 /* Measures the mismatch of two log-prob arrays: all statistics above in one call. */

@@ -272,6 +272,7 @@ extension lockstep_mismatch {
         rollout_perplexity_standard_error = m.rolloutPerplexityStandardError
         perplexity_ratio_standard_error = m.perplexityRatioStandardError
         sequence_log_ratio_std_standard_error = m.sequenceLogRatioStdStandardError
+        share_sequences_outside_mlperf = .init(m.shareSequencesOutsideMLPerf)
     }
 }
 

@@ -21,7 +21,7 @@ mean_rollout_log_prob_se log_ratio_p0_1 log_ratio_p1 log_ratio_p5 log_ratio_p25 
 log_ratio_p95 log_ratio_p99 log_ratio_p99_9 sequence_log_ratio sequence_log_ratio_se sequence_log_ratio_std
 sequence_mean_log_ratio sequence_mean_log_ratio_se sequence_mean_exp_abs sequence_mean_exp_abs_se sequence_ess
 share_sequences_masked share_sequences_masked_se slope_per_1000 slope_per_1000_se mean_sequence_length
-max_sequence_length undefined
+max_sequence_length share_sequences_outside_mlperf share_sequences_outside_mlperf_se undefined
 """.split()
 
 RNG = np.random.default_rng(3)

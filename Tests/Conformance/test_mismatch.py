@@ -108,6 +108,8 @@ def statistics(trainer, rollout, mask, offsets):
     yield from over_sequences("sequence_mean_log_ratio", sums / length)
     yield from over_sequences("sequence_mean_exp_abs", worst)
     yield from over_sequences("share_sequences_masked", (worst > 2).astype(float))
+    outside = (sums / length < math.log(0.999)) | (sums / length > math.log(1.002))
+    yield from over_sequences("share_sequences_outside_mlperf", outside.astype(float))
     weights = np.exp(sums)
     yield "sequence_ess", weights.sum() ** 2 / (k * (weights**2).sum())
     centred = length - length.mean()

@@ -115,6 +115,8 @@ public struct Mismatch: Sendable {
     public var perplexityRatioStandardError = Double.nan
     /// Standard error of `sequenceLogRatioStd`.
     public var sequenceLogRatioStdStandardError = Double.nan
+    /// Share of sequences with exp(mean d) outside [0.999, 1.002].
+    public var shareSequencesOutsideMLPerf = Estimate.none
 
     /// No data: counts of zero, everything else NaN.
     public init() {}

@@ -148,11 +148,13 @@ extension MismatchMoments {
         m.sequenceLogRatio = sequenceMean(Moment.total + s, Moment.square + s).mean
         m.sequenceMeanLogRatio = sequenceMean(Moment.mean, Moment.meanSquare).mean
         m.sequenceMeanExpAbs = sequenceMean(Moment.worst, Moment.worstSquare).mean
-        let masked = Double(maskedSequences)
-        m.shareSequencesMasked = Estimate(
-            value: masked / k,
-            standardError: sequences < 2
-                ? .nan : (masked * (k - masked) / (k * (k - 1))).squareRoot() / k.squareRoot())
+        func share(_ count: Int) -> Estimate {
+            let some = Double(count)
+            let error = (some * (k - some) / (k * (k - 1))).squareRoot() / k.squareRoot()
+            return Estimate(value: some / k, standardError: sequences < 2 ? .nan : error)
+        }
+        m.shareSequencesMasked = share(maskedSequences)
+        m.shareSequencesOutsideMLPerf = share(outsideSequences)
         m.sequenceESS = sequenceEffectiveSampleSize
         if sequences >= 2 {
             m.sequenceLogRatioStd = sequenceMean(Moment.total + s, Moment.square + s).deviation

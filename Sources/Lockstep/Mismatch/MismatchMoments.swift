@@ -17,6 +17,8 @@ struct MismatchMoments: ~Copyable {
     var emptySequences = 0
     /// Sequences with mean exp|d| above 2.
     var maskedSequences = 0
+    /// Sequences with exp(mean d) outside [0.999, 1.002].
+    var outsideSequences = 0
     /// The most counted tokens of a sequence.
     var maxSequenceLength = 0
     /// Max |p - q|.
@@ -44,6 +46,9 @@ struct MismatchMoments: ~Copyable {
 
     /// |S| of a weight is at most this: a weight beyond enters as e^(2^20) or e^-(2^20).
     static let largestExponent = 0x1p20
+
+    /// ln 0.999 and ln 1.002, as the kernels have them.
+    private static let bandMLPerf = -0x1.064670d979b6fp-10...0x1.05e1d82fdf745p-9
 
     /// Adds the probabilities of a span of tokens.
     ///
@@ -104,6 +109,7 @@ struct MismatchMoments: ~Copyable {
         sums.add(worst, to: Moment.worst)
         sums.addProduct(worst, worst, to: Moment.worstSquare)
         if worst > 2 { maskedSequences += 1 }
+        if !MismatchMoments.bandMLPerf.contains(mean) { outsideSequences += 1 }
         addPowers(sequence.log_ratio, n)
         addWeight(sequence.log_ratio)
     }
@@ -169,6 +175,7 @@ struct MismatchMoments: ~Copyable {
         sequences += other.sequences
         emptySequences += other.emptySequences
         maskedSequences += other.maskedSequences
+        outsideSequences += other.outsideSequences
         maxSequenceLength = max(maxSequenceLength, other.maxSequenceLength)
         maxAbsProbDiff = max(maxAbsProbDiff, other.maxAbsProbDiff)
         if let token = other.largest { note(token) }

@@ -97,6 +97,7 @@ extension MismatchState {
                 || details.profile.isOf(moments.tokens) && details.histograms.isOf(moments.sequences)
                     && details.evidence.isOf(tokens: moments.tokens, sequences: moments.sequences))
             && moments.maskedSequences <= moments.sequences
+            && moments.outsideSequences <= moments.sequences
             && moments.sequences <= moments.tokens
             && (moments.tokens == 0) == (moments.largest == nil)
             && (!extent.exactQuantiles
@@ -109,6 +110,7 @@ extension MismatchMoments {
     fileprivate func write(to out: inout ByteWriter) {
         for count in [
             tokens, maskedTokens, excludedTokens, sequences, emptySequences, maskedSequences,
+            outsideSequences,
             maxSequenceLength,
         ] { out.append(count) }
         if let largest {
@@ -128,6 +130,7 @@ extension MismatchMoments {
         sequences = try body.readTotal()
         emptySequences = try body.readTotal()
         maskedSequences = try body.readTotal()
+        outsideSequences = try body.readTotal()
         maxSequenceLength = try body.readTotal()
         if tokens > 0 {
             largest = LargestToken(

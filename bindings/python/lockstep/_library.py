@@ -180,6 +180,7 @@ class Mismatch(Structure):
         ("rollout_perplexity_standard_error", c_double),
         ("perplexity_ratio_standard_error", c_double),
         ("sequence_log_ratio_std_standard_error", c_double),
+        ("share_sequences_outside_mlperf", Estimate),
     ]
 
 

@@ -110,6 +110,8 @@ class Mismatch:
     rollout_perplexity_standard_error: float
     perplexity_ratio_standard_error: float
     sequence_log_ratio_std_standard_error: float
+    #: Share of sequences with exp(mean d) outside [0.999, 1.002].
+    share_sequences_outside_mlperf: Estimate
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers. NaN stays NaN (JSON has none: choose what it becomes)."""

@@ -50,7 +50,6 @@ SOURCES = {
     _NEMO_MODELS: "https://github.com/NVIDIA-NeMo/RL/blob/main/docs/adding-new-models.md",
     _VERL_FAQ: "https://github.com/verl-project/verl/blob/main/docs/faq/faq.rst",
     "IcePop": "https://arxiv.org/abs/2510.18855",
-    "MLPerf Training": "https://github.com/mlcommons/training",
     "Qi et al. 2025": "https://arxiv.org/abs/2510.26788",
 }
 
@@ -209,7 +208,7 @@ def _tails(diagnosis: Diagnosis) -> list[Finding]:
     masked = diagnosis.statistics.share_sequences_masked.value
     if masked > 0:
         findings.append(Finding("small", f"{percent(masked)} of sequences have mean exp|d| above 2"
-                                         " and would be masked", "MLPerf Training"))
+                                         ", where NeMo RL's recipes drop them", _NEMO))
     return findings
 
 
