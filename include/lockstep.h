@@ -909,14 +909,12 @@ lockstep_status lockstep_monitor_reset(lockstep_monitor *monitor);
 /* Writes the monitor as bytes, to be kept with a checkpoint: what was loaded from them goes on with the
  * same alarms, bit for bit. A few hundred bytes, while learning 40 more for each step (at most 41,000).
  *
- * bytes     [capacity]; NULL with a capacity of 0 to ask for the size only
- * size      the number of bytes the monitor takes; required. A capacity that is neither 0 with NULL nor
- *           enough is LOCKSTEP_ERROR_INVALID_ARGUMENT, and says how many it takes */
-lockstep_status lockstep_monitor_save(void *bytes, size_t capacity, size_t *size,
-                                      const lockstep_monitor *monitor);
+ * bytes  [*size], or NULL to ask for the size
+ * size   in: room in `bytes`, not read if that is NULL; out: how many the monitor takes */
+lockstep_status lockstep_monitor_save(void *bytes, size_t *size, const lockstep_monitor *monitor);
 
-/* Makes a monitor from saved bytes, options included. Damaged, cut off or newer bytes are
- * LOCKSTEP_ERROR_INVALID_ARGUMENT. Destroy with lockstep_monitor_destroy. */
+/* Makes a monitor from saved bytes, options included. Damaged or cut off bytes are LOCKSTEP_ERROR_BAD_DATA,
+ * those of a newer format LOCKSTEP_ERROR_UNSUPPORTED. Destroy with lockstep_monitor_destroy. */
 lockstep_status lockstep_monitor_load(lockstep_monitor **monitor, const void *bytes, size_t size);
 
 /* ---------------------------------------------------------------------------------------------

@@ -87,3 +87,21 @@ func execution(threads: Int32, _ set: lockstep_instruction_set) throws(LockstepE
     }
     return Execution(threads: Int(threads), instructionSet: known)
 }
+
+/// Writes values to an array of the caller, which has room for `count`, and sets `count` to how many there are;
+/// without an array, only that.
+func give<Value, Element>(
+    _ values: [Value], to array: UnsafeMutablePointer<Element>?, _ name: StaticString,
+    _ count: UnsafeMutablePointer<Int>?, _ countName: StaticString = "count", _ convert: (Value) -> Element
+) throws(LockstepError) {
+    try checkArray(count, countName, count: 1)
+    if let array {
+        try checkArray(array, name, count: 1)
+        let room = UInt(bitPattern: count!.pointee)
+        guard room >= UInt(values.count) else {
+            throw invalid("\(countName) is \(room) but there are \(values.count); ask with \(name) NULL")
+        }
+        for (index, value) in values.enumerated() { array[index] = convert(value) }
+    }
+    count!.pointee = values.count
+}

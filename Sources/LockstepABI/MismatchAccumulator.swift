@@ -183,24 +183,6 @@ private var noPlaceForAccumulator: LockstepError {
     invalid("accumulator is NULL; give the address of a lockstep_mismatch_accumulator pointer")
 }
 
-/// Writes values to an array of the caller, which has room for `count`, and sets `count` to how many there are;
-/// without an array, only that.
-private func give<Value, Element>(
-    _ values: [Value], to array: UnsafeMutablePointer<Element>?, _ name: StaticString,
-    _ count: UnsafeMutablePointer<Int>?, _ countName: StaticString = "count", _ convert: (Value) -> Element
-) throws(LockstepError) {
-    try checkArray(count, countName, count: 1)
-    if let array {
-        try checkArray(array, name, count: 1)
-        let room = UInt(bitPattern: count!.pointee)
-        guard room >= UInt(values.count) else {
-            throw invalid("\(countName) is \(room) but there are \(values.count); ask with \(name) NULL")
-        }
-        for (index, value) in values.enumerated() { array[index] = convert(value) }
-    }
-    count!.pointee = values.count
-}
-
 private func handle(_ accumulator: MismatchAccumulator) -> OpaquePointer {
     OpaquePointer(Unmanaged.passRetained(accumulator).toOpaque())
 }

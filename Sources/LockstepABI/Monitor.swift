@@ -83,22 +83,11 @@ public func lockstep_monitor_reset(_ monitor: OpaquePointer!) -> lockstep_status
 
 @_cdecl("lockstep_monitor_save") @implementation
 public func lockstep_monitor_save(
-    _ bytes: UnsafeMutableRawPointer!, _ capacity: Int, _ size: UnsafeMutablePointer<Int>!,
-    _ monitor: OpaquePointer!
+    _ bytes: UnsafeMutableRawPointer!, _ size: UnsafeMutablePointer<Int>!, _ monitor: OpaquePointer!
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
-        try checkArray(size, "size", count: 1)
         let saved = try box(monitor).monitor.bytes
-        if bytes == nil {
-            guard capacity == 0 else { throw invalid("bytes is NULL; give memory, or a capacity of 0") }
-        } else {
-            // size_t beyond Int.max reads as negative here: it is more than enough.
-            guard capacity < 0 || capacity >= saved.count else {
-                throw invalid("capacity is \(capacity) bytes; the monitor takes \(saved.count)")
-            }
-            saved.withUnsafeBytes { bytes.copyMemory(from: $0.baseAddress!, byteCount: $0.count) }
-        }
-        size.pointee = saved.count
+        try give(saved, to: bytes?.assumingMemoryBound(to: UInt8.self), "bytes", size, "size") { $0 }
     }
 }
 

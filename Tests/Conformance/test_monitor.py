@@ -176,10 +176,10 @@ def test_damaged_bytes_are_refused():
     for _ in range(300):
         spoiled = bytearray(saved)
         spoiled[rng.integers(len(saved))] ^= 1 << rng.integers(8)
-        with pytest.raises(lockstep.InvalidArgumentError, match="^bytes"):
+        with pytest.raises((lockstep.BadDataError, lockstep.UnsupportedError), match="^bytes"):
             Monitor.from_bytes(spoiled)
     for data in (b"", saved[:-1], saved[:-8], saved + bytes(8), bytes(1 << 21), rng.bytes(len(saved))):
-        with pytest.raises(lockstep.InvalidArgumentError, match="^bytes"):
+        with pytest.raises((lockstep.BadDataError, lockstep.UnsupportedError), match="^bytes"):
             Monitor.from_bytes(data)
     with pytest.raises(lockstep.InvalidArgumentError, match="data is str"):
         Monitor.from_bytes("no bytes")

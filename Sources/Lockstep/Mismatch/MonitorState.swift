@@ -73,7 +73,7 @@ extension MismatchMonitor {
     /// Restores a monitor that `bytes` saved; damaged, cut off or newer bytes are an error.
     public init(bytes: some Collection<UInt8>) throws(LockstepError) {
         func refused(_ what: String) -> LockstepError {
-            LockstepError(.invalidArgument, "bytes: \(what)")
+            LockstepError(.badData, "bytes: \(what)")
         }
         let damaged = refused("the saved monitor is damaged; take another copy, or start a new monitor")
         guard bytes.count >= 32, bytes.count % 8 == 0, bytes.count <= 1 << 20 else {
@@ -90,8 +90,9 @@ extension MismatchMonitor {
         }
         guard words.values[0] == Self.magic else { throw refused("are not those of a saved monitor") }
         guard words.values[1] == Self.version else {
-            throw refused(
-                "format version \(words.values[1]), but this library (\(versionString)) knows version "
+            throw LockstepError(
+                words.values[1] > Self.version ? .unsupported : .badData,
+                "bytes: format version \(words.values[1]), but this library (\(versionString)) knows version "
                     + "\(Self.version); load a newer library")
         }
         guard words.values[2] == UInt64(bytes.count) else {

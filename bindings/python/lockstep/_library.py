@@ -473,7 +473,7 @@ SIGNATURES = {
         c_int32, [POINTER(MonitorAlarm), c_void_p, c_int64, POINTER(Mismatch)]),
     "lockstep_monitor_read": (c_int32, [POINTER(MonitorReading), c_void_p, c_int32]),
     "lockstep_monitor_reset": (c_int32, [c_void_p]),
-    "lockstep_monitor_save": (c_int32, [c_void_p, c_size_t, POINTER(c_size_t), c_void_p]),
+    "lockstep_monitor_save": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p]),
     "lockstep_monitor_load": (c_int32, [POINTER(c_void_p), c_void_p, c_size_t]),
     "lockstep_log_writer_create": (
         c_int32, [POINTER(c_void_p), c_char_p, POINTER(LogHeader), POINTER(LogWriterOptions)]),

@@ -144,9 +144,9 @@ class Monitor:
     def to_bytes(self) -> bytes:
         """The monitor, to be kept with a checkpoint: `from_bytes` goes on with the same alarms, bit for bit."""
         size = c_size_t()
-        check(library.lockstep_monitor_save(None, 0, byref(size), self._pointer))
+        check(library.lockstep_monitor_save(None, byref(size), self._pointer))
         saved = ctypes.create_string_buffer(size.value)
-        check(library.lockstep_monitor_save(saved, size.value, byref(size), self._pointer))
+        check(library.lockstep_monitor_save(saved, byref(size), self._pointer))
         return saved.raw
 
     @classmethod
@@ -154,7 +154,7 @@ class Monitor:
         """The monitor that `to_bytes` saved, options included.
 
         Raises:
-            InvalidArgumentError: the bytes are damaged, cut off, of a newer version, or no monitor.
+            BadDataError: the bytes are damaged, cut off, or no monitor. UnsupportedError: of a newer version.
         """
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise InvalidArgumentError(f"data is {type(data).__name__}; give the bytes of to_bytes()")
