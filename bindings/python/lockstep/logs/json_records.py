@@ -260,7 +260,7 @@ def mask(values: list | NDArray, name: str, numbers: bool = True) -> NDArray[np.
 
 
 def token_ids(values: Any, length: int, name: str, reference: str) -> NDArray | None:
-    """The token ids, or None where they were not recorded; int64, whose range is still to be checked, if they came so."""
+    """The token ids, or None where they were not recorded. If they came as an array, its range is checked later."""
     if values is None:
         return None
     if not isinstance(values, ARRAYS):
