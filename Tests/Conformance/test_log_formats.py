@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rollouts import SHIPPED, write
 
+import lockstep
 from lockstep.logs import LogError, gather, open_log, write_log
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
@@ -203,6 +204,15 @@ def write_npz(path, kind, save=np.savez):
     return path
 
 
+def write_own(path):
+    path.unlink(missing_ok=True)
+    with lockstep.LogWriter(path) as log:
+        for i in range(len(ROLLOUTS)):
+            columns = {name: values[i] for name, values in ROLLOUTS.columns().items()}
+            log.append(id=i, step=ROLLOUTS.steps[i], **columns)
+    return path
+
+
 WRITERS = {
     "prime-rl.jsonl": write_prime_rl,
     "prime-rl.jsonl.gz": write_prime_rl,
@@ -252,6 +262,7 @@ WRITERS = {
     "token-rows.parquet": write_token_rows,
     "file.arrow": write_ipc,
     "stream.arrows": lambda path: write_ipc(path, pa.ipc.new_stream),
+    "own.lockstep": write_own,
     "offsets.npz": lambda path: write_npz(path, "offsets"),
     "cu-seqlens.npz": lambda path: write_npz(path, "cu_seqlens", np.savez_compressed),
     "lengths.npz": lambda path: write_npz(path, "lengths"),
@@ -266,7 +277,7 @@ def test_every_format_gives_the_same_log(tmp_path, name):
     same(out, EXPECTED)
     assert log.sides == ("trainer", "rollout") and log.sequences == 12 and log.skipped_lines == 0
     assert len(set(out["ids"].tolist())) == 12
-    if "token-rows" not in name and not name.endswith(".npz"):
+    if "token-rows" not in name and not name.endswith((".npz", ".lockstep")):
         assert out["environments"] == ROLLOUTS.environment
     (file,) = log.files
     assert (file.bytes, file.sequences) == (path.stat().st_size, 12) and len(file.sha256) == 64
@@ -295,7 +306,7 @@ def test_batches_and_shards_are_cuts_of_one_log(tmp_path, name):
 
 
 def test_progress_sees_every_byte(tmp_path):
-    for name in ("lockstep.jsonl", "table.parquet", "file.arrow", "offsets.npz", "prime-rl.jsonl.gz"):
+    for name in ("lockstep.jsonl", "table.parquet", "own.lockstep", "file.arrow", "offsets.npz", "prime-rl.jsonl.gz"):
         path, seen = WRITERS[name](tmp_path / name), []
         list(open_log(path, advance=seen.append))
         assert sum(seen) == path.stat().st_size, name
@@ -430,11 +441,12 @@ def test_ids_do_not_depend_on_the_container(tmp_path):
 def test_a_converted_prime_rl_log_keeps_its_ids(tmp_path):
     path = write_prime_rl(tmp_path / "a.jsonl")
     before = read(path)
-    for name in ("b.jsonl", "b.jsonl.gz", "b.parquet", "b.arrow"):
+    for name in ("b.jsonl", "b.jsonl.gz", "b.parquet", "b.arrow", "b.lockstep"):
         assert write_log(open_log(path, batch_tokens=9), tmp_path / name) == 12
         after = read(tmp_path / name)
         same(before, after, *COLUMNS, "ids")
-        assert before["environments"] == after["environments"]
+        if not name.endswith(".lockstep"):
+            assert before["environments"] == after["environments"]
 
 
 def test_ids_do_not_depend_on_which_process_reads_which_file(tmp_path):
@@ -732,7 +744,7 @@ SEQUENCES = st.lists(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sequences=SEQUENCES, batch_tokens=st.integers(1, 40))
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".arrow"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".arrow", ".lockstep"])
 def test_writing_and_reading_keeps_every_bit(tmp_path, suffix, sequences, batch_tokens):
     records = [
         {
@@ -755,7 +767,7 @@ def test_writing_and_reading_keeps_every_bit(tmp_path, suffix, sequences, batch_
 @pytest.mark.parametrize("path", SHIPPED.values(), ids=SHIPPED)
 def test_the_shipped_logs_by_every_container(tmp_path, path):
     before = read(path)
-    for suffix in (".jsonl", ".parquet", ".arrow"):
+    for suffix in (".jsonl", ".parquet", ".arrow", ".lockstep"):
         write_log(open_log(path, batch_tokens=1000), tmp_path / f"out{suffix}")
         same(before, read(tmp_path / f"out{suffix}"), *COLUMNS, "ids")
 
@@ -767,7 +779,7 @@ def test_pyarrow_is_asked_for_only_where_it_is_needed(tmp_path):
 import sys
 class Missing:
     def find_spec(self, name, *_):
-        if name.partition(".")[0] in ("pyarrow", "orjson"):
+        if name.partition(".")[0] in ("pyarrow", "orjson", "simdjson"):
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Missing())
 import lockstep, lockstep.logs as logs

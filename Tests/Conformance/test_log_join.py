@@ -168,7 +168,7 @@ def run(*arguments, status=0):
     return result
 
 
-@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz", "out.parquet", "out.arrow"])
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz", "out.parquet", "out.arrow", "out.lockstep"])
 def test_convert(tmp_path, name):
     if not name.startswith("out.jsonl"):
         pytest.importorskip("pyarrow", reason="pyarrow is not installed")

@@ -239,7 +239,9 @@ class LogWriter:
 
 
 class LogReader:
-    """Reads a log: iterate over it for `LogRecords` from its beginning.
+    """Reads a log of Lockstep's own format: iterate over it for `LogRecords` from its beginning.
+
+    `lockstep.logs.open_log` reads logs of every format, this one too, all in the same way.
 
     Args:
         source: the path of a file, which may still be written; or the bytes of a log, or a binary stream

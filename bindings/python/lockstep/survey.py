@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ._accumulator import MismatchAccumulator
 from ._errors import BadDataError, UnsupportedError
 from ._mismatch import Mismatch
-from .logs import LogBatch, LogError, LogFile, LogReader
+from .logs import LogBatch, LogError, LogFile, LogStream
 from .logs.identity import identity
 
 #: About so many tokens are kept to be shown one by one: those of the sequences with the smallest hashes.
@@ -100,7 +100,7 @@ class Survey:
         self._sample.add(batch)
         self._locate(batch)
 
-    def finish(self, log: LogReader) -> None:
+    def finish(self, log: LogStream) -> None:
         """Takes over what the reader knows once it has read everything: files and header."""
         self.files.update(zip(log.places, log.files, strict=True))
         self.header.update(log.header)
@@ -233,7 +233,7 @@ class Survey:
         return Survey.from_bytes, (self.to_bytes(),)
 
 
-def survey(log: LogReader | Iterable[LogBatch], *, label: str | None = None, exclude_non_finite: bool = False,
+def survey(log: LogStream | Iterable[LogBatch], *, label: str | None = None, exclude_non_finite: bool = False,
            exact_quantiles: bool = False, threads: int = 0) -> Survey:
     """Reads a log once and surveys it.
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 import lockstep
 
-from ..logs import Log, LogBatch, LogError, LogFile, LogReader, find_files, gather, open_log
+from ..logs import Log, LogBatch, LogError, LogFile, LogStream, find_files, gather, open_log
 from ..logs.files import SUFFIXES
 from ..logs.formats import FORMATS
 from ..logs.join import Batches
@@ -62,7 +62,7 @@ class ReadOptions:
     mixed: bool
 
     def open(self, paths: Path | Sequence[Path], label: str | None = None, *, token_ids: bool = True,
-             side: str = "rollout", advance: Callable[[int], None] | None = None) -> LogReader:
+             side: str = "rollout", advance: Callable[[int], None] | None = None) -> LogStream:
         """Opens a log with them."""
         return open_log(paths, format=self.format, columns=self.columns, side=side, label=label,
                         skip_bad=self.skip_bad, exclude_non_finite=self.exclude_non_finite,

@@ -19,7 +19,7 @@ from rich.text import Text
 
 import lockstep
 
-from ..logs import LogBatch, LogError, LogReader, find_files
+from ..logs import LogBatch, LogError, LogStream, find_files
 from ..logs.files import step_of
 from ..report.rows import number
 from ..report.terminal import printable
@@ -149,7 +149,7 @@ def _by_log(paths: Sequence[Path], reading: ReadOptions) -> Iterator[tuple[int, 
     yield current, parts
 
 
-def _batches(log: LogReader, path: Path) -> list[LogBatch]:
+def _batches(log: LogStream, path: Path) -> list[LogBatch]:
     """A whole log of one step."""
     parts = list(log)
     _check_sides(log, path)
@@ -159,7 +159,7 @@ def _batches(log: LogReader, path: Path) -> list[LogBatch]:
     return parts
 
 
-def _check_sides(log: LogReader, path: Path) -> None:
+def _check_sides(log: LogStream, path: Path) -> None:
     if log.sides and len(log.sides) < 2:
         raise LogError(f"has the log-probs of the {log.sides[0]} only: a mismatch takes those of both engines",
                        str(path))

@@ -10,7 +10,7 @@ from .gather import gather, read_prime_rl
 from .join import Agreement, JoinedLog, check_same_tokens, join_logs
 from .log import Log, LogBatch, LogError, LogFile
 from .memory import batches_of_table
-from .reader import LogReader, find_log_files, open_log
+from .reader import LogStream, find_log_files, open_log
 from .write import write_log
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "LogBatch",
     "LogError",
     "LogFile",
-    "LogReader",
+    "LogStream",
     "batches_of_table",
     "check_same_tokens",
     "find_files",

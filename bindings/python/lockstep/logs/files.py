@@ -15,8 +15,9 @@ from .log import LogError
 LINES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 TABLES = (".parquet", ".arrow", ".arrows", ".feather", ".ipc")
 ARRAYS = (".npz",)
+OWN = (".lockstep",)
 DOCUMENTS = (".json", ".json.gz")
-SUFFIXES = LINES + TABLES + ARRAYS + DOCUMENTS
+SUFFIXES = LINES + TABLES + ARRAYS + OWN + DOCUMENTS
 
 # A sequence of a million tokens with all of prime-rl's columns is below this. A longer "line" is
 # a file of another kind, and would be read into memory whole.
@@ -59,7 +60,7 @@ def _logs_in(folder: Path) -> list[Path]:
     """The logs directly in a folder. A .json beside logs of another kind is taken for a configuration."""
     files = [file for file in folder.iterdir() if file.name.endswith(SUFFIXES) and file.is_file()]
     data = [file for file in files if not file.name.endswith(DOCUMENTS)] or files
-    kinds = {kind: file.name for kind in (LINES, TABLES, ARRAYS) for file in data if file.name.endswith(kind)}
+    kinds = {kind: file.name for kind in (LINES, TABLES, ARRAYS, OWN) for file in data if file.name.endswith(kind)}
     if len(kinds) > 1:
         raise LogError(
             f"the folder holds logs of several kinds, {' and '.join(kinds.values())}: give the files of one",

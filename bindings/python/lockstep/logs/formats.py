@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import arrow, json_lines, npz, prime_rl, responses
+from . import arrow, json_lines, npz, own, prime_rl, responses
 from .files import LONGEST_LINE, LineReader, WatchedFile
 from .json_records import is_document, parse
 from .log import LogError
@@ -22,7 +22,7 @@ class Source(Protocol):
     """One file, opened by a format."""
 
     unit: str
-    """What is counted: "line" or "row"."""
+    """What is counted: "line", "row" or "record"."""
     null: str
     """What a NaN was in the file."""
     fields: Mapping[str, str]
@@ -70,6 +70,7 @@ FORMATS: dict[str, Format] = {
         Format("jsonl", "JSON with named columns", json_lines.recognises, json_lines.source),
         Format("arrow", "a Parquet or Arrow table", arrow.recognises, arrow.source),
         Format("npz", "NumPy arrays (.npz)", npz.recognises, npz.source),
+        Format("lockstep", "Lockstep's own log (.lockstep)", own.recognises, own.source),
     )
 }
 

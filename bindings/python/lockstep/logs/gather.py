@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .join import Batches
 from .log import Log, LogError
-from .reader import LogReader, open_log
+from .reader import LogStream, open_log
 
 
 class _Packed:
@@ -54,7 +54,7 @@ def gather(reader: Batches, *, token_ids: bool = True) -> Log:
             ids.extend(batch.token_ids)
         lengths.extend(np.diff(batch.offsets))
         lines.extend(batch.lines)
-        if isinstance(reader, LogReader):  # of a part of a log, to index the files of the part
+        if isinstance(reader, LogStream):  # of a part of a log, to index the files of the part
             file_of.extend([reader.places.index(place) for place in batch.file_of.tolist()])
         else:
             file_of.extend(batch.file_of)

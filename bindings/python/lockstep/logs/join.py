@@ -21,7 +21,7 @@ MOST_WAITING = 64 << 20
 
 
 class Batches(Protocol):
-    """What can be read like a log: a `LogReader`, or two joined."""
+    """What can be read like a log: a `LogStream`, or two joined."""
 
     label: str
     sides: tuple[str, ...]

@@ -17,8 +17,8 @@ import numpy as np
 from . import json_records
 from .columns import HEADER, LOCKSTEP_ID, WITH_PROMPT, resolve
 from .identity import OWN, identity, text_identity
-from .json_records import JsonSource, array, field, floats, integer, kind, same_length
-from .rows import SIDES, BadRow, Rows, Wanted
+from .json_records import ARRAYS, KINDS, JsonSource, array, field, floats, integer, kind, same_length
+from .rows import SIDES, BadRow, Rows, Wanted, concatenate
 
 
 def recognises(head) -> bool:
@@ -34,9 +34,7 @@ def recognises(head) -> bool:
 def source(path: Path, wanted: Wanted, advance: Callable[[int], None] | None) -> JsonSource:
     """The sequences of one file."""
     records = _Records(wanted)
-    source = JsonSource(path, wanted, advance, records, records.fields)
-    records.header = source.header
-    return source
+    return JsonSource(path, wanted, advance, records, records.fields, records.header, records.kinds)
 
 
 class _Records:
@@ -46,6 +44,7 @@ class _Records:
         self.wanted = wanted
         self.fields: dict[str, str] = {}
         self.header: dict[str, Any] = {}
+        self.kinds: dict[str, str] = {}
 
     def __call__(self, record: dict, line: int) -> Rows:
         if not self.fields:
@@ -57,11 +56,13 @@ class _Records:
                     f" --column trainer=NAME --column rollout=NAME; fields found: {found[:800]})"
                 )
             self.fields.update(columns.names)
+            self.kinds.update(dict.fromkeys((*columns.names.values(), *HEADER), ""))
+            self.kinds.update({name: KINDS[role] for role, name in columns.names.items() if role in KINDS})
         read_header(record, self.header)
         names = self.fields
         first = names.get("rollout") or names["trainer"]
         values = array(field(record, first), first)
-        if values and all(type(each) is list for each in values):
+        if isinstance(values, list) and values and all(type(each) is list for each in values):
             return self._batch(record, line, len(values), first)
         return self._sequence(record, line)
 
@@ -86,7 +87,7 @@ class _Records:
         if "token_ids" in names:
             name = names["token_ids"]
             values = record.get(name)
-            if isinstance(values, list) and name in WITH_PROMPT and len(values) > len(mask):
+            if name in WITH_PROMPT and isinstance(values, ARRAYS) and len(values) > len(mask):
                 values = values[len(values) - len(mask) :]
             ids = json_records.token_ids(values, len(mask), name, reference_name)
         step = wanted.step
@@ -126,39 +127,17 @@ class _Records:
         if len({row.ids is None for row in rows}) > 1 or len({row.token_ids is None for row in rows}) > 1:
             raise BadRow("some of its sequences have ids or token ids and some have none")
         scalar = "id" in self.fields and not isinstance(record.get(self.fields["id"]), list)
-        return concatenate(rows, drop_ids=scalar)
-
-
-def concatenate(rows: list[Rows], drop_ids: bool = False) -> Rows:
-    """One Rows of several of the same kind."""
-
-    def join(name: str):
-        parts = [getattr(row, name) for row in rows]
-        return None if parts[0] is None else np.concatenate(parts)
-
-    def chain(name: str):
-        parts = [getattr(row, name) for row in rows]
-        return None if parts[0] is None else [value for part in parts for value in part]
-
-    return Rows(
-        trainer=join("trainer"),
-        rollout=join("rollout"),
-        mask=join("mask"),
-        lengths=chain("lengths"),
-        lines=chain("lines"),
-        ids=None if drop_ids else chain("ids"),
-        steps=chain("steps"),
-        token_ids=join("token_ids"),
-        environments=chain("environments"),
-    )
+        if scalar:
+            for row in rows:
+                row.ids = None
+        return concatenate(rows)
 
 
 def read_header(record: dict, header: dict[str, Any]) -> None:
     """Keeps what a record says of how the log was made."""
     for name in HEADER:
-        value = record.get(name)
-        if isinstance(value, (str, int, float)):
-            header[name] = value
+        if name in record and isinstance(record[name], (str, int, float)):
+            header[name] = record[name]
 
 
 def own_id(record: dict, names: dict[str, str], step: int) -> tuple[int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from . import files
 from .files import LineReader
+from .json_arrays import ArrayReader
 from .log import LogError
-from .rows import BadRow, Rows, Wanted
+from .rows import BadRow, Rows, Wanted, concatenate
 
 _loads: Callable[[bytes], Any]
 try:
@@ -22,6 +23,12 @@ except ModuleNotFoundError:  # it comes with lockstep[report]; without it readin
     _loads = json.loads
 
 FLOATS = {float, int, type(None)}
+ARRAYS = (list, np.ndarray)
+# What `ArrayReader` makes of the columns.
+KINDS = {"trainer": "d", "rollout": "d", "mask": "b", "token_ids": "i"}
+# Tokens of so many lines are handed on together.
+TOGETHER = 1 << 15
+WIDE = "holds a token id beyond 32 bits"
 # The first line of a document that json.dump(indent=...) or jq wrote, over many lines.
 OPENINGS = (b"{", b"[", b"[{")
 
@@ -37,11 +44,15 @@ class JsonSource:
         path: Path,
         wanted: Wanted,
         advance: Callable[[int], None] | None,
-        parse: Callable[[dict, int], Rows | list[Rows]],
+        parse: Callable[[dict, int], Rows],
         fields: dict[str, str],
+        header: dict[str, Any],
+        kinds: Mapping[str, str] | None = None,
     ):
+        """`parse` keeps `header`, and with `kinds` may be given NumPy arrays and no other fields than these."""
         self._reader = LineReader(path, advance)
         self._parse, self._wanted = parse, wanted
+        self._arrays, self._said = ArrayReader({} if kinds is None else kinds), header
         self.fields = fields
         self.header: dict[str, Any] = {}
 
@@ -57,6 +68,46 @@ class JsonSource:
         return self._reader.sha256
 
     def __iter__(self) -> Iterator[tuple[int, Rows | LogError]]:
+        """Rows of some lines together, as far as they are of one kind and header."""
+        held: list[Rows] = []
+        there: tuple[bool, ...] = ()
+        tokens, most = 0, min(TOGETHER, self._wanted.batch_tokens)
+        batch = 0
+        for number, rows in self._lines():
+            error = isinstance(rows, LogError)
+            if held and (error or self._said != self.header or _there(rows) != there):
+                yield from self._together(held)
+                held, tokens = [], 0
+            if error:
+                yield number, rows
+                continue
+            if self._said != self.header:
+                self.header = dict(self._said)
+            if not held:
+                there = _there(rows)
+            held.append(rows)
+            count = len(rows.mask)
+            tokens, batch = tokens + count, batch + count
+            if tokens >= most or batch >= self._wanted.batch_tokens:
+                yield from self._together(held)
+                held, tokens = [], 0
+                batch = 0 if batch >= self._wanted.batch_tokens else batch
+        if held:
+            yield from self._together(held)
+
+    def _together(self, held: list[Rows]) -> Iterator[tuple[int, Rows | LogError]]:
+        rows = concatenate(held)
+        if rows.token_ids is None or _fit(rows.token_ids):
+            if rows.token_ids is not None:
+                rows.token_ids = rows.token_ids.astype(np.int32, copy=False)
+            yield rows.lines[0], rows
+        elif len(held) == 1:
+            yield rows.lines[0], LogError(WIDE, self._reader.path, rows.lines[0], self.fields["token_ids"])
+        else:
+            for one in held:
+                yield from self._together([one])
+
+    def _lines(self) -> Iterator[tuple[int, Rows | LogError]]:
         path, part, parts = self._reader.path, self._wanted.part, self._wanted.parts
         for number, record in self._records():
             if parts > 1 and number % parts != part:
@@ -64,6 +115,10 @@ class JsonSource:
             try:
                 if isinstance(record, LogError):
                     raise record
+                rows = self._fast(record, number) if isinstance(record, bytes) else None
+                if rows is not None:
+                    yield number, rows
+                    continue
                 if isinstance(record, bytes):
                     record = parse(record)
                 if not isinstance(record, dict):
@@ -74,8 +129,17 @@ class JsonSource:
             except LogError as damaged:
                 yield number, damaged
             else:
-                for each in rows if isinstance(rows, list) else [rows]:
-                    yield number, each
+                yield number, rows
+
+    def _fast(self, line: bytes, number: int) -> Rows | None:
+        """The rows of a line that is as expected, else None."""
+        record = self._arrays.read(line)
+        if record is not None:
+            try:
+                return self._parse(record, number)
+            except BadRow:
+                pass
+        return None
 
     def _records(self) -> Iterator[tuple[int, bytes | LogError | Any]]:
         """Lines that are not blank, or the objects of a document, numbered from 1."""
@@ -146,7 +210,7 @@ def field(record: dict, name: str, what: str = "log") -> Any:
     return record[name]
 
 
-def array(value: Any, name: str) -> list:
+def array(value: Any, name: str) -> list | NDArray:
     """A required array."""
     if value is None:
         raise BadRow(
@@ -154,13 +218,15 @@ def array(value: Any, name: str) -> list:
             " nothing to compare",
             name,
         )
-    if not isinstance(value, list):
+    if not isinstance(value, ARRAYS):
         raise BadRow(f"is {kind(value)} where an array, one value a token, is expected", name)
     return value
 
 
-def floats(values: list, name: str) -> NDArray[np.float32]:
+def floats(values: list | NDArray, name: str) -> NDArray:
     """Log-probs; null becomes NaN, and what is beyond float32 infinite."""
+    if isinstance(values, np.ndarray):
+        return values
     if not set(map(type, values)) <= FLOATS:
         index = next(i for i, value in enumerate(values) if type(value) not in FLOATS)
         raise BadRow(f"token {index} is {kind(values[index])} where a number or null is expected", name)
@@ -171,8 +237,14 @@ def floats(values: list, name: str) -> NDArray[np.float32]:
             raise BadRow("holds a number beyond any float", name) from None
 
 
-def mask(values: list, name: str, numbers: bool = True) -> NDArray[np.bool_]:
+def mask(values: list | NDArray, name: str, numbers: bool = True) -> NDArray[np.bool_]:
     """True or false a token; with `numbers`, 1 and 0 too."""
+    if isinstance(values, np.ndarray):
+        if values.dtype == np.bool_:
+            return values
+        if not numbers or not ((values == 0) | (values == 1)).all():
+            raise BadRow("holds a number other than 0 and 1", name)
+        return values != 0
     kinds = set(map(type, values))
     if kinds <= {bool}:
         return np.frombuffer(bytes(values), np.bool_)
@@ -187,12 +259,15 @@ def mask(values: list, name: str, numbers: bool = True) -> NDArray[np.bool_]:
     raise BadRow(f"token {index} is {kind(values[index])} where {expected} is expected", name)
 
 
-def token_ids(values: Any, length: int, name: str, reference: str) -> NDArray[np.int32] | None:
-    """The token ids, or None where they were not recorded."""
+def token_ids(values: Any, length: int, name: str, reference: str) -> NDArray | None:
+    """The token ids, or None where they were not recorded. If they came as an array, its range is checked later."""
     if values is None:
         return None
-    if not isinstance(values, list):
+    if not isinstance(values, ARRAYS):
         raise BadRow("is not an array of integers", name)
+    if isinstance(values, np.ndarray):
+        same_length(values, name, range(length), reference)
+        return values
     try:
         ids = np.array(values) if values else np.zeros(0, np.int64)
     except ValueError:  # ragged
@@ -203,18 +278,13 @@ def token_ids(values: Any, length: int, name: str, reference: str) -> NDArray[np
         or (ids.dtype.kind == "O" and set(map(type, values)) != {int})
     ):
         raise BadRow("is not an array of integers", name)
-    if len(ids) != length:
-        raise BadRow(
-            f"has {len(ids)} values but {reference} has {length}: all arrays of a line have one value a"
-            " token",
-            name,
-        )
-    if len(ids) and not (-(2**31) <= ids.min() and ids.max() < 2**31):
-        raise BadRow("holds a token id beyond 32 bits", name)
+    same_length(ids, name, range(length), reference)
+    if not _fit(ids):
+        raise BadRow(WIDE, name)
     return ids.astype(np.int32)
 
 
-def same_length(values: NDArray, name: str, reference: NDArray, reference_name: str) -> None:
+def same_length(values: Sized, name: str, reference: Sized, reference_name: str) -> None:
     if len(values) != len(reference):
         raise BadRow(
             f"has {len(values)} values but {reference_name} has {len(reference)}: all arrays of a line"
@@ -246,6 +316,15 @@ def kind(value: Any) -> str:
         if isinstance(value, kinds):
             return name
     return "null"
+
+
+def _there(rows: Rows) -> tuple[bool, ...]:
+    """Which columns it has, of those that all rows together have, or none."""
+    return rows.trainer is None, rows.rollout is None, rows.ids is None, rows.token_ids is None
+
+
+def _fit(ids: NDArray) -> bool:
+    return len(ids) == 0 or (-(2**31) <= ids.min() and ids.max() < 2**31)
 
 
 def _small(values: list) -> bool:

@@ -13,7 +13,8 @@ class LogError(ValueError):
     """A log that cannot be read, with the place: ``file, line, field: what is wrong; what to do``.
 
     ``line`` counts from 1 and is None where the whole file is at fault; ``field`` is None where a
-    whole line is. In a table (``unit`` "row") it is the row, of sequences or of tokens.
+    whole line is. In a table (``unit`` "row") it is the row, of sequences or of tokens; in
+    Lockstep's own log ("record") the record.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import json_records
 from .identity import PRIME_RL, record_identity, text_identity
-from .json_records import JsonSource, array, field, floats, same_length
+from .json_records import KINDS, JsonSource, array, field, floats, same_length
 from .rows import BadRow, Rows, Wanted
 
 SCHEMA_VERSION = 1
@@ -27,6 +27,10 @@ FIELDS = {
 }
 # Who a sequence is within a run.
 IDENTITY = ("step", "rank", "micro_step", "micro_sequence_idx")
+READ = {FIELDS[role]: kind for role, kind in KINDS.items()} | dict.fromkeys(
+    ("schema_version", "run_id", "env_name", *IDENTITY), ""
+)
+READ_WITHOUT_IDS = {name: kind for name, kind in READ.items() if name != FIELDS["token_ids"]}
 
 
 def recognises(head) -> bool:
@@ -36,7 +40,10 @@ def recognises(head) -> bool:
 
 def source(path: Path, wanted: Wanted, advance: Callable[[int], None] | None) -> JsonSource:
     """The sequences of one file."""
-    return JsonSource(path, wanted, advance, lambda record, line: _sequence(record, line, wanted), FIELDS)
+    def parse(record: dict, line: int) -> Rows:
+        return _sequence(record, line, wanted)
+
+    return JsonSource(path, wanted, advance, parse, FIELDS, {}, READ if wanted.token_ids else READ_WITHOUT_IDS)
 
 
 def _sequence(record: dict, line: int, wanted: Wanted) -> Rows:

@@ -37,7 +37,7 @@ def open_log(
     shard: tuple[int, int] = (0, 1),
     file_indices: Sequence[int] | None = None,
     advance: Advance | None = None,
-) -> LogReader:
+) -> LogStream:
     """Opens a rollout log of any format, to be read as batches of whole sequences in constant memory.
 
     Args:
@@ -95,7 +95,7 @@ def open_log(
         parts, index, split = parts[index::count], 0, 1
     wanted = Wanted(dict(columns or {}), side, token_ids, batch_tokens, index, split)
     first = paths if isinstance(paths, (str, Path)) else next(iter(paths))
-    return LogReader(
+    return LogStream(
         label if label is not None else Path(first).name,
         parts,
         FORMATS[format] if format is not None else None,
@@ -132,16 +132,16 @@ class _Tally:
     bytes: int = 0
     sha256: str = ""
 
-    def skip(self, line: int | None, error: LogError) -> None:
-        self.skipped += 1
+    def skip(self, line: int | None, error: LogError, lines: int = 1) -> None:
+        self.skipped += lines
         self.first = min(self.first, (-1 if line is None else line, str(error)))
 
     def file(self) -> LogFile:
         return LogFile(self.path, self.bytes, self.sha256, self.sequences, self.skipped, self.first[1])
 
 
-class LogReader:
-    """A log, iterable as `LogBatch`es; each iteration reads it anew."""
+class LogStream:
+    """A log of any format, which `open_log` opened, iterable as `LogBatch`es; each iteration reads it anew."""
 
     def __init__(
         self,
@@ -211,13 +211,15 @@ class LogReader:
             tally.unit, tally.null, tally.fields = source.unit, source.null, source.fields
             try:
                 for line, rows in source:
-                    if not isinstance(rows, LogError):
-                        rows = packer.agrees(rows, source.header, tally, line) or rows
                     if isinstance(rows, LogError):
+                        error, lines = rows, 1
+                    else:
+                        error, lines = packer.agrees(rows, source.header, tally, line), rows.lines
+                    if error is not None:
                         if not self._skip_bad:
                             yield from packer.flush()
-                            raise rows
-                        tally.skip(rows.line, rows)
+                            raise error
+                        tally.skip(error.line, error, len(np.unique(lines)))
                     elif packer.add(rows, tally):
                         yield from packer.flush()
             finally:
@@ -247,7 +249,7 @@ class LogReader:
 class _Packer:
     """Collects rows, checks them, and packs them into batches."""
 
-    def __init__(self, reader: LogReader):
+    def __init__(self, reader: LogStream):
         self._reader = reader
         self._seen = Seen()
         self._environments: dict[str, int] = {}

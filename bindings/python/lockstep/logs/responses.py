@@ -30,9 +30,8 @@ from . import json_records
 from .columns import ENVIRONMENTS, HEADER, LOCKSTEP_ID, STEPS
 from .files import LONGEST_LINE
 from .identity import OWN, identity, text_identity
-from .json_lines import concatenate
 from .json_records import JsonSource, array, field, floats, integer, kind
-from .rows import BadRow, Rows, Wanted
+from .rows import BadRow, Rows, Wanted, concatenate
 
 WRAPPERS = ("response", "output", "body")
 TRL = {"completion_ids", "logprobs"}
@@ -52,9 +51,7 @@ def source(path: Path, wanted: Wanted, advance: Callable[[int], None] | None) ->
     def parse(record: dict, line: int) -> Rows:
         return _rows(record, line, wanted, header)
 
-    source = JsonSource(path, wanted, advance, parse, fields)
-    source.header = header
-    return source
+    return JsonSource(path, wanted, advance, parse, fields, header)
 
 
 def _answer(record: dict) -> dict | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ class BadRow(Exception):
         self.message, self.field = message, field
 
 
-@dataclass
+@dataclass(slots=True)
 class Rows:
     """One or more whole sequences, packed. A side that the log does not have is None."""
 
@@ -34,6 +35,34 @@ class Rows:
     token_ids: NDArray[np.int32] | None = None
     environments: Sequence[str] | None = None
     """One name a sequence, or None: no sequence has one."""
+
+
+def concatenate(rows: Sequence[Rows]) -> Rows:
+    """One Rows of several of the same kind; log-probs become float32."""
+
+    def join(name: str, dtype: type | None = None):
+        parts = [getattr(row, name) for row in rows]
+        if parts[0] is None:
+            return None
+        whole = np.concatenate(parts)
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+    def chain(name: str):
+        parts = [getattr(row, name) for row in rows]
+        return None if parts[0] is None else list(itertools.chain.from_iterable(parts))
+
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, which is told of where it counts
+        return Rows(
+            trainer=join("trainer", np.float32),
+            rollout=join("rollout", np.float32),
+            mask=join("mask"),
+            lengths=chain("lengths"),
+            lines=chain("lines"),
+            ids=chain("ids"),
+            steps=chain("steps"),
+            token_ids=join("token_ids"),
+            environments=chain("environments"),
+        )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Writing a log that was read, as Parquet, Arrow or JSON lines with Lockstep's column names."""
+"""Writing a log that was read: as Lockstep's own log, or as Parquet, Arrow or JSON lines with its columns."""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -10,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from .._library import LOG_HAS_TOKEN_IDS
+from .._log_file import LogReader, LogRecords, LogWriter
 from .join import Batches
 from .log import LogBatch
+from .own import header_fields
 from .rows import SIDES
 
 try:
@@ -34,28 +39,59 @@ except ModuleNotFoundError:
         return json.dumps(value, default=plain, separators=(",", ":")).encode()
 
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".arrow", ".feather")
+SUFFIXES = (".lockstep", ".jsonl", ".jsonl.gz", ".parquet", ".arrow", ".feather")
 
 
 def write_log(log: Batches, path: str | Path) -> int:
     """Writes a log, batch by batch; a name of SUFFIXES says the format. Returns the number of sequences.
 
-    Columns: ``lockstep_id``, ``step``, ``env_name``, ``token_ids``, ``mask``, ``trainer``, ``rollout``; what
-    the log says of how it was made goes into the table's metadata, or, in JSON, beside each sequence. Reading
-    it gives the same log, bit for bit; an infinite or NaN log-prob becomes null in JSON. The file takes its
-    name when it is complete.
+    Columns: ``lockstep_id``, ``step``, ``env_name`` (not in ``.lockstep``), ``token_ids``, ``mask``, ``trainer``,
+    ``rollout``; what the log says of how it was made goes into the header or the table's metadata, or, in
+    JSON, beside each sequence. Reading it gives the same log, bit for bit; an infinite or NaN log-prob becomes
+    null in JSON. The file takes its name when it is complete.
     """
     path = Path(path)
     if not path.name.endswith(SUFFIXES):
         raise ValueError(f"{path.name} is none of {', '.join(SUFFIXES)}")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    write = _json if ".jsonl" in path.suffixes else _table
+    write = _own if path.suffix == ".lockstep" else _json if ".jsonl" in path.suffixes else _table
     try:
         count = write(log, part, path)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
     return count
+
+
+def _own(log: Batches, part: Path, path: Path) -> int:
+    first = part.with_name(part.name + ".first")
+    count, written = 0, None
+    try:
+        with contextlib.ExitStack() as opened:
+            for batch in log:
+                if written is None:
+                    written = dict(log.header)
+                    writer = opened.enter_context(LogWriter(first, **header_fields(written)))
+                ids = np.full(batch.sequences, batch.token_ids is not None)
+                _append(writer, batch, log.sides, ids)
+                count += batch.sequences
+        if written == log.header:
+            os.replace(first, part)
+        else:  # what it says of itself stands at the beginning of the file, and is known at its end
+            with LogWriter(part, **header_fields(log.header)) as writer:
+                for records in LogReader(first) if count else ():
+                    _append(writer, records, log.sides, records.columns & LOG_HAS_TOKEN_IDS != 0)
+    finally:
+        first.unlink(missing_ok=True)
+    return count
+
+
+def _append(writer: LogWriter, batch: LogBatch | LogRecords, sides: tuple[str, ...], has_ids: NDArray) -> None:
+    for index, (id_, step) in enumerate(zip(batch.ids.tolist(), batch.steps.tolist(), strict=True)):
+        span = slice(int(batch.offsets[index]), int(batch.offsets[index + 1]))
+        columns = {side: getattr(batch, side)[span] for side in sides}
+        token_ids = batch.token_ids[span] if has_ids[index] else None
+        writer.append(id=id_, step=step, mask=batch.mask[span], token_ids=token_ids, **columns)
 
 
 def _json(log: Batches, part: Path, path: Path) -> int:

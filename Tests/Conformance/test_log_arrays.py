@@ -1,0 +1,151 @@
+"""Lines read by simdjson are those that are read without: values, ids, header and every error."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rollouts import SHIPPED, sequence, write
+from test_log_damage import GOOD, NAMED, changed
+from test_log_formats import read, same
+from test_logs import BAD_LINES
+
+from lockstep.logs import LogError, json_arrays, json_records, open_log
+
+pytest.importorskip("simdjson", reason="pysimdjson is not installed")
+
+
+def outcome(path, **options):
+    """All that reading a log gives, to be compared."""
+    log = open_log(path, **options)
+    found = []
+    try:
+        for batch in log:
+            found += [(name, value.tobytes(), value.dtype, value.shape) for name, value in vars(batch).items()
+                      if isinstance(value, np.ndarray)] + [batch.environments]
+    except LogError as error:
+        found.append(str(error))
+    return found, log.header, log.files, log.sides
+
+
+def with_and_without(path, **options):
+    fast = outcome(path, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_arrays, "Parser", None)
+        return fast, outcome(path, **options)
+
+
+def text(**fields):
+    """A line of JSON of which some values are given as they are written."""
+    record = {key: json.dumps(value) for key, value in GOOD.items()} | fields
+    return "{" + ", ".join(f'"{key}": {value}' for key, value in record.items()) + "}\n"
+
+
+LINES = {
+    "a name twice": text()[:-2] + ', "trainer": [-5, -5, -5]}\n',
+    "an array in an array": text(trainer="[-1.0, [-2.0], -3.0]"),
+    "an array in an array, apart": text(trainer="[-1.0,\t[-2.0], -3.0]"),
+    "arrays of one": text(trainer="[[-1.0], [-2.0], [-3.0]]"),
+    "a batch": text(trainer="[[-1.0, -2]]", rollout="[[-1.0, -2]]", mask="[[1, 1]]", token_ids="[[1, 2]]", id="[1]"),
+    "text like an array": text(prompt='"a [1], [2]"'),
+    "text like a name": text(env_name='": [x"'),
+    "text that is escaped": text(env_name='"\\u00e9 \\"\\n"'),
+    "integers": text(trainer="[-1, -2, -3]"),
+    "integers beyond float64": text(trainer="[-9007199254740993, -2, -16777217]"),
+    "integers beyond 64 bits": text(trainer="[-18446744073709551617, -2, -3]"),
+    "minus zero": text(trainer="[-0.0, -0, 0.0]"),
+    "tiny": text(trainer="[-1e-46, -1e-330, -1.1754943e-38]"),
+    "between two floats": text(trainer="[-1.00000017881393432617187499, -1.00000017881393432617187501, -0.1]"),
+    "beyond float64": text(trainer="[-1e400, -2, -3]"),
+    "null where it does not count": text(trainer="[null, -2, -3]"),
+    "a mask of booleans": text(mask="[false, true, true]"),
+    "a mask of fractions": text(mask="[0.0, 1.0, 1.0]"),
+    "a mask of both": text(mask="[false, 1, true]"),
+    "a mask of text": text(mask='["t", "f", "t"]'),
+    "a mask that begins well": text(mask='[true, "t", true]'),
+    "a mask that ends in null": text(mask="[true, true, null]"),
+    "a mask of half": text(mask="[0, 0.5, 1]"),
+    "token ids of fractions": text(token_ids="[1.0, 2.0, 3.0]"),
+    "token ids of booleans": text(token_ids="[true, 2, 3]"),
+    "token ids below": text(token_ids="[-2147483648, -1, 2147483647]"),
+    "token ids beyond": text(token_ids="[1, 2147483648, 2]"),
+    "token ids far beyond": text(token_ids="[1, 2, 9223372036854775808]"),
+    "no tokens": text(trainer="[]", rollout="[]", mask="[]", token_ids="[]"),
+    "an object": text(trainer='{"0": [-1.0]}'),
+    "another recipe": text(temperature="0.5"),
+    "of one engine": text()[:-2].replace('"trainer"', '"other"') + "}\n",
+    "without token ids": text(token_ids="null"),
+    "without an id": text(id="null"),
+    "blanks": "  " + text(),
+    "a byte order mark": "\ufeff" + text(),
+    "more": text()[:-1] + " 1\n",
+    "a surrogate": text(env_name='"\\ud800"'),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"skip_bad": True}, {"skip_bad": True, "batch_tokens": 1, "mixed": True},
+                                     {"token_ids": False}, {"skip_bad": True, "shard": (1, 2)}])
+@pytest.mark.parametrize("line", [*LINES.values(), *(line for line, _, _ in NAMED.values())],
+                         ids=[*LINES, *NAMED])
+def test_a_line_of_named_columns(tmp_path, line, options):
+    path = write(tmp_path / "log.jsonl", changed(GOOD, id=100), changed(GOOD, id=101), line, changed(GOOD, id=102))
+    fast, slow = with_and_without(path, **options)
+    assert fast == slow
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+@pytest.mark.parametrize("line", [line for line, _, _ in BAD_LINES.values()], ids=BAD_LINES)
+def test_a_line_of_prime_rl(tmp_path, line, skip_bad):
+    path = tmp_path / "log.jsonl"
+    lines = [each if isinstance(each, str) else json.dumps(each) + "\n" for each in (sequence(), line, sequence())]
+    path.write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
+    fast, slow = with_and_without(path, skip_bad=skip_bad)
+    assert fast == slow
+
+
+NUMBERS = st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**70), 2**70), st.none(),
+                    st.booleans())
+
+
+@given(st.lists(st.fixed_dictionaries({
+    "trainer": st.lists(NUMBERS, min_size=2, max_size=3),
+    "rollout": st.lists(st.floats(-9, 0), min_size=2, max_size=3),
+    "mask": st.lists(st.one_of(st.booleans(), st.integers(0, 2)), min_size=2, max_size=3),
+    "token_ids": st.lists(st.one_of(st.integers(-(2**40), 2**40), st.integers(0, 9)), min_size=2, max_size=3),
+}, optional={"env_name": st.text(max_size=4), "temperature": st.sampled_from([1, 0.5])}), min_size=1, max_size=6))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_lines(tmp_path, records):
+    path = write(tmp_path / "log.jsonl", *records)
+    for options in ({"skip_bad": True, "mixed": True}, {"exclude_non_finite": True}):
+        fast, slow = with_and_without(path, columns={"trainer": "trainer", "rollout": "rollout"}, **options)
+        assert fast == slow
+
+
+@pytest.mark.parametrize("path", SHIPPED.values(), ids=SHIPPED)
+def test_the_shipped_logs(path):
+    fast = read(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_arrays, "Parser", None)
+        same(fast, read(path))
+
+
+@pytest.mark.parametrize("records, others", [
+    ([sequence(step=step) for step in range(9)], 0),
+    ([changed(GOOD, id=i) for i in range(9)], 1),  # the first, which settles the columns
+])
+def test_what_is_as_expected_is_read_once(tmp_path, monkeypatch, records, others):
+    calls = []
+    parse = json_records.parse
+    monkeypatch.setattr(json_records, "parse", lambda line: calls.append(line) or parse(line))
+    assert sum(batch.sequences for batch in open_log(write(tmp_path / "log.jsonl", *records))) == 9
+    assert len(calls) == others
+
+
+def test_what_is_as_expected_becomes_arrays(tmp_path):
+    path = write(tmp_path / "log.jsonl", *(sequence(step=step) for step in range(9)))
+    source = json_arrays.ArrayReader({"trainer_logprobs": "d", "token_ids": "i", "loss_mask": "b", "step": ""})
+    for line in path.read_bytes().splitlines():
+        record = source.read(line)
+        assert {name: getattr(value, "dtype", type(value)) for name, value in record.items()} == {
+            "trainer_logprobs": np.float64, "token_ids": np.int64, "loss_mask": np.bool_, "step": int}
