@@ -54,23 +54,28 @@ def _mix(x):
 
 
 class Seen:
-    """The ids that went by, 8 bytes each: sorted runs, merged when they have become as long as each other."""
+    """The ids that went by, 8 bytes each: sorted, in parts by their first bits, so that adding copies a part."""
+
+    PARTS = 64
 
     def __init__(self) -> None:
-        self._runs: list[NDArray[np.uint64]] = []
+        self._parts = [np.zeros(0, np.uint64)] * self.PARTS
 
     def add(self, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Which of `ids` were there before, or earlier in `ids`."""
-        values, first = np.unique(ids, return_index=True)
         again = np.ones(len(ids), np.bool_)
+        values, first = np.unique(ids, return_index=True)
         again[first] = False
-        for run in self._runs:
-            at = np.minimum(np.searchsorted(run, ids), len(run) - 1)
-            again |= run[at] == ids
-        fresh = np.sort(ids[~again])
-        if len(fresh):
-            self._runs.append(fresh)
-        while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):
-            last = self._runs.pop()
-            self._runs[-1] = np.sort(np.concatenate([self._runs[-1], last]), kind="stable")
+        bounds = np.searchsorted(values, np.arange(1, self.PARTS, dtype=np.uint64) << np.uint64(58))
+        edges = [0, *bounds.tolist(), len(values)]
+        for part, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
+            if start == end:
+                continue
+            known, fresh = self._parts[part], values[start:end]
+            at = np.searchsorted(known, fresh)
+            if len(known):
+                old = known[np.minimum(at, len(known) - 1)] == fresh
+                again[first[start:end][old]] = True
+                at, fresh = at[~old], fresh[~old]
+            self._parts[part] = np.insert(known, at, fresh)
         return again

@@ -33,7 +33,7 @@ def open_log(
     token_ids: bool = True,
     mixed: bool = False,
     repeated: bool = False,
-    batch_tokens: int = 1 << 20,
+    batch_tokens: int = 1 << 18,
     shard: tuple[int, int] = (0, 1),
     file_indices: Sequence[int] | None = None,
     advance: Advance | None = None,
