@@ -1,9 +1,9 @@
 """The pictures of the report, as inline SVG: one a panel, which the page puts beside or below each other.
 
-All are of one width, that of a phone and of half a page, so that their text is legible on both. Text stays text, so the page's fonts and a screen reader get it; ink and grid are CSS variables, so a dark
-page is dark; clouds of points are embedded as PNG, so that a million of them cost no more than a
-thousand. Series differ in colour (distinct for colour-blind readers, legible on white and on black)
-and in dash or marker.
+All are of one width, that of a phone and of half a page, so that their text is legible on both. Text stays
+text, so the page's fonts and a screen reader get it; ink and grid are CSS variables, so a dark page is dark;
+clouds of points are embedded as PNG, so that a million of them cost no more than a thousand. Series differ in
+colour (distinct for colour-blind readers, legible on white and on black) and in dash or marker.
 """
 
 from __future__ import annotations
