@@ -63,16 +63,17 @@ def test_it_has_every_section_and_picture(shipped):
     assert headings == [
         "Verdict",
         "Causes",
-        "The figures",
         "Token probabilities",
         "Sequences",
         "Distribution of the log ratio",
         "Where the mismatch is",
+        "The figures",
         "The worst tokens and sequences",
         "How it was computed",
     ]
-    pictures = [attributes for tag, attributes in outline.tags if tag == "svg"]
-    assert len(pictures) == 5
+    pictures = [attributes["class"] for tag, attributes in outline.tags if tag == "svg"]
+    assert pictures.count("picture") == 8, "two of two logs, two of places, and two alone"
+    assert pictures.count("key") == 6, "a legend of two logs where they share a picture"
     assert all("aria-label" in attributes for tag, attributes in outline.tags if tag == "figure")
     text = "".join(outline.text)
     for words in (

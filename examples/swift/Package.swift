@@ -5,7 +5,8 @@ import PackageDescription
 let package = Package(
     name: "examples",
     dependencies: [.package(name: "lockstep", path: "../..")],
-    targets: ["first", "batch_invariance", "mismatch", "linear_log_probs", "log"].map {
-        .executableTarget(name: $0, dependencies: [.product(name: "Lockstep", package: "lockstep")])
-    }
+    targets: ["first", "batch_invariance", "mismatch", "linear_log_probs", "log", "accumulator", "monitor"]
+        .map {
+            .executableTarget(name: $0, dependencies: [.product(name: "Lockstep", package: "lockstep")])
+        }
 )

@@ -47,6 +47,7 @@ def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options
                               lstrip_blocks=True)
     environment.filters.update(number=number, percent=percent, sure=sure)
     template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    has_steps = any(len(each.steps) > 1 for each in diagnoses)
     distribution, outside = plots.distribution(diagnoses)
     return template.render(
         generator=Markup(GENERATOR),
@@ -54,21 +55,22 @@ def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options
         options=options,
         logs=list(zip(diagnoses, verdicts, strict=True)),
         colours=plots.COLOURS,
+        key=lambda index, place: Markup(plots.key(index, place)),
         comparison=compare(*diagnoses) if len(diagnoses) == 2 else None,
         main_rows=table(diagnoses),
         all_rows=table(diagnoses, every=True),
         sources=SOURCES,
         lengths=LENGTHS,
-        scatter=Markup(plots.scatter(diagnoses)),
-        sequences=Markup(plots.sequences(diagnoses)),
+        scatter=[Markup(panel) for panel in plots.scatter(diagnoses)],
+        sequences=[Markup(panel) for panel in plots.sequences(diagnoses)],
         distribution=Markup(distribution),
         outside=outside,
-        where=Markup(plots.where(diagnoses)),
+        where=[Markup(panel) for panel in plots.where(diagnoses)],
         fewest=plots.FEWEST_IN_BUCKET,
         weight=Markup(plots.sequence_weight(diagnoses)),
         worst_tokens=[diagnosis.worst_tokens[:WORST] for diagnosis in diagnoses],
         worst_sequences=[diagnosis.worst_sequences[:WORST] for diagnosis in diagnoses],
-        steps=Markup(plots.steps(diagnoses)) if any(len(each.steps) > 1 for each in diagnoses) else None,
+        steps=[Markup(panel) for panel in plots.steps(diagnoses)] if has_steps else [],
     )
 
 

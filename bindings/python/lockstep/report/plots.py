@@ -1,9 +1,9 @@
-"""The pictures of the report, as inline SVG.
+"""The pictures of the report, as inline SVG: one a panel, which the page puts beside or below each other.
 
-Text stays text, so the page's fonts and a screen reader get it; ink and grid are CSS variables, so a dark
-page is dark; clouds of points are embedded as PNG, so that a million of them cost no more than a
-thousand. Series differ in colour (distinct for colour-blind readers, legible on white and on black)
-and in dash or marker.
+All are of one width, that of a phone and of half a page, so that their text is legible on both. Text stays
+text, so the page's fonts and a screen reader get it; ink and grid are CSS variables, so a dark page is dark;
+clouds of points are embedded as PNG, so that a million of them cost no more than a thousand. Series differ in
+colour (distinct for colour-blind readers, legible on white and on black) and in dash or marker.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
@@ -57,8 +56,6 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "grid.color": GRID,
     "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
     "text.color": INK,
     "text.parse_math": False,
     "xtick.color": QUIET,
@@ -68,16 +65,17 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.8,
 }
 
-WIDTH = 9.6
+WIDTH = 4.8
 FEWEST_IN_BUCKET = 10
 BINS = 161  # odd: one of them has its middle at 0
 
 
-def scatter(diagnoses: Sequence[Diagnosis]) -> str:
+def scatter(diagnoses: Sequence[Diagnosis]) -> list[str]:
     """Token probabilities, trainer against rollout: one panel a log, the same axes."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _panels(len(diagnoses), square=True)
-        for index, (diagnosis, ax) in enumerate(zip(diagnoses, axes, strict=True)):
+    panels = []
+    for index, diagnosis in enumerate(diagnoses):
+        with matplotlib.rc_context(STYLE):
+            figure, ax = _panel(WIDTH + 0.1)
             rollout, trainer = diagnosis.survey.sample()
             with np.errstate(over="ignore", invalid="ignore"):
                 rollout, trainer = np.exp(rollout), np.exp(trainer)
@@ -86,26 +84,26 @@ def scatter(diagnoses: Sequence[Diagnosis]) -> str:
                        zorder=2)
             statistics = diagnosis.statistics
             ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xlabel="rollout probability μ",
-                   title=_title(diagnosis.label, len(diagnoses)))
+                   ylabel="trainer probability π", title=_title(diagnosis.label))
             ax.text(0.03, 0.97, f"mean |π − μ|  {number(statistics.mean_abs_prob_diff.value)}\n"
                                 f"1 − Pearson  {number(statistics.one_minus_pearson)}",
-                    transform=ax.transAxes, va="top", linespacing=1.5,
-                    size=_note_size(len(diagnoses)))
+                    transform=ax.transAxes, va="top", linespacing=1.5)
             ticks = FixedLocator([0, 0.2, 0.4, 0.6, 0.8, 1.0])
             ax.xaxis.set_major_locator(ticks)
             ax.yaxis.set_major_locator(ticks)
-        _outer_label(axes, "trainer probability π")
-        return _svg(figure, "scatter")
+            panels.append(_svg(figure, f"scatter-{index}"))
+    return panels
 
 
-def sequences(diagnoses: Sequence[Diagnosis]) -> str:
+def sequences(diagnoses: Sequence[Diagnosis]) -> list[str]:
     """Log ratio of whole sequences against their length, with the least-squares line."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _panels(len(diagnoses), height=3.1)
-        counted = [diagnosis.survey.total.sample() for diagnosis in diagnoses]
-        longest = max(1.0, *(values["tokens"].max(initial=0) for values in counted))
-        highest = 1.35 * max(np.abs(values["log_ratio"]).max(initial=0.0) for values in counted) or 1.0
-        for index, (diagnosis, values, ax) in enumerate(zip(diagnoses, counted, axes, strict=True)):
+    counted = [diagnosis.survey.total.sample() for diagnosis in diagnoses]
+    longest = max(1.0, *(values["tokens"].max(initial=0) for values in counted))
+    highest = 1.35 * max(np.abs(values["log_ratio"]).max(initial=0.0) for values in counted) or 1.0
+    panels = []
+    for index, (diagnosis, values) in enumerate(zip(diagnoses, counted, strict=True)):
+        with matplotlib.rc_context(STYLE):
+            figure, ax = _panel(3.3)
             statistics = diagnosis.statistics
             ax.axhline(0, color=QUIET, linewidth=0.8)
             ax.scatter(values["tokens"], values["log_ratio"], s=14, color=_colour(index),
@@ -120,13 +118,12 @@ def sequences(diagnoses: Sequence[Diagnosis]) -> str:
                 ax.plot(x, statistics.sequence_log_ratio.value + slope.value / 1000 * (x - middle), color=INK,
                         linewidth=1.4)
                 note = f"slope  {cell(slope, 'number')} per 1,000 tokens\n{note}"
-            ax.text(0.03, 0.97, note, transform=ax.transAxes, va="top", linespacing=1.5,
-                    size=_note_size(len(diagnoses)))
+            ax.text(0.03, 0.97, note, transform=ax.transAxes, va="top", linespacing=1.5)
             ax.set(xlim=(0, longest * 1.04), ylim=(-highest, highest), xlabel="length, tokens",
-                   title=_title(diagnosis.label, len(diagnoses)))
+                   ylabel="S = ln π − ln μ, sequence", title=_title(diagnosis.label))
             ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        _outer_label(axes, "S = ln π − ln μ, sequence")
-        return _svg(figure, "sequences")
+            panels.append(_svg(figure, f"sequences-{index}"))
+    return panels
 
 
 def distribution(diagnoses: Sequence[Diagnosis]) -> tuple[str, int]:
@@ -139,8 +136,7 @@ def distribution(diagnoses: Sequence[Diagnosis]) -> tuple[str, int]:
     floor = 0.5 / max(1, *(d.statistics.tokens for d in diagnoses))  # below one token
     outside = 0
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
-        ax = figure.add_subplot()
+        figure, ax = _panel(3.1)
         for index, diagnosis in enumerate(diagnoses):
             bins = diagnosis.profile("log_ratio")
             tokens = diagnosis.statistics.tokens
@@ -154,7 +150,6 @@ def distribution(diagnoses: Sequence[Diagnosis]) -> tuple[str, int]:
         _log_axis(ax, 1.05 * floor, 1.5)
         ax.set(xlim=(-reach, reach), xlabel="log ratio d = ln π − ln μ, nats",
                ylabel=f"share of tokens, bins of {2 * reach / BINS:.2g}")
-        _legend(figure, diagnoses)
         return _svg(figure, "distribution"), outside
 
 
@@ -174,40 +169,44 @@ def _logits(probabilities: NDArray) -> NDArray:
     return np.clip(logits, -MOST_LOGIT, MOST_LOGIT)
 
 
-def where(diagnoses: Sequence[Diagnosis]) -> str:
+def where(diagnoses: Sequence[Diagnosis]) -> list[str]:
     """Mean |d| by position and by probability, with the tokens in each bucket."""
+    longest = max(1, *(d.statistics.max_sequence_length for d in diagnoses))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 4.1), layout="constrained")
-        grid = figure.add_gridspec(2, 2, height_ratios=(3, 1))
-        left, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
-        left_counts = figure.add_subplot(grid[1, 0], sharex=left)
-        right_counts = figure.add_subplot(grid[1, 1], sharex=right)
-        longest = max(1, *(d.statistics.max_sequence_length for d in diagnoses))
+        position, top, counts = _panel_with_counts(diagnoses)
         for index, diagnosis in enumerate(diagnoses):
             buckets = diagnosis.profile("position")
             # From 1, as the axis is logarithmic.
-            _bucket_lines(left, left_counts, 1 + np.minimum(_edges(buckets), longest), buckets, index, np.sqrt)
+            _bucket_lines(top, counts, 1 + np.minimum(_edges(buckets), longest), buckets, index, np.sqrt)
+        top.set_xscale("log")
+        top.set(title="by position in the sequence", xlim=(1, 1 + longest))
+        counts.set(xlabel="place among the tokens that count, from 1")
+        counts.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        counts.xaxis.set_minor_formatter(NullFormatter())
+        _whole_decades(top)
+        probability, top, counts = _panel_with_counts(diagnoses)
+        for index, diagnosis in enumerate(diagnoses):
             buckets = diagnosis.profile("probability")
-            _bucket_lines(right, right_counts, _logits(_edges(buckets)), buckets, index)
-        left.set_xscale("log")
-        left.set(title="by position in the sequence", ylabel="mean |d|, nats", xlim=(1, 1 + longest))
-        right.set(title="by the rollout's probability", xlim=(-MOST_LOGIT, MOST_LOGIT))
-        left_counts.set(xlabel="place among the tokens that count, from 1", ylabel="tokens")
-        left_counts.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-        left_counts.xaxis.set_minor_formatter(NullFormatter())
-        right_counts.set(xlabel="rollout probability μ of the token, % (logit scale)")
-        ticks = (1e-4, 1e-3, 1e-2, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
-        right_counts.xaxis.set_major_locator(FixedLocator([math.log(p / (1 - p)) for p in ticks]))
+            _bucket_lines(top, counts, _logits(_edges(buckets)), buckets, index)
+        top.set(title="by the rollout's probability", xlim=(-MOST_LOGIT, MOST_LOGIT))
+        counts.set(xlabel="rollout probability μ of the token, % (logit scale)")
+        ticks = (1e-4, 1e-2, 0.1, 0.5, 0.9, 0.99, 0.9999)
+        counts.xaxis.set_major_locator(FixedLocator([math.log(p / (1 - p)) for p in ticks]))
         names = {round(math.log(p / (1 - p)), 3): f"{100 * p:g}" for p in ticks}
-        right_counts.xaxis.set_major_formatter(FuncFormatter(lambda x, _: names.get(round(x, 3), "")))
-        for ax in (left, right):
-            _whole_decades(ax)
-            ax.tick_params("x", labelbottom=False)
-        most = max(1, *(diagnosis.statistics.tokens for diagnosis in diagnoses))
-        for ax in (left_counts, right_counts):
-            _log_axis(ax, 0.8, 1.5 * most, ticks=4)
-        _legend(figure, diagnoses, markers=True)
-        return _svg(figure, "where")
+        counts.xaxis.set_major_formatter(FuncFormatter(lambda x, _: names.get(round(x, 3), "")))
+        _whole_decades(top)
+        return [_svg(position, "position"), _svg(probability, "probability")]
+
+
+def _panel_with_counts(diagnoses: Sequence[Diagnosis]) -> tuple[Figure, Axes, Axes]:
+    """A panel of mean |d| over a low one of numbers of tokens, on one x axis."""
+    figure = Figure(figsize=(WIDTH, 3.9), layout=_layout())
+    top, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    top.set(ylabel="mean |d|, nats")
+    counts.set(ylabel="tokens")
+    most = max(1, *(diagnosis.statistics.tokens for diagnosis in diagnoses))
+    _log_axis(counts, 0.8, 1.5 * most, ticks=4)
+    return figure, top, counts
 
 
 STEP_PANELS = (
@@ -215,12 +214,12 @@ STEP_PANELS = (
     ("max_abs_log_ratio", "largest |d|, nats"), ("chi_square", "chi², mean r² − 1"))
 
 
-def steps(diagnoses: Sequence[Diagnosis]) -> str:
+def steps(diagnoses: Sequence[Diagnosis]) -> list[str]:
     """Statistics over training steps, with bands of two standard errors; dotted: where a warning begins."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
-        axes = figure.subplots(2, 2, sharex=True).ravel()
-        for ax, (key, title) in zip(axes, STEP_PANELS, strict=True):
+    panels = []
+    for key, title in STEP_PANELS:
+        with matplotlib.rc_context(STYLE):
+            figure, ax = _panel(2.7)
             heights = []
             for index, diagnosis in enumerate(diagnoses):
                 known = [(step, getattr(values, key)) for step, values in diagnosis.steps if values.tokens]
@@ -238,20 +237,17 @@ def steps(diagnoses: Sequence[Diagnosis]) -> str:
                     ax.axvline(diagnosis.alarm_since, color=_colour(index), linestyle=":", linewidth=1.4)
             low, high = (min(heights), max(heights)) if heights else (1e-4, 1.0)
             _log_axis(ax, 10.0 ** math.floor(math.log10(low)), 10.0 ** (math.floor(math.log10(high)) + 1))
-            ax.set_title(title)
+            ax.set(title=title, xlabel="training step")
             ax.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-        for ax in axes[2:]:
-            ax.set_xlabel("training step")
-        _legend(figure, diagnoses, markers=True)
-        return _svg(figure, "steps")
+            panels.append(_svg(figure, f"steps-{key}"))
+    return panels
 
 
 def sequence_weight(diagnoses: Sequence[Diagnosis]) -> str:
     """Effective samples left with weights of whole sequences, against their length."""
     lengths = np.geomspace(10, 100_000, 400)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
-        ax = figure.add_subplot()
+        figure, ax = _panel(2.9)
         for index, diagnosis in enumerate(diagnoses):
             weight, statistics = diagnosis.sequence_weight, diagnosis.statistics
             if not math.isfinite(weight.variance_per_token):
@@ -266,8 +262,18 @@ def sequence_weight(diagnoses: Sequence[Diagnosis]) -> str:
                ylabel="effective samples, %")
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         ax.xaxis.set_minor_formatter(NullFormatter())
-        _legend(figure, diagnoses, markers=True)
         return _svg(figure, "weight")
+
+
+def key(index: int, place: str) -> str:
+    """The sign of a log in the legend at a place: its line, with its marker."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(0.42, 0.14))
+        ax = figure.add_axes((0, 0, 1, 1), xlim=(0, 1), ylim=(0, 1))
+        ax.set_axis_off()
+        ax.plot([0.02, 0.5, 0.98], [0.5] * 3, color=_colour(index), linestyle=DASHES[index % len(DASHES)])
+        ax.plot([0.5], [0.5], color=_colour(index), marker=MARKERS[index % len(MARKERS)], markersize=5)
+        return _svg(figure, f"key-{place}-{index}", "key")
 
 
 def _edges(buckets: NDArray) -> NDArray:
@@ -288,59 +294,22 @@ def _bucket_lines(ax: Axes, counts: Axes, edges: NDArray, buckets: NDArray, inde
                   linestyle=DASHES[index % len(DASHES)], baseline=None)
 
 
-def _columns(count: int) -> int:
-    return {1: 1, 2: 2, 4: 2}.get(count, 3)
+def _panel(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout=_layout())
+    return figure, figure.add_subplot()
 
 
-def _note_size(count: int) -> float:
-    """The size of text inside one of `count` panels."""
-    return 9.0 if _columns(count) < 3 else 8.0
-
-
-def _panels(count: int, *, square: bool = False, height: float = 0.0) -> tuple[Figure, list[Axes]]:
-    """One panel for each of `count` logs, at most three in a row."""
-    columns = _columns(count)
-    rows = -(-count // columns)
-    width = WIDTH if columns > 1 else WIDTH * (0.55 if square else 0.8)
-    tall = (width / columns + 0.1) if square else height
-    figure = Figure(figsize=(width, rows * tall), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
-    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-    for spare in axes[count:]:
-        spare.set_visible(False)
-    return figure, axes[:count]
-
-
-def _outer_label(axes: Sequence[Axes], text: str) -> None:
-    """Labels the y axis of the first panel in each row."""
-    for index, ax in enumerate(axes):
-        if index % _columns(len(axes)) == 0:
-            ax.set_ylabel(text)
+def _layout() -> ConstrainedLayoutEngine:
+    return ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
 
 
 def _colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def _legend(figure: Figure, diagnoses: Sequence[Diagnosis], markers: bool = False) -> None:
-    """A legend above the axes, where it hides nothing; with its own handles and texts, as matplotlib
-    would leave out a label that begins with "_"."""
-    handles = [Line2D([], [], color=_colour(index), linestyle=DASHES[index % len(DASHES)],
-                      marker=MARKERS[index % len(MARKERS)] if markers else None)
-               for index in range(len(diagnoses))]
-    columns = max(1, min(len(diagnoses), 90 // (8 + max(len(_short(each.label)) for each in diagnoses))))
-    legend = figure.legend(handles, [" " * len(_short(each.label)) for each in diagnoses],
-                           loc="outside upper left", ncols=columns, handlelength=2.8)
-    for text, diagnosis in zip(legend.get_texts(), diagnoses, strict=True):
-        text.set_text(_short(diagnosis.label))
-
-
-def _short(label: str) -> str:
-    return label if len(label) <= 40 else label[:19] + "…" + label[-20:]
-
-
-def _title(label: str, count: int) -> str:
-    """A label over one of `count` panels, on two lines if need be."""
-    return "\n".join(textwrap.wrap(_short(label), {1: 42, 2: 42}.get(_columns(count), 26)))
+def _title(label: str) -> str:
+    """A label over a panel, on two lines if need be."""
+    return "\n".join(textwrap.wrap(label if len(label) <= 60 else label[:29] + "…" + label[-30:], 42))
 
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -363,7 +332,7 @@ def _log_axis(ax: Axes, low: float, high: float, ticks: int = 8) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _svg(figure: Figure, name: str) -> str:
+def _svg(figure: Figure, name: str, style: str = "picture") -> str:
     """The figure as an <svg> element for inlining: no prolog, the page's fonts and colours."""
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": f"lockstep-{name}"}), warnings.catch_warnings():
@@ -380,4 +349,4 @@ def _svg(figure: Figure, name: str) -> str:
         text = text.replace(colour, variable)
     head, body = text.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
-    return head.replace("<svg", '<svg class="picture" aria-hidden="true"', 1) + ">" + body
+    return head.replace("<svg", f'<svg class="{style}" aria-hidden="true"', 1) + ">" + body
