@@ -5,11 +5,15 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import ROOT
 from rollouts import SHIPPED, sequence, write
 
 import lockstep
@@ -96,7 +100,7 @@ def test_what_is_decided_does_not_depend_on_the_processes(folder):
     assert certificate.outcome == "fail" and certificate.inputs[0]["role"] == "log"
     assert certify_files(folder, band="bitwise", processes=2).to_json() == certificate.to_json()
     assert advise_files(folder, processes=2) == advise_files(folder, processes=1)
-    for command, status in (("certify", 4), ("advise", 0), ("diagnose", 0)):
+    for command, status in (("certify", 1), ("advise", 0), ("diagnose", 0)):
         printed = [CliRunner().invoke(commands, [command, str(folder), "--json", "--processes", str(processes)])
                    for processes in (1, 2)]
         assert printed[0].exit_code == status and printed[0].stdout == printed[1].stdout, command
@@ -234,6 +238,12 @@ def test_a_non_finite_token_leaves_the_survey_as_it_was(tmp_path):
     assert found.to_bytes() == before
 
 
+def paths():
+    """PYTHONPATH of another process that is to find this package."""
+    return os.pathsep.join(filter(None, [os.path.dirname(os.path.dirname(lockstep.__file__)),
+                                         os.environ.get("PYTHONPATH")]))
+
+
 def table_of(folder):
     pyarrow = pytest.importorskip("pyarrow")
     columns = {"trainer": [], "rollout": [], "mask": [], "token_ids": [], "step": []}
@@ -260,6 +270,37 @@ def test_arrow_batches(of_one, folder, kind):
             == {key: its[key] for key in its if key != "max_abs_sequence"}
 
 
+# docs/Parallel.md
+
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "Parallel.md").read_text(), re.DOTALL)
+
+
+def example(tmp_path, folder, word):
+    """What the example with that word prints, run as a script."""
+    (code,) = (each for each in EXAMPLES if word in each)
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "token_exports").symlink_to(folder)
+    (tmp_path / "example.py").write_text(code)
+    done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths()},
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n")[:-1]
+
+
+def test_the_example_with_processes(whole, folder, tmp_path):
+    k3, outcome, threshold = example(tmp_path, folder, "lockstep.parallel")
+    assert float(k3) == whole.statistics.k3.value
+    assert outcome == f"{certify_files(folder, band='5%', processes=1).outcome} {whole.statistics.tokens}"
+    assert threshold == advise_files(folder, ess=0.9, processes=1).thresholds[0].text
+
+
+def test_the_examples_with_arrow_and_arrays(folder, tmp_path):
+    pytest.importorskip("pyarrow")
+    assert example(tmp_path, folder, "batches_of_table") == ["3"]
+    (k3,) = example(tmp_path / "outputs", folder, "get_context")
+    assert 0 < float(k3) < 1e-3
+
+
 # Ray
 
 @pytest.fixture(scope="module")
@@ -273,10 +314,8 @@ def ray():
 
 def start(ray, workers):
     ray.shutdown()
-    paths = os.pathsep.join(filter(None, [os.path.dirname(os.path.dirname(lockstep.__file__)),
-                                          os.environ.get("PYTHONPATH")]))
     ray.init(num_cpus=workers, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False,
-             logging_level="ERROR", runtime_env={"env_vars": {"PYTHONPATH": paths, **{
+             logging_level="ERROR", runtime_env={"env_vars": {"PYTHONPATH": paths(), **{
                  name: os.environ[name] for name in ("LOCKSTEP_LIBRARY",) if name in os.environ}}})
 
 
@@ -343,3 +382,11 @@ def test_a_ray_dataset(ray, folder):
         lockstep.ray.survey_dataset(ray.data.from_items([{"trainer": [float("nan")], "rollout": [-1.0]}]))
     dropped = ray.data.from_items([{"trainer": [float("nan"), -1.0], "rollout": [-1.0, -1.0]}])
     assert lockstep.ray.survey_dataset(dropped, exclude_non_finite=True).statistics.tokens == 1
+
+
+def test_the_example_with_ray(ray, whole, folder, tmp_path):
+    ray.shutdown()
+    k3, outcome, tokens, of_dataset = (line for line in example(tmp_path, folder, "import lockstep.ray") if line)
+    assert float(k3) == whole.statistics.k3.value
+    assert outcome == f"{certify_files(folder, band='5%', processes=1).outcome} {whole.statistics.tokens}"
+    assert (tokens, of_dataset) == ("60", "fail")

@@ -26,7 +26,7 @@ def main() -> None:
         print(f"lockstep: the command line needs {package}: pip install 'lockstep[report]'", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # `lockstep … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         sys.exit(PIPE_CLOSED)
     except Exception:
         sys.exit(_unexpected())
@@ -47,6 +47,8 @@ def _run() -> int | None:
     except click.Abort:
         print("Aborted!", file=sys.stderr)
         return INTERRUPTED
+    except SystemExit as ended:  # with 1, click or rich, which met a closed pipe: a command's own 1 is returned
+        return PIPE_CLOSED if ended.code == 1 else ended.code
 
 
 def _unexpected() -> int:
