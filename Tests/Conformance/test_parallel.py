@@ -20,7 +20,7 @@ import lockstep
 from lockstep.advice import CorrectionHistograms
 from lockstep.certificate import SequenceSums
 from lockstep.commands import commands
-from lockstep.logs import LogError, batches_of_table, open_log
+from lockstep.logs import LogError, batches_of_table, open_log, write_log
 from lockstep.parallel import advise_files, certify_files, read_files, survey_files
 from lockstep.survey import SAMPLE_TOKENS, StepSums, Survey, survey
 
@@ -143,6 +143,28 @@ def test_what_is_left_out_is_told_of_as_by_one(tmp_path, kind):
     assert whole.skipped_lines == 4 and "line 9:" in whole.files[0].first_skipped
     found = read_files(kind("log"), path, processes=3, skip_bad=True)
     assert found.to_bytes() == whole.to_bytes()
+
+
+@pytest.mark.parametrize("ending", [".lockstep", ".parquet", ".jsonl.gz", ".npz"])
+@pytest.mark.parametrize("damage", ["flipped", "cut off"])
+def test_a_damage_is_told_of_once(tmp_path, ending, damage):
+    path = tmp_path / f"log{ending}"
+    if ending == ".jsonl.gz":
+        path.write_bytes(SHIPPED["bf16"].read_bytes())
+    elif ending == ".npz":
+        np.savez(path, trainer=-np.ones((500, 20), np.float32), rollout=-np.ones((500, 20), np.float32))
+    else:
+        pytest.importorskip("pyarrow")
+        write_log(open_log(SHIPPED["bf16"]), path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data if damage == "flipped" else data[: len(data) // 2])
+    whole, parts = (SequenceSums("log") for _ in range(2))
+    whole.read(open_log(path, skip_bad=True))
+    for index in range(3):
+        parts.merge(SequenceSums("log").read(open_log(path, skip_bad=True, shard=(index, 3))))
+    assert whole.skipped_lines >= 1 or (ending, damage) == (".parquet", "flipped"), "that has no checksums"
+    assert (parts.files, parts.to_bytes()) == (whole.files, whole.to_bytes())
 
 
 def test_a_log_of_several_recipes_is_refused_wherever_it_is_cut(tmp_path):
