@@ -8,6 +8,8 @@ DESTDIR ?=
 TORCH ?=
 # PEERS=1 installs other systems (Tests/Conformance/parity/peers.txt), to run their functions beside ours.
 PEERS ?=
+# RAY=1 installs Ray, for the tests that read logs on a cluster (a large download, once).
+RAY ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,7 +29,7 @@ help:
 	@echo 'Lockstep: what `make` can do'
 	@sed -n 's/^## \([a-z-]*\): \(.*\)/    \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-19s %s\n", $$1, $$2 }'
 	@echo 'Variables: PREFIX=$(PREFIX) DESTDIR= SWIFT=$(SWIFT) PYTHON=$(PYTHON) TORCH=1 (test with PyTorch)' \
-	    'PEERS=1 (and beside verl and others)'
+	    'PEERS=1 (and beside verl and others) RAY=1 (and on a Ray cluster)'
 
 ## build: the Swift package, for Swift programs
 build: | swift-present
@@ -49,7 +51,7 @@ swift-present:
 	        "or say SWIFT=/path/to/swift" >&2; exit 1; }
 
 ## test: everything, from nothing; prints a count for each part and the sum
-test: $(BIN)/lockstep $(if $(TORCH),$(VENV)/.torch) $(if $(PEERS),$(VENV)/.peers)
+test: $(BIN)/lockstep $(if $(TORCH),$(VENV)/.torch) $(if $(PEERS),$(VENV)/.peers) $(if $(RAY),$(VENV)/.ray)
 	@$(PYTHON) Tests/run.py $(MAKE) test-swift test-c test-aarch64 test-install test-python test-examples abi lint
 
 ## test-swift: the Swift tests
@@ -118,6 +120,12 @@ $(BIN)/lockstep: $(VENV)/.packages $(LIBRARY) $(PYTHON_SOURCES)
 $(VENV)/.torch: | $(VENV)/.packages
 	$(call say,installing PyTorch into $(VENV))
 	@$(BIN)/python -m pip install -q --disable-pip-version-check torch
+	@touch $@
+
+# After the other systems, one of which asks for the same Ray, without its data sets.
+$(VENV)/.ray: | $(VENV)/.packages $(if $(PEERS),$(VENV)/.peers)
+	$(call say,installing Ray into $(VENV))
+	@$(BIN)/python -m pip install -q --disable-pip-version-check 'ray[data]==2.60.0'
 	@touch $@
 
 # Without what the systems depend on: only what their metric modules import.

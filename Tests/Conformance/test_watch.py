@@ -84,8 +84,24 @@ def test_one_log_of_all_steps(tmp_path):
     write_step(file, rng, 0.02, steps=(3, 4, 7, 9))
     steps = json.loads(run(file, "--json").stdout)["steps"]
     assert [each["step"] for each in steps] == [3, 4, 7, 9] and steps[-1]["steps_to_learn"] == 36
-    write_step(file, rng, 0.02, steps=(3, 5, 4))
-    assert "holds step 4 after step 5" in run(file, status=2).output
+
+
+def test_a_log_need_not_be_sorted_by_step(tmp_path):
+    file = tmp_path / "run.jsonl"
+    write_step(file, np.random.default_rng(0), 0.02, steps=(3, 5, 4, 9))
+    steps = run(file, "--json").stdout
+    lines = file.read_text().splitlines(keepends=True)
+    write(file, *lines[::-1])
+    assert run(file, "--json").stdout == steps and [each["step"] for each in json.loads(steps)["steps"]] == [3, 4, 5, 9]
+
+
+def test_processes_change_nothing(drifting, tmp_path):
+    steps = [drifting / f"step_{step}" for step in range(52, 75)]
+    expected = run(*steps, "--json").stdout
+    assert run(*steps, "--json", "--processes", 3).stdout == expected
+    file = tmp_path / "run.jsonl"
+    write_step(file, np.random.default_rng(0), 0.02, steps=(3, 5, 4, 9))
+    assert run(file, "--json", "--processes", 2).stdout == run(file, "--json").stdout
 
 
 def test_files_in_order_where_nothing_has_a_step(tmp_path):

@@ -1,23 +1,30 @@
 """What each correction would do to a log, and which thresholds keep its effective sample size.
 
-Everything is a function of two things that stream and merge: moments over sequences for each rule (exact,
+Everything is a function of two things that stream and merge: moments over sequences for each rule (exact sums,
 with standard errors clustered by sequence), and histograms of the log ratios, 256 bins to a power of two, for
-the search of thresholds. Both are kept by length class, a power of two. Formulas: docs/Advice.md.
+the search of thresholds. Both are kept by length class, a power of two, and depend neither on how the log was cut
+nor on the order of its parts. Formulas: docs/Advice.md.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ._errors import InvalidArgumentError
+from ._exact import ExactSums
 from ._mismatch import Log, mismatch_sequences
 from .certificate.sums import packed
+from .parts import Part
+
+if TYPE_CHECKING:
+    from .logs import LogBatch
 
 Column = NDArray[np.float64]
 
@@ -103,22 +110,41 @@ RULES = (
 _UNITS, _RATIO, _RATIO2, _WEIGHT, _WEIGHT2, _GAP, _MODIFIED, _ZEROED, _CLAMPED = range(9)
 
 
+# The products of two of them that a standard error takes.
+_PRODUCTS = (
+    *((each, each) for each in (_UNITS, _RATIO, _RATIO2, _WEIGHT, _WEIGHT2, _GAP, _MODIFIED, _ZEROED)),
+    *((_UNITS, each) for each in (_RATIO, _RATIO2, _WEIGHT, _WEIGHT2, _GAP, _MODIFIED, _ZEROED)),
+    (_RATIO, _RATIO2), (_WEIGHT, _WEIGHT2),
+)
+
+
 class _Moments:
     """The sums of vectors, one a sequence, and of their products."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.total, self.products = np.zeros(9), np.zeros((9, 9))
+        self.sums = ExactSums(9 + len(_PRODUCTS))
 
     def add(self, vectors: NDArray[np.float64]) -> None:
         self.count += len(vectors)
-        self.total += vectors.sum(0)
-        self.products += vectors.T @ vectors
+        one, other = np.transpose(_PRODUCTS)
+        self.sums.add(np.concatenate([vectors, vectors[:, one] * vectors[:, other]], 1))
 
     def merge(self, other: _Moments) -> None:
         self.count += other.count
-        self.total += other.total
-        self.products += other.products
+        self.sums.merge(other.sums)
+
+    @property
+    def total(self) -> Column:
+        return self.sums.values()[:9]
+
+    @property
+    def products(self) -> NDArray[np.float64]:
+        """[9 x 9], 0 where no error takes it."""
+        out = np.zeros((9, 9))
+        for (one, other), value in zip(_PRODUCTS, self.sums.values()[9:], strict=True):
+            out[one, other] = out[other, one] = value
+        return out
 
     def estimate(self, value: float, gradient: dict[int, float]) -> tuple[float, float]:
         """A smooth function of the sums, of degree 0, and its error clustered by sequence (delta method)."""
@@ -132,11 +158,12 @@ class _Moments:
         return value, math.sqrt(max(square, 0.0))
 
     def mean(self, index: int, over: int = _UNITS) -> tuple[float, float]:
-        above, below = self.total[index], self.total[over]
+        total = self.total
+        above, below = total[index], total[over]
         return self.estimate(above / below, {index: 1 / below, over: -above / below**2})
 
     def ess(self, weight: int, square: int) -> tuple[float, float]:
-        w, w2, n = self.total[weight], self.total[square], self.total[_UNITS]
+        w, w2, n = self.total[[weight, square, _UNITS]]
         if w2 == 0:
             return 0.0, 0.0
         value = w * w / (n * w2)
@@ -201,33 +228,65 @@ class _Class:
         self.rules = {rule.name: _Moments() for rule in RULES}
         self.by_token, self.by_sequence, self.by_mean = Histogram(), Histogram(), Histogram()
         # Of n, S: sums of S, n², S², n S, for the variance of S a token.
-        self.spread = np.zeros(4)
+        self.spread = ExactSums(4)
 
     def merge(self, other: _Class) -> None:
         self.sequences += other.sequences
         self.tokens += other.tokens
-        self.spread += other.spread
+        self.spread.merge(other.spread)
         for name, moments in self.rules.items():
             moments.merge(other.rules[name])
-        for mine, theirs in ((self.by_token, other.by_token), (self.by_sequence, other.by_sequence),
-                             (self.by_mean, other.by_mean)):
+        for mine, theirs in zip(self._histograms, other._histograms, strict=True):
             mine.merge(theirs)
+
+    def to_blobs(self) -> list[bytes]:
+        """The state: one for the sums, two for each histogram."""
+        sums = {"sequences": self.sequences, "tokens": self.tokens, "spread": self.spread.to_list(),
+                "rules": {name: [of.count, of.sums.to_list()] for name, of in self.rules.items()}}
+        return [json.dumps(sums).encode(), *(each.astype("<i8").tobytes() for of in self._histograms
+                                             for each in (of.keys, of.counts))]
+
+    @classmethod
+    def from_blobs(cls, blobs: list[bytes]) -> _Class:
+        out, sums = cls(), json.loads(blobs[0])
+        out.sequences, out.tokens = sums["sequences"], sums["tokens"]
+        out.spread = ExactSums.from_list(sums["spread"])
+        for name, (count, texts) in sums["rules"].items():
+            out.rules[name].count, out.rules[name].sums = count, ExactSums.from_list(texts)
+        for index, of in enumerate(out._histograms):
+            of.keys, of.counts = (np.frombuffer(blob, "<i8") for blob in blobs[2 * index + 1 : 2 * index + 3])
+        return out
+
+    @property
+    def _histograms(self) -> tuple[Histogram, ...]:
+        return self.by_token, self.by_sequence, self.by_mean
 
     @property
     def variance_per_token(self) -> float:
         """sum (S - n mean d)² / sum n: what S of a sequence varies by, a token of it."""
         if self.sequences < 2:
             return math.nan
-        total, n2, s2, ns = self.spread
+        total, n2, s2, ns = self.spread.values()
         mean = total / self.tokens
         return max(float(s2 - 2 * mean * ns + mean * mean * n2), 0.0) / self.tokens
 
 
-class CorrectionHistograms:
-    """What the advice rests on: streamed, mergeable, of a size that does not grow with the log."""
+class CorrectionHistograms(Part):
+    """What the advice rests on: streamed, mergeable, of a size that does not grow with the log.
 
-    def __init__(self) -> None:
+    Args:
+        label, exclude_non_finite: as in `Part`; the latter for `add_batch`.
+    """
+
+    MAGIC = b"LSADVICE"
+
+    def __init__(self, label: str = "", *, exclude_non_finite: bool = False) -> None:
+        super().__init__(label, exclude_non_finite=exclude_non_finite)
         self._classes: dict[int, _Class] = {}
+
+    def add_batch(self, batch: LogBatch, *, threads: int = 0) -> None:
+        self.add(batch.trainer, batch.rollout, batch.mask, batch.offsets, non_finite=self.non_finite,
+                 threads=threads)
 
     def add(self, trainer: Any, rollout: Any, mask: Any = None, offsets: Any = None, *,
             non_finite: str = "strict", threads: int = 0) -> CorrectionHistograms:
@@ -269,13 +328,21 @@ class CorrectionHistograms:
             into.by_sequence.add(known.total[here])
             into.by_mean.add(known.mean[here])
             s, m = known.total[here], n[here]
-            into.spread += s.sum(), m @ m, s @ s, m @ s
+            into.spread.add(np.stack([s, m * m, s * s, m * s], 1))
 
-    def merge(self, other: CorrectionHistograms) -> CorrectionHistograms:
-        """Adds what another has seen. Returns itself."""
+    def merge(self, other: CorrectionHistograms) -> None:
+        super().merge(other)
         for each, theirs in other._classes.items():
             self._classes.setdefault(each, _Class()).merge(theirs)
-        return self
+
+    def _save(self) -> tuple[dict[str, Any], list[bytes]]:
+        classes = [(each, self._classes[each]) for each in sorted(self._classes)]
+        return {"classes": [each for each, _ in classes]}, [blob for _, of in classes for blob in of.to_blobs()]
+
+    def _load(self, about: dict[str, Any], blobs: list[bytes]) -> None:
+        size = len(blobs) // max(len(about["classes"]), 1)
+        for index, each in enumerate(about["classes"]):
+            self._classes[each] = _Class.from_blobs(blobs[index * size : (index + 1) * size])
 
     def whole(self) -> _Class:
         """All length classes as one."""

@@ -15,28 +15,24 @@ is the same bytes. So it can be read by several processes (`lockstep.parallel`) 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import struct
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ._accumulator import MismatchAccumulator
-from ._errors import BadDataError, UnsupportedError
 from ._mismatch import Mismatch
-from .logs import LogBatch, LogError, LogFile, LogStream
+from .logs import LogBatch, LogStream
 from .logs.identity import identity
+from .parts import Part
 
 #: About so many tokens are kept to be shown one by one: those of the sequences with the smallest hashes.
 SAMPLE_TOKENS = 50_000
 #: Of one sequence, at most so many.
 SAMPLE_TOKENS_OF_ONE = 5_000
 
-_MAGIC, _VERSION = b"LSSURVEY", 1
 _SAMPLE = 4  # kind of an identity: the order in which sequences are sampled
 
 
@@ -51,69 +47,110 @@ class Place:
     environment: str
 
 
-class Survey:
+class StepSums(Part):
+    """The statistics of each training step, in some kilobytes each: what the early warning needs of a log.
+
+    Args:
+        label, exclude_non_finite: as in `Part`.
+        step: the step of sequences whose log does not say; -1: they are left out.
+        always: it is the step of all, whatever the log says.
+    """
+
+    MAGIC = b"LSSTEPS1"
+
+    def __init__(self, label: str = "", *, exclude_non_finite: bool = False, step: int = -1,
+                 always: bool = False) -> None:
+        super().__init__(label, exclude_non_finite=exclude_non_finite)
+        self._step, self._always = step, always
+        self._sums: dict[int, bytes] = {}  # saved summaries: a handle takes more
+
+    def add_batch(self, batch: LogBatch, *, threads: int = 0) -> None:
+        default = np.full_like(batch.steps, self._step)
+        for step, part in _by_step(batch, default if self._always else np.where(batch.steps < 0, default, batch.steps)):
+            if step >= 0:
+                sums = MismatchAccumulator(summary=True)
+                sums.update(part.trainer, part.rollout, part.mask, part.offsets, ids=part.ids,
+                            non_finite=self.non_finite, threads=threads)
+                self.add_step(step, sums)
+
+    def add_step(self, step: int, sums: MismatchAccumulator) -> None:
+        """Adds what some sequences of a step came to."""
+        known = self._sums.get(step)
+        total = MismatchAccumulator(summary=True) if known is None else MismatchAccumulator.from_bytes(known)
+        total.merge(sums)
+        self._sums[step] = total.to_bytes()
+
+    def merge(self, other: StepSums) -> None:
+        super().merge(other)
+        self.merge_steps(other)
+
+    def merge_steps(self, other: StepSums) -> None:
+        """Adds the steps of another log."""
+        for step, sums in other._sums.items():
+            self.add_step(step, MismatchAccumulator.from_bytes(sums))
+
+    def reports(self) -> list[tuple[int, Mismatch]]:
+        """(step, its statistics), ascending."""
+        return [(step, MismatchAccumulator.from_bytes(self._sums[step]).report()) for step in sorted(self._sums)]
+
+    def _save(self) -> tuple[dict[str, Any], list[bytes]]:
+        steps = sorted(self._sums)
+        return {"step": self._step, "always": self._always, "steps": steps}, [self._sums[step] for step in steps]
+
+    def _load(self, about: dict[str, Any], blobs: list[bytes]) -> None:
+        self._step, self._always = about["step"], about["always"]
+        self._sums = dict(zip(about["steps"], blobs, strict=True))
+
+
+def _by_step(batch: LogBatch, steps: NDArray[np.int64]) -> Iterator[tuple[int, LogBatch]]:
+    """The sequences of each step, ascending."""
+    known = np.unique(steps)
+    for step in known.tolist():
+        yield step, batch.take(steps == step) if len(known) > 1 else batch
+
+
+class Survey(Part):
     """What was seen of a log so far.
 
     Args:
-        label: what the log is called in tables and pictures.
-        exclude_non_finite: drop and count tokens whose log-prob is NaN or infinite, instead of raising.
+        label, exclude_non_finite: as in `Part`.
         exact_quantiles: keep every log ratio that is not 0, 8 bytes a token, for exact quantiles; without it
             they are within 2⁻⁸ of their size.
     """
 
+    MAGIC = b"LSSURVEY"
+    TOKEN_IDS = True
+
     def __init__(self, label: str = "", *, exclude_non_finite: bool = False, exact_quantiles: bool = False):
-        self.label = label
-        self._exclude, self._exact = exclude_non_finite, exact_quantiles
+        super().__init__(label, exclude_non_finite=exclude_non_finite)
+        self._exact = exact_quantiles
         self.total = MismatchAccumulator(exact_quantiles=exact_quantiles)
         """The whole log."""
-        self._steps: dict[int, bytes] = {}  # saved summaries: some kilobytes each
-        self.files: dict[int, LogFile] = {}
-        """The files, by their index in the whole log."""
-        self.header: dict[str, Any] = {}
-        """What the log says of how it was made."""
+        self._steps = StepSums()
         self._sample = _Sample()
         self._places: dict[int, Place] = {}
         self._token_ids: dict[tuple[int, int], int] = {}
 
     # Taking in
 
-    def add(self, batch: LogBatch, *, threads: int = 0) -> None:
-        """Takes in some sequences of the log.
-
-        Raises:
-            NonFiniteError: a token that counts has a log-prob that is not finite; nothing was taken in.
-        """
-        parts = [(-1, batch)]
-        known = np.unique(batch.steps)
-        if len(known) > 1 or (len(known) == 1 and known[0] >= 0):
-            parts = [(int(step), batch.take(batch.steps == step) if len(known) > 1 else batch) for step in known]
+    def add_batch(self, batch: LogBatch, *, threads: int = 0) -> None:
         taken = []
-        for step, part in parts:
+        for step, part in _by_step(batch, batch.steps):
             sums = MismatchAccumulator(exact_quantiles=self._exact)
             sums.update(part.trainer, part.rollout, part.mask, part.offsets, ids=part.ids, threads=threads,
-                        non_finite="exclude" if self._exclude else "strict")
+                        non_finite=self.non_finite)
             taken.append((step, sums))
         for step, sums in taken:
             self.total.merge(sums)
             if step >= 0:
-                self._merge_step(step, sums)
+                self._steps.add_step(step, sums)
         self._sample.add(batch)
         self._locate(batch)
 
-    def finish(self, log: LogStream) -> None:
-        """Takes over what the reader knows once it has read everything: files and header."""
-        self.files.update(zip(log.places, log.files, strict=True))
-        self.header.update(log.header)
-
     def merge(self, other: Survey) -> None:
-        """Adds what another part of the same log gave. `other` stays as it is."""
+        super().merge(other)
         self.total.merge(other.total)
-        for step, sums in other._steps.items():
-            self._merge_step(step, MismatchAccumulator.from_bytes(sums))
-        for index, file in other.files.items():
-            self.files[index] = _joined(self.files[index], file) if index in self.files else file
-        for name, value in other.header.items():
-            self.header[name] = value if self.header.get(name, value) == value else "mixed"
+        self._steps.merge_steps(other._steps)
         self._sample.merge(other._sample)
         self._places.update(other._places)
         self._token_ids.update(other._token_ids)
@@ -128,7 +165,7 @@ class Survey:
 
     def by_step(self) -> list[tuple[int, Mismatch]]:
         """The statistics of each training step, in order; empty where the log does not say which."""
-        return [(step, MismatchAccumulator.from_bytes(self._steps[step]).report()) for step in sorted(self._steps)]
+        return self._steps.reports()
 
     def sample(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(rollout, trainer) log-probs of some tokens that count, to be shown one by one."""
@@ -142,21 +179,6 @@ class Survey:
         """The id of one of the worst tokens; None where the log has none."""
         return self._token_ids.get((int(sequence), int(position)))
 
-    @property
-    def sequences(self) -> int:
-        """Sequences read, also those without a token that counts."""
-        return sum(file.sequences for file in self.files.values())
-
-    @property
-    def skipped_lines(self) -> int:
-        return sum(file.skipped_lines for file in self.files.values())
-
-    def _merge_step(self, step: int, sums: MismatchAccumulator) -> None:
-        known = self._steps.get(step)
-        total = MismatchAccumulator(summary=True) if known is None else MismatchAccumulator.from_bytes(known)
-        total.merge(sums)
-        self._steps[step] = total.to_bytes()
-
     # The worst
 
     def _locate(self, batch: LogBatch) -> None:
@@ -166,7 +188,8 @@ class Survey:
         for index in np.flatnonzero(np.isin(batch.ids, wanted)).tolist():
             sequence = int(batch.ids[index])
             name = batch.environments[batch.environment_of[index]] if batch.environments else ""
-            self._places[sequence] = Place(int(batch.file_of[index]), int(batch.lines[index]), name)
+            if batch.file_of[index] >= 0:
+                self._places[sequence] = Place(int(batch.file_of[index]), int(batch.lines[index]), name)
             if batch.token_ids is None:
                 continue
             for position in tokens["position"][tokens["id"] == batch.ids[index]].tolist():
@@ -182,55 +205,22 @@ class Survey:
 
     # Bytes
 
-    def to_bytes(self) -> bytes:
-        """The survey as bytes, for other processes and machines. Equal surveys are equal bytes."""
-        blobs = [self.total.to_bytes(), *(self._steps[step] for step in sorted(self._steps)),
-                 *self._sample.to_arrays()]
-        about = json.dumps({
-            "label": self.label, "exclude": self._exclude, "exact": self._exact, "steps": sorted(self._steps),
-            "files": {str(index): asdict(self.files[index]) for index in sorted(self.files)},
-            "header": {name: self.header[name] for name in sorted(self.header)},
+    def _save(self) -> tuple[dict[str, Any], list[bytes]]:
+        steps, blobs = self._steps._save()
+        return {
+            "exact": self._exact, **steps,
             "places": [[each, *asdict(self._places[each]).values()] for each in sorted(self._places)],
             "token_ids": [[*pair, self._token_ids[pair]] for pair in sorted(self._token_ids)],
-            "sizes": [len(blob) for blob in blobs],
-        }).encode()
-        body = b"".join([struct.pack("<IQ", _VERSION, len(about)), about, *blobs])
-        return _MAGIC + hashlib.sha256(body).digest() + body
+        }, [self.total.to_bytes(), *blobs, *self._sample.to_arrays()]
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Survey:
-        """The survey that `to_bytes` gave.
-
-        Raises:
-            BadDataError: the bytes are damaged or cut off. UnsupportedError: they are of a newer version.
-        """
-        head = len(_MAGIC) + 32
-        body = memoryview(data)[head:]
-        if data[: len(_MAGIC)] != _MAGIC or len(body) < 12:
-            raise BadDataError("survey: these are not the bytes of a survey")
-        version, size = struct.unpack_from("<IQ", body)
-        if version > _VERSION:
-            raise UnsupportedError(
-                f"survey: written by a newer version (format {version}, this one reads {_VERSION}); update lockstep")
-        if hashlib.sha256(body).digest() != data[len(_MAGIC): head]:
-            raise BadDataError("survey: the bytes are damaged or cut off; make it again from the log")
-        about = json.loads(bytes(body[12: 12 + size]))
-        blobs, at = [], 12 + size
-        for length in about["sizes"]:
-            blobs.append(bytes(body[at: at + length]))
-            at += length
-        out = cls(about["label"], exclude_non_finite=about["exclude"], exact_quantiles=about["exact"])
-        out.total = MismatchAccumulator.from_bytes(blobs[0])
-        out._steps = dict(zip(about["steps"], blobs[1:], strict=False))
-        out._sample = _Sample.from_arrays(blobs[1 + len(out._steps):])
-        out.files = {int(index): LogFile(**file) for index, file in about["files"].items()}
-        out.header = about["header"]
-        out._places = {each: Place(*place) for each, *place in about["places"]}
-        out._token_ids = {(sequence, position): token for sequence, position, token in about["token_ids"]}
-        return out
-
-    def __reduce__(self):
-        return Survey.from_bytes, (self.to_bytes(),)
+    def _load(self, about: dict[str, Any], blobs: list[bytes]) -> None:
+        self._exact = about["exact"]
+        steps = len(about["steps"])
+        self.total = MismatchAccumulator.from_bytes(blobs[0])
+        self._steps._load(about, blobs[1 : 1 + steps])
+        self._sample = _Sample.from_arrays(blobs[1 + steps :])
+        self._places = {each: Place(*place) for each, *place in about["places"]}
+        self._token_ids = {(sequence, position): token for sequence, position, token in about["token_ids"]}
 
 
 def survey(log: LogStream | Iterable[LogBatch], *, label: str | None = None, exclude_non_finite: bool = False,
@@ -247,24 +237,8 @@ def survey(log: LogStream | Iterable[LogBatch], *, label: str | None = None, exc
         LogError: a sequence cannot be read.
         NonFiniteError: a token that counts has a log-prob that is not finite.
     """
-    out = Survey(label if label is not None else getattr(log, "label", ""),
-                 exclude_non_finite=exclude_non_finite, exact_quantiles=exact_quantiles)
-    for batch in log:
-        if len(getattr(log, "sides", ())) == 1:
-            raise LogError(f"has the log-probs of the {log.sides[0]} only, and nothing to compare them with: give the"
-                           " other engine's log of the same sequences too (lockstep convert --trainer joins them)",
-                           log.files[0].path)
-        out.add(batch, threads=threads)
-    if hasattr(log, "places"):
-        out.finish(log)
-    return out
-
-
-def _joined(a: LogFile, b: LogFile) -> LogFile:
-    """One file of which two parts were read: every line by one of them."""
-    first = min((each for each in (a.first_skipped, b.first_skipped) if each), default="")
-    return replace(a, sequences=a.sequences + b.sequences, skipped_lines=a.skipped_lines + b.skipped_lines,
-                   first_skipped=first)
+    return Survey(label or "", exclude_non_finite=exclude_non_finite, exact_quantiles=exact_quantiles).read(
+        log, threads=threads)
 
 
 class _Sample:

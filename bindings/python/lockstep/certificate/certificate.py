@@ -177,7 +177,8 @@ def decide(sums: SequenceSums, *, band: str = "mlperf", require: Sequence[str] =
            baseline: SequenceSums | None = None, margin: float = 0.1,
            inputs: Sequence[Mapping[str, Any]] = (), note: str = "",
            options: Mapping[str, Any] | None = None) -> Certificate:
-    """`certify` for a log that was streamed into `SequenceSums`. Arguments and errors as there."""
+    """`certify` for a log that was streamed into `SequenceSums`. Arguments and errors as there; `inputs` are the
+    files that were read, unless others are given."""
     if not 0.5 < confidence < 1:
         raise InvalidArgumentError(f"confidence: {confidence:g} is not between 0.5 and 1")
     if not 0 <= margin < math.inf:
@@ -185,6 +186,7 @@ def decide(sums: SequenceSums, *, band: str = "mlperf", require: Sequence[str] =
     wanted = _band(band, require)
     if baseline is not None:
         same_tokens(sums, baseline)
+    logs = {"log": sums} | ({} if baseline is None else {"baseline": baseline})
     # To pass, all requirements must: each is tested at alpha (an intersection-union test). To fail takes one:
     # alpha is shared out among all.
     alpha = 1 - confidence
@@ -200,8 +202,14 @@ def decide(sums: SequenceSums, *, band: str = "mlperf", require: Sequence[str] =
         outcome=_overall([each.outcome for each in (*findings, *comparison)]), band=wanted,
         confidence=confidence, findings=findings, comparison=comparison, margin=margin, baseline=of_baseline,
         tokens=sums.tokens, sequences=sums.sequences, left_out_tokens=sums.tokens_read - sums.tokens,
-        empty_sequences=sums.sequences_read - sums.sequences, inputs=tuple(inputs), options=options,
-        note=note)
+        empty_sequences=sums.sequences_read - sums.sequences, options=options, note=note,
+        inputs=tuple(inputs) or tuple(_input(role, of) for role, of in logs.items() if of.files))
+
+
+def _input(role: str, sums: SequenceSums) -> dict[str, Any]:
+    """Where a log came from, and what it says of how it was made."""
+    return {"role": role, "label": sums.label, "files": [asdict(sums.files[index]) for index in sorted(sums.files)],
+            "recipe": sums.header or None}
 
 
 def _band(name: str, require: Sequence[str]) -> Band:
@@ -245,12 +253,9 @@ def _of_this_log(wanted: Requirement, value: float, sums: SequenceSums) -> Findi
     holds = wanted.holds(value)
     reason = "of the tokens of this log"
     if wanted.statistic == "share_differing":
-        if sums.first_difference is not None:
-            sequence, position = sums.first_difference
-            reason = (f"{round(value * sums.tokens):,} of {sums.tokens:,} tokens differ, the first in sequence"
-                      f" {sequence} at position {position} (from 0)")
-        else:
-            reason = f"all {sums.tokens:,} tokens of this log are equal"
+        reason = f"all {sums.tokens:,} tokens of this log are equal"
+        if value:
+            reason = f"{round(value * sums.tokens):,} of {sums.tokens:,} tokens differ{sums.first_difference_told}"
     return Finding(wanted, value, 0.0, value, value, "pass" if holds else "fail", reason)
 
 

@@ -2,8 +2,8 @@
 
 Sequences are the independent draws, tokens of one sequence are not. A statistic here is a smooth function
 of sums over sequences; `influence` gives what each sequence adds to its first-order error, from which
-`bounds` takes standard error and skewness. Sums are exact (`math.fsum`), so the order in which sequences
-arrive, and how the log was cut, change nothing.
+`bounds` takes standard error and skewness. Sums are exact (`math.fsum`) and sequences are put into the order of
+the log, so the order in which they arrive, and how the log was cut, change nothing.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import _mismatch
 from .._errors import InvalidArgumentError
+from ..parts import Part
+
+if TYPE_CHECKING:
+    from ..logs import LogBatch
 
 Column = NDArray[np.float64]
 
@@ -26,46 +30,92 @@ Column = NDArray[np.float64]
 _BANDS = {"mlperf": (0.999, 1.002), "1pct": (0.99, 1.01), "5pct": (0.95, 1.05), "10pct": (0.9, 1.1)}
 _COLUMNS = ("tokens", "log_ratio", "magnitude", "k3", "exp_magnitude", "square", "ratio", "ratio_square",
             "probability_gap", "differing", *(f"outside_{band}" for band in _BANDS), "largest")
+# Where a sequence stands: its file and line; file -1 and its id, or its number, where it is of no file.
+_PLACE = {"file": np.dtype("<i8"), "line": np.dtype("<u8")}
 
 # Tokens handled at once: their float64 copies take 8 MB each.
 _CHUNK = 1 << 20
 
 
-class SequenceSums:
-    """Sums over the tokens of each sequence that has a token that counts: 120 bytes a sequence."""
+class SequenceSums(Part):
+    """Sums over the tokens of each sequence that has a token that counts: 136 bytes a sequence.
 
-    def __init__(self) -> None:
-        self._parts: list[dict[str, Column]] = []
+    Args:
+        label, exclude_non_finite: as in `Part`; the latter for `add_batch`.
+    """
+
+    MAGIC = b"LSSEQSUM"
+
+    def __init__(self, label: str = "", *, exclude_non_finite: bool = False) -> None:
+        super().__init__(label, exclude_non_finite=exclude_non_finite)
+        self._parts: list[dict[str, NDArray]] = []
         self.sequences_read = 0
         self.tokens_read = 0
-        #: Where the first token is whose two log-probs differ: (sequence, position), both from 0.
-        self.first_difference: tuple[int, int] | None = None
+        #: Where the first token is whose two log-probs differ: (file, line) as in `columns`, position from 0.
+        self.first_difference: tuple[int, int, int] | None = None
+
+    def add_batch(self, batch: LogBatch, *, threads: int = 0) -> None:
+        self.add(batch.trainer, batch.rollout, batch.mask, batch.offsets, non_finite=self.non_finite, threads=threads,
+                 places=(batch.file_of, np.where(batch.file_of < 0, batch.ids, batch.lines.astype(np.uint64))))
 
     def add(self, trainer: Any, rollout: Any, mask: Any = None, offsets: Any = None, *,
-            non_finite: str = "strict", threads: int = 0) -> SequenceSums:
-        """Adds whole sequences, laid out as in `lockstep.mismatch`. Returns itself."""
+            non_finite: str = "strict", threads: int = 0, places: tuple[Any, Any] | None = None) -> SequenceSums:
+        """Adds whole sequences, laid out as in `lockstep.mismatch`. Returns itself.
+
+        Args:
+            places: (file, line) of each sequence, as in `columns`; by default sequences are numbered as they come,
+                which depends on the cut: give them where sums will be merged.
+        """
         rows = _mismatch.mismatch_sequences(trainer, rollout, mask, offsets, non_finite=non_finite,
                                             threads=threads)
         trainer, rollout, counted, starts = packed(trainer, rollout, mask, offsets)
+        if places is None:
+            places = np.full(len(rows), -1), self.sequences_read + np.arange(len(rows))
+        where = {name: np.asarray(place, dtype) for (name, dtype), place in zip(_PLACE.items(), places, strict=True)}
         extra = {name: np.zeros(len(rows)) for name in _COLUMNS if name not in rows.dtype.names}
         first = 0
         while first < len(rows):  # as many whole sequences as make up a chunk
             last = max(first + 1, int(np.searchsorted(starts, starts[first] + _CHUNK, "right")) - 1)
-            self._measure(extra, first, last, trainer, rollout, counted, starts)
+            self._measure(extra, first, last, trainer, rollout, counted, starts, where)
             first = last
         exists = rows["tokens"] > 0
         tokens = rows["tokens"].astype(np.float64)
         part = extra | {"tokens": tokens, "log_ratio": rows["log_ratio"],
                         "magnitude": rows["mean_abs_log_ratio"] * tokens, "k3": rows["k3"] * tokens,
-                        "exp_magnitude": rows["mean_exp_abs"] * tokens, "largest": rows["max_abs_log_ratio"]}
-        self._parts.append({name: np.ascontiguousarray(part[name][exists]) for name in _COLUMNS})
+                        "exp_magnitude": rows["mean_exp_abs"] * tokens, "largest": rows["max_abs_log_ratio"]} | where
+        self._parts.append({name: np.ascontiguousarray(part[name][exists]) for name in (*_COLUMNS, *_PLACE)})
         self.sequences_read += len(rows)
         self.tokens_read += int(starts[-1] - starts[0])
         self.__dict__.pop("columns", None)
         return self
 
+    def merge(self, other: SequenceSums) -> None:
+        super().merge(other)
+        self._parts += other._parts
+        self.sequences_read += other.sequences_read
+        self.tokens_read += other.tokens_read
+        self._differs(other.first_difference)
+        self.__dict__.pop("columns", None)
+
+    def _differs(self, at: tuple[int, int, int] | None) -> None:
+        """Takes over a difference before the first one. Of one line, that which comes first."""
+        if at is not None and (self.first_difference is None or at[:2] < self.first_difference[:2]):
+            self.first_difference = at
+
+    def _save(self) -> tuple[dict[str, Any], list[bytes]]:
+        return {
+            "sequences_read": self.sequences_read, "tokens_read": self.tokens_read,
+            "first_difference": self.first_difference,
+        }, [self.columns[name].astype(_PLACE.get(name, "<f8")).tobytes() for name in (*_COLUMNS, *_PLACE)]
+
+    def _load(self, about: dict[str, Any], blobs: list[bytes]) -> None:
+        self.sequences_read, self.tokens_read = about["sequences_read"], about["tokens_read"]
+        self.first_difference = about["first_difference"] and tuple(about["first_difference"])
+        self._parts = [{name: np.frombuffer(blob, _PLACE.get(name, "<f8"))
+                        for name, blob in zip((*_COLUMNS, *_PLACE), blobs, strict=True)}]
+
     def _measure(self, out: dict[str, Column], first: int, last: int, trainer: NDArray, rollout: NDArray,
-                 counted: NDArray | None, starts: NDArray) -> None:
+                 counted: NDArray | None, starts: NDArray, where: dict[str, NDArray]) -> None:
         """The columns of sequences [first, last) that the core does not give."""
         begin, end = int(starts[first]), int(starts[last])
         a, b = (column[begin:end].astype(np.float64) for column in (trainer, rollout))
@@ -90,10 +140,12 @@ class SequenceSums:
         out["differing"][rows] = total(differing)
         for band, (low, high) in _BANDS.items():
             out[f"outside_{band}"][rows] = total((d < math.log(low)) | (d > math.log(high)))
-        if self.first_difference is None and differing.any():
-            at = int(np.flatnonzero(keep)[np.argmax(differing)]) + begin
-            sequence = int(np.searchsorted(starts, at, "right")) - 1
-            self.first_difference = self.sequences_read + sequence, at - int(starts[sequence])
+        found = np.flatnonzero(out["differing"][rows]) + first
+        if found.size:
+            sequence = int(found[np.lexsort([where[name][found] for name in reversed(_PLACE)])[0]])
+            own = np.flatnonzero(keep)[(owner == sequence - first) & differing]
+            self._differs((int(where["file"][sequence]), int(where["line"][sequence]),
+                           int(own[0]) + begin - int(starts[sequence])))
 
     def take(self, rows: NDArray[np.int64]) -> SequenceSums:
         """The sums of some of the sequences, by their indices among those that count; for resampling."""
@@ -103,12 +155,24 @@ class SequenceSums:
         return taken
 
     @cached_property
-    def columns(self) -> dict[str, Column]:
-        """Each sum, one value a sequence."""
-        joined = {name: np.concatenate([part[name] for part in self._parts]) if self._parts else np.zeros(0)
-                  for name in _COLUMNS}
-        self._parts = [joined]
-        return joined
+    def columns(self) -> dict[str, NDArray]:
+        """Each sum, one value a sequence, in the order of the log; and "file" and "line", where it stands: file -1
+        and the id, or the number, of a sequence that is of no file."""
+        joined = {name: np.concatenate([part[name] for part in self._parts]) if self._parts
+                  else np.zeros(0, _PLACE.get(name, np.float64)) for name in (*_COLUMNS, *_PLACE)}
+        order = np.lexsort([joined[name] for name in reversed(_PLACE)])
+        self._parts = [{name: column[order] for name, column in joined.items()}]
+        return self._parts[0]
+
+    @property
+    def first_difference_told(self) -> str:
+        """Where the first token is whose two log-probs differ, as the end of a sentence."""
+        if self.first_difference is None:
+            return ""
+        file, line, position = self.first_difference
+        name = self.files[file].path if file in self.files else f"file {file}"
+        where = f"sequence {line}" if file < 0 else f"{name}, line {line},"
+        return f", the first in {where} at position {position} (from 0)"
 
     def __getitem__(self, name: str) -> Column:
         return self.columns[name]

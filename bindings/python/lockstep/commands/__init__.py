@@ -1,7 +1,8 @@
 """The commands of `lockstep`, with click: small, settled, and its help text is ours to write.
 
 One file a command. What a command computes is elsewhere; here are arguments, progress, output and exit
-status (0 success, 2 usage or bad input; what else a command exits with is in its help).
+status (0 success, 2 usage or bad input, 70 an error in Lockstep itself; what else a command exits with is in its
+help).
 """
 
 from __future__ import annotations

@@ -16,10 +16,9 @@ from rich.text import Text
 import lockstep
 
 from ..advice import Advice, CorrectionHistograms, Effect, advise_on
-from ..logs import find_files
 from ..report.rows import number, percent
 from ..report.terminal import WIDEST_PROSE, printable
-from .shared import ReadOptions, default_labels, progress, read_batches, read_options, told
+from .shared import ReadOptions, Work, default_labels, read_options, read_parts, told, work_options
 
 SCHEMA = "lockstep-advice/1"
 
@@ -37,9 +36,8 @@ LENGTHS = (1_024, 8_192, 65_536)
 @click.option("--json", "as_json", is_flag=True,
               help="Print one JSON document with every figure, not the tables.")
 @read_options
-@click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N",
-              help="Threads that compute; 0: one for each processor. The result does not depend on it.")
-def advise(files: tuple[Path, ...], ess: float, as_json: bool, threads: int, reading: ReadOptions) -> None:
+@work_options
+def advise(files: tuple[Path, ...], ess: float, as_json: bool, work: Work, reading: ReadOptions) -> None:
     """What would each correction do to rollout logs, and which thresholds keep enough effective samples?
 
     For every correction in use (truncated and masked importance weights, of tokens and of sequences, and
@@ -55,15 +53,13 @@ def advise(files: tuple[Path, ...], ess: float, as_json: bool, threads: int, rea
     Formulas: docs/Advice.md.
     """
     documents = []
-    non_finite = "exclude" if reading.exclude_non_finite else "strict"
-    for path, label in zip(files, default_labels(files), strict=True):
-        with told(), progress(sum(file.stat().st_size for file in find_files(path))) as advance:
-            log, histograms = reading.open(path, label, token_ids=False, advance=advance), CorrectionHistograms()
-            for batch in read_batches(log):
-                histograms.add(batch.trainer, batch.rollout, batch.mask, batch.offsets, non_finite=non_finite,
-                               threads=threads)
-            advice = advise_on(histograms, ess=ess)
-        files_read = [asdict(file) for file in log.files]
+    with told():
+        labels = default_labels(files)
+        logs = read_parts([(CorrectionHistograms(label, exclude_non_finite=reading.exclude_non_finite), [path])
+                           for path, label in zip(files, labels, strict=True)], reading, work)
+        found = [advise_on(histograms, ess=ess) for histograms in logs]
+    for label, histograms, advice in zip(labels, logs, found, strict=True):
+        files_read = [asdict(histograms.files[index]) for index in sorted(histograms.files)]
         documents.append({"label": label, "files": files_read} | advice.to_dict())
         if not as_json:
             _print(Console(highlight=False), label, advice, named=len(files) > 1)

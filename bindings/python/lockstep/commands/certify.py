@@ -7,7 +7,6 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -18,10 +17,11 @@ from rich.text import Text
 
 from ..certificate import BANDS, BETWEEN, STATISTICS, Certificate, Finding, SequenceSums, check, decide
 from ..logs import Log, LogError, find_files, join_logs
-from ..logs.join import Batches
 from ..report.rows import number
 from ..report.terminal import WIDEST_PROSE, printable
-from .shared import BadInput, ReadOptions, default_labels, read_batches, read_logs, read_options, told
+from .shared import (
+    BadInput, ReadOptions, Work, default_labels, hold_logs, read_options, read_parts, tell_skipped, told, work_options,
+)
 
 STATUS = {"pass": 0, "fail": 1, "not enough": 4}
 STYLES = {"pass": "bold green", "fail": "bold red", "not enough": "bold yellow"}
@@ -45,16 +45,16 @@ STYLES = {"pass": "bold green", "fail": "bold red", "not enough": "bold yellow"}
               metavar="PATH",
               help="Check a certificate: that it was not edited, and that the FILES given are its inputs.")
 @read_options
-@click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N",
-              help="Threads that compute; 0: one for each processor. The result does not depend on it.")
+@work_options
 @click.pass_context
 def certify(context: click.Context, files: tuple[Path, ...], band: str | None, require: tuple[str, ...],
             confidence: float, margin: float, out: Path | None, as_json: bool, note: str,
-            to_check: Path | None, threads: int, reading: ReadOptions) -> None:
+            to_check: Path | None, work: Work, reading: ReadOptions) -> None:
     """Does the mismatch in rollout log A meet a band? Pass, fail, or not enough tokens to say.
 
     With B, a log of the same tokens, such as one from before a change, A must also not be worse than B. Where
-    each has the log-probs of one engine alone, A the trainer's and B the rollout's, they are one log.
+    each has the log-probs of one engine alone, A the trainer's and B the rollout's, they are one log. Two logs are
+    read by one process.
 
     \b
     Bands:
@@ -84,17 +84,10 @@ def certify(context: click.Context, files: tuple[Path, ...], band: str | None, r
         with told():
             _check_path(out)
     with told():
-        non_finite = "exclude" if reading.exclude_non_finite else "strict"
-        logs, sums = _read(files, reading)
-        for log, into in zip(logs, sums, strict=True):
-            for batch in [log] if isinstance(log, Log) else read_batches(log):
-                into.add(batch.trainer, batch.rollout, batch.mask, batch.offsets, non_finite=non_finite,
-                         threads=threads)
+        sums = _read(files, reading, work)
         certificate = decide(
             sums[0], band=band or ("custom" if require else "mlperf"), require=require, confidence=confidence,
-            baseline=sums[1] if len(sums) == 2 else None, margin=margin, note=note,
-            inputs=[_input(role, log) for role, log in zip(("log", "baseline"), logs)],
-            options=asdict(reading))
+            baseline=sums[1] if len(sums) == 2 else None, margin=margin, note=note, options=asdict(reading))
         if out is not None:
             _write(out, certificate.to_json())
     if as_json:
@@ -104,11 +97,12 @@ def certify(context: click.Context, files: tuple[Path, ...], band: str | None, r
     context.exit(STATUS[certificate.outcome])
 
 
-def _read(files: tuple[Path, ...], reading: ReadOptions) -> tuple[list[Log | Batches], list[SequenceSums]]:
-    """One log to be streamed (of two files, if each has one engine's log-probs), or two of the same tokens."""
+def _read(files: tuple[Path, ...], reading: ReadOptions, work: Work) -> list[SequenceSums]:
+    """The sums of one log (of two files, if each has one engine's log-probs), or of two of the same tokens."""
     labels = default_labels(files)
+    sums = [SequenceSums(label, exclude_non_finite=reading.exclude_non_finite) for label in labels]
     if len(files) == 1:
-        return [reading.open(files[0], labels[0], token_ids=False)], [SequenceSums()]
+        return read_parts([(sums[0], files)], reading, work)
     readers = [reading.open(path, label, side=side) for path, label, side in
                zip(files, labels, ("trainer", "rollout"), strict=True)]
     for reader in readers:  # whose log-probs a log has is known from its first batch
@@ -119,16 +113,18 @@ def _read(files: tuple[Path, ...], reading: ReadOptions) -> tuple[list[Log | Bat
         if readers[0].sides == readers[1].sides:
             raise LogError(f"has the log-probs of the {readers[1].sides[0]}, as {labels[0]} has: give one log of"
                            " each engine", str(files[1]))
-        return [join_logs(*readers)], [SequenceSums()]
-    logs = read_logs(files, labels, reading, token_ids=True)
+        joined = join_logs(*readers)
+        found = [SequenceSums(joined.label, exclude_non_finite=reading.exclude_non_finite).read(
+            joined, threads=work.threads)]
+        tell_skipped(joined)
+        return found
+    logs = hold_logs(files, labels, reading, token_ids=True)
     _same_tokens(*logs)
-    return logs, [SequenceSums(), SequenceSums()]
-
-
-def _input(role: str, log: Log | Batches) -> dict[str, Any]:
-    """Where a log came from, and what it says of how it was made."""
-    return {"role": role, "label": log.label, "files": [asdict(file) for file in log.files],
-            "recipe": getattr(log, "header", None) or None}
+    for into, log in zip(sums, logs, strict=True):
+        into.add(log.trainer, log.rollout, log.mask, log.offsets, non_finite=into.non_finite, threads=work.threads,
+                 places=(log.file_of, log.lines))
+        into.finish(log)
+    return sums
 
 
 def _same_tokens(first: Log, second: Log) -> None:

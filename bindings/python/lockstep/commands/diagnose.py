@@ -12,7 +12,8 @@ from ..report.diagnosis import Diagnosis
 from ..report.machine import document
 from ..report.terminal import print_diagnosis, printable
 from ..report.verdict import judge
-from .shared import ReadOptions, default_labels, read_options, survey_logs, told
+from ..survey import Survey
+from .shared import ReadOptions, Work, default_labels, read_options, read_parts, told, work_options
 
 DEFAULT_REPORT = Path("lockstep-report.html")
 
@@ -30,16 +31,11 @@ DEFAULT_REPORT = Path("lockstep-report.html")
               help="Print one JSON document with every statistic, not the table.")
 @click.option("--all", "every", is_flag=True, help="Show every statistic in the table.")
 @read_options
-@click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N",
-              help="Threads that compute; 0: one for each processor. The result does not depend on it.")
-@click.option("--processes", type=click.IntRange(min=0), default=1, metavar="N", show_default=True,
-              help="Processes that read; 0: one for each processor. Worth it from some hundred MB of JSON on. The"
-                   " result does not depend on it.")
+@work_options
 @click.option("--exact-quantiles", is_flag=True,
               help="Quantiles to the last digit, for 8 bytes of memory a token; without, they are within 0.4 %.")
 def diagnose(files: tuple[Path, ...], labels: tuple[str, ...], report: Path | None, no_html: bool,
-             as_json: bool, every: bool, threads: int, processes: int, exact_quantiles: bool,
-             reading: ReadOptions) -> None:
+             as_json: bool, every: bool, exact_quantiles: bool, work: Work, reading: ReadOptions) -> None:
     """Measure the training-inference mismatch in rollout logs: is it harmful, why, and what to do.
 
     FILE is a log with both engines' log-probs: a prime-rl token export, or JSON lines, Parquet, Arrow or .npz
@@ -70,9 +66,9 @@ def diagnose(files: tuple[Path, ...], labels: tuple[str, ...], report: Path | No
         with told():
             page.check_path(report)
     with told():
-        diagnoses = [Diagnosis(found) for found in survey_logs(
-            files, labels or default_labels(files), reading, exact_quantiles=exact_quantiles, threads=threads,
-            processes=processes)]
+        diagnoses = [Diagnosis(found) for found in read_parts(
+            [(Survey(label, exclude_non_finite=reading.exclude_non_finite, exact_quantiles=exact_quantiles), [path])
+             for path, label in zip(files, labels or default_labels(files), strict=True)], reading, work)]
         verdicts = [judge(diagnosis) for diagnosis in diagnoses]
     if report is not None:  # before the table, which `| head` may cut short
         with told():

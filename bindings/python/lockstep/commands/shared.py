@@ -14,14 +14,16 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 import lockstep
 
-from ..logs import Log, LogBatch, LogError, LogFile, LogStream, find_files, gather, open_log
+from ..logs import Log, LogError, LogFile, LogStream, find_files, gather, open_log
 from ..logs.files import SUFFIXES
 from ..logs.formats import FORMATS
 from ..logs.join import Batches
 from ..logs.reader import ROLES
-from ..parallel import survey_files
+from ..parallel import P, read_logs
+from ..parts import Part
 from ..report.terminal import printable
-from ..survey import Survey, survey
+
+Gathered = Log | Batches | Part
 
 # Below this many bytes reading takes no time that a progress bar could tell of.
 LARGE = 32 << 20
@@ -68,16 +70,6 @@ class ReadOptions:
                         skip_bad=self.skip_bad, exclude_non_finite=self.exclude_non_finite,
                         token_ids=token_ids, mixed=self.mixed, advance=advance)
 
-    def survey(self, paths: Path | Sequence[Path], label: str, *, exact_quantiles: bool = False, threads: int = 0,
-               processes: int = 1, advance: Callable[[int], None] | None = None) -> Survey:
-        """Surveys a log with them; `advance` is for one process only."""
-        if processes == 1:
-            return survey(self.open(paths, label, advance=advance), exclude_non_finite=self.exclude_non_finite,
-                          exact_quantiles=exact_quantiles, threads=threads)
-        return survey_files(paths, processes=processes, label=label, exclude_non_finite=self.exclude_non_finite,
-                            exact_quantiles=exact_quantiles, format=self.format, columns=self.columns,
-                            skip_bad=self.skip_bad, mixed=self.mixed)
-
     @property
     def given(self) -> list[str]:
         """The options that change what is measured, by name, for the report."""
@@ -112,6 +104,30 @@ def read_options(command: Callable) -> Callable:
     return wrapped
 
 
+@dataclass(frozen=True)
+class Work:
+    """By how many a log is read: what `work_options` makes of its options."""
+
+    threads: int
+    processes: int
+
+
+def work_options(command: Callable) -> Callable:
+    """Adds the options by which every command that computes shares its work out, and passes them as `work`."""
+    def wrapped(*arguments, threads, processes, **options):
+        return command(*arguments, work=Work(threads, processes), **options)
+
+    functools.update_wrapper(wrapped, command)
+    wrapped = click.option(
+        "--processes", type=click.IntRange(min=0), default=1, metavar="N", show_default=True,
+        help="Processes that read; 0: one for each processor. Worth it from some hundred MB of JSON on. The result"
+             " does not depend on it.")(wrapped)
+    return click.option(
+        "--threads", type=click.IntRange(min=0), default=0, metavar="N",
+        help="Threads that compute, of one process; 0: one for each processor. The result does not depend on it.",
+    )(wrapped)
+
+
 def _columns(given: Sequence[str]) -> dict[str, str]:
     columns = {}
     for text in given:
@@ -123,9 +139,9 @@ def _columns(given: Sequence[str]) -> dict[str, str]:
     return columns
 
 
-def read_logs(paths: Sequence[Path], labels: Sequence[str], reading: ReadOptions,
+def hold_logs(paths: Sequence[Path], labels: Sequence[str], reading: ReadOptions,
               token_ids: bool) -> list[Log]:
-    """The logs, read one after the other, with what was left out told on stderr."""
+    """The logs, held in memory, with what was left out told on stderr."""
     groups = [find_files(path) for path in paths]
     logs = []
     with progress(sum(file.stat().st_size for group in groups for file in group)) as advance:
@@ -138,51 +154,40 @@ def read_logs(paths: Sequence[Path], labels: Sequence[str], reading: ReadOptions
     return logs
 
 
-def read_batches(log: Batches) -> Iterator[LogBatch]:
-    """The batches of a log of both engines' log-probs, in constant memory; what was left out is told on stderr."""
-    for batch in log:
-        if len(log.sides) == 1:
-            raise LogError(f"has the log-probs of the {log.sides[0]} only, and nothing to compare them with: give"
-                           " the other engine's log of the same sequences too", log.files[0].path)
-        yield batch
-    _refuse_empty(log, log.files[0].path if log.files else log.label)
-    tell_skipped(log)
+def read_parts(logs: Sequence[tuple[P, Sequence[Path]]], reading: ReadOptions, work: Work) -> list[P]:
+    """What is kept of some logs, each given as (empty part, paths); what was left out is told on stderr."""
+    sizes = [sum(file.stat().st_size for path in paths for file in find_files(path)) for _, paths in logs]
+    with progress(sum(sizes)) as advance:
+        done = None if advance is None else lambda _, parts: advance(sum(sizes) // parts)
+        how = {"advance": advance} if work.processes == 1 else {"done": done}
+        found = read_logs(logs, processes=work.processes, threads=work.threads, format=reading.format,
+                          columns=reading.columns, skip_bad=reading.skip_bad, mixed=reading.mixed, **how)
+    for part, (_, paths) in zip(found, logs, strict=True):
+        _refuse_empty(part, paths[0])
+    for part in found:
+        tell_skipped(part)
+    return found
 
 
-def survey_logs(paths: Sequence[Path], labels: Sequence[str], reading: ReadOptions, *, exact_quantiles: bool = False,
-                threads: int = 0, processes: int = 1) -> list[Survey]:
-    """The surveys of some logs, read one after the other, with what was left out told on stderr."""
-    groups = [find_files(path) for path in paths]
-    surveys = []
-    with progress(sum(file.stat().st_size for group in groups for file in group)) as advance:
-        for path, label in zip(paths, labels, strict=True):
-            found = reading.survey(path, label, exact_quantiles=exact_quantiles, threads=threads, processes=processes,
-                                   advance=advance)
-            _refuse_empty(found, path)
-            surveys.append(found)
-    for found in surveys:
-        tell_skipped(found)
-    return surveys
+def _files(log: Gathered) -> Iterable[LogFile]:
+    return log.files.values() if isinstance(log, Part) else log.files
 
 
-def _files(log: Log | Batches | Survey) -> Iterable[LogFile]:
-    return log.files.values() if isinstance(log, Survey) else log.files
-
-
-def _refuse_empty(log: Log | Batches | Survey, path: Path | str) -> None:
-    if log.sequences == 0:
+def _refuse_empty(log: Gathered, path: Path | str) -> None:
+    if not any(file.sequences for file in _files(log)):
         first = next((file.first_skipped for file in _files(log) if file.first_skipped), "")
         reason = f"; no line could be read, the first: {first}" if first else ""
         raise LogError("holds no sequence" + reason, str(path))
 
 
-def tell_skipped(log: Log | Batches | Survey) -> None:
+def tell_skipped(log: Gathered) -> None:
     """Says on stderr what was left out of a log."""
-    if log.skipped_lines:
+    skipped = sum(file.skipped_lines for file in _files(log))
+    if skipped:
         first = next(file.first_skipped for file in _files(log) if file.first_skipped)
-        lines = log.skipped_lines + log.sequences
-        click.echo(f"{printable(log.label)}: left out {log.skipped_lines:,} of {lines:,} lines; the"
-                   f" first: {printable(first)}", err=True)
+        lines = skipped + sum(file.sequences for file in _files(log))
+        click.echo(f"{printable(log.label)}: left out {skipped:,} of {lines:,} lines; the first:"
+                   f" {printable(first)}", err=True)
 
 
 @contextmanager

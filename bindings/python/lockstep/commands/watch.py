@@ -11,7 +11,6 @@ from itertools import groupby
 from pathlib import Path
 
 import click
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -19,11 +18,12 @@ from rich.text import Text
 
 import lockstep
 
-from ..logs import LogBatch, LogError, LogStream, find_files
+from ..logs import LogError, find_files
 from ..logs.files import step_of
 from ..report.rows import number
 from ..report.terminal import printable
-from .shared import ReadOptions, read_options, tell_skipped, told
+from ..survey import StepSums
+from .shared import ReadOptions, Work, read_options, read_parts, told, work_options
 
 SCHEMA = "lockstep-watch/1"
 ALARMED = 3
@@ -54,14 +54,13 @@ class Episode:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document with every step, not the table.")
 @click.option("--all", "every", is_flag=True, help="Show every step in the table, not only what changed.")
 @read_options
-@click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N",
-              help="Threads that compute; 0: one for each processor. The result does not depend on it.")
+@work_options
 def watch(files: tuple[Path, ...], false_alarms: float, learning_steps: int, resets: tuple[int, ...],
-          as_json: bool, every: bool, threads: int, reading: ReadOptions) -> None:
+          as_json: bool, every: bool, work: Work, reading: ReadOptions) -> None:
     """Tell from a run's log whether, since which step and in which statistic the mismatch left its own floor.
 
     FILE is the folder of a run, with one folder or file step_N a step; or such folders or files; or a log that
-    has the step of each sequence, sorted by it; else each FILE is a step. Formats are those of diagnose.
+    has the step of each sequence, in any order; else each FILE is a step. Formats are those of diagnose.
 
     \b
     A run, finished or going on:
@@ -77,7 +76,7 @@ def watch(files: tuple[Path, ...], false_alarms: float, learning_steps: int, res
     with told():
         monitor = lockstep.Monitor(false_alarms_per_1000=false_alarms, learning_steps=learning_steps)
         alarms, left = [], sorted(resets)
-        for step, mismatch in _measured(files, reading, threads):
+        for step, mismatch in _measured(files, reading, work):
             while left and left[0] <= step:
                 monitor.reset()
                 left.pop(0)
@@ -92,15 +91,16 @@ def watch(files: tuple[Path, ...], false_alarms: float, learning_steps: int, res
         sys.exit(ALARMED)
 
 
-def _measured(paths: Sequence[Path], reading: ReadOptions, threads: int) -> Iterator[tuple[int, lockstep.Mismatch]]:
-    """(step, mismatch) of every step, one step in memory at a time."""
-    for step, parts in _by_name(paths, reading) if any(map(_named, paths)) else _by_log(paths, reading):
-        trainer, rollout, mask = (np.concatenate([getattr(part, name) for part in parts])
-                                  for name in ("trainer", "rollout", "mask"))
-        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-        yield step, lockstep.mismatch(
-            trainer, rollout, mask, np.concatenate([[0], np.cumsum(lengths)]), threads=threads,
-            non_finite="exclude" if reading.exclude_non_finite else "strict")
+def _measured(paths: Sequence[Path], reading: ReadOptions, work: Work) -> list[tuple[int, lockstep.Mismatch]]:
+    """(step, mismatch) of every step, ascending; some kilobytes a step in memory."""
+    logs = _by_name(paths) if any(map(_named, paths)) else [
+        (StepSums(step=place), [path]) for place, path in enumerate(paths)]
+    for into, _ in logs:
+        into.exclude_non_finite = reading.exclude_non_finite
+    found = StepSums()
+    for part in read_parts(logs, reading, work):
+        found.merge_steps(part)
+    return found.reports()
 
 
 def _named(path: Path) -> bool:
@@ -108,8 +108,8 @@ def _named(path: Path) -> bool:
     return _step(path) is not None or (path.is_dir() and any(_step(child) is not None for child in path.iterdir()))
 
 
-def _by_name(paths: Sequence[Path], reading: ReadOptions) -> Iterator[tuple[int, list[LogBatch]]]:
-    """The batches of each step, ascending, the step being in the names of files or folders."""
+def _by_name(paths: Sequence[Path]) -> list[tuple[StepSums, list[Path]]]:
+    """The files of each step, ascending, the step being in the names of files or folders."""
     files: dict[int, list[Path]] = {}
     for path in paths:
         inside = [child for child in path.iterdir() if _step(child) is not None] if path.is_dir() else []
@@ -119,50 +119,7 @@ def _by_name(paths: Sequence[Path], reading: ReadOptions) -> Iterator[tuple[int,
                 raise LogError("has no step_N in its name, but others do: rename it, or give it on its own",
                                str(place))
             files.setdefault(step, []).extend(find_files(place))
-    for step in sorted(files):
-        yield step, _batches(reading.open(files[step], str(step), token_ids=False), files[step][0])
-
-
-def _by_log(paths: Sequence[Path], reading: ReadOptions) -> Iterator[tuple[int, list[LogBatch]]]:
-    """The batches of each step, the step being in the log; where it is not, each path is a step."""
-    parts: list[LogBatch] = []
-    current = None
-    for place, path in enumerate(paths):
-        log = reading.open(path, token_ids=False)
-        for batch in log:
-            _check_sides(log, path)
-            cuts = [0, *(np.flatnonzero(np.diff(batch.steps)) + 1), batch.sequences]
-            for first, last in zip(cuts, cuts[1:]):
-                step = int(batch.steps[first])
-                step = place if step < 0 else step
-                if current is not None and step < current:
-                    raise LogError(f"holds step {step} after step {current}: give a log sorted by step, or one file"
-                                   " or folder a step, with step_N in its name", str(path))
-                if current is not None and step > current:
-                    yield current, parts
-                    parts = []
-                current = step
-                parts.append(batch.take(np.arange(first, last)))
-        tell_skipped(log)
-    if current is None:
-        raise LogError("holds no sequence", str(paths[0]))
-    yield current, parts
-
-
-def _batches(log: LogStream, path: Path) -> list[LogBatch]:
-    """A whole log of one step."""
-    parts = list(log)
-    _check_sides(log, path)
-    tell_skipped(log)
-    if not parts:
-        raise LogError("holds no sequence", str(path))
-    return parts
-
-
-def _check_sides(log: LogStream, path: Path) -> None:
-    if log.sides and len(log.sides) < 2:
-        raise LogError(f"has the log-probs of the {log.sides[0]} only: a mismatch takes those of both engines",
-                       str(path))
+    return [(StepSums(str(step), step=step, always=True), files[step]) for step in sorted(files)]
 
 
 def _step(path: Path) -> int | None:

@@ -36,7 +36,9 @@ def find_files(path: str | Path) -> list[Path]:
         return [path]
     files = _logs_in(path)
     if not files:
-        children = sorted((child for child in path.iterdir() if child.is_dir()), key=_natural)
+        children = sorted(
+            (child for child in path.iterdir() if child.is_dir()), key=lambda child: natural(child.name)
+        )
         for child in children:
             if step_of(child.name) >= 0:
                 files += _logs_in(child)
@@ -66,12 +68,12 @@ def _logs_in(folder: Path) -> list[Path]:
             f"the folder holds logs of several kinds, {' and '.join(kinds.values())}: give the files of one",
             str(folder),
         )
-    return sorted(data, key=_natural)
+    return sorted(data, key=lambda file: natural(file.name))
 
 
-def _natural(path: Path) -> list:
-    """Orders numbers in names as numbers."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+def natural(text: str) -> list:
+    """A key that orders numbers in texts as numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 class WatchedFile(io.RawIOBase):

@@ -69,7 +69,7 @@ class LogBatch:
     lines: NDArray[np.int64]
     """``[sequences]`` the line, or row, of its file, counted from 1."""
     file_of: NDArray[np.int32]
-    """``[sequences]`` index of the file in the whole log."""
+    """``[sequences]`` index of the file in the whole log; -1 where it is of no file."""
     environment_of: NDArray[np.int32]
     """``[sequences]`` index into ``environments``."""
     environments: tuple[str, ...] = field(default=())

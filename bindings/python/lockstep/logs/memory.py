@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .columns import LOCKSTEP_ID, resolve
 from .log import LogBatch
@@ -18,7 +21,8 @@ def batches_of_table(table: Any, **options: Any) -> Iterator[LogBatch]:
     """The sequences of a pyarrow Table or RecordBatch, one row each.
 
     Without an id column a sequence is called by a hash of its log-probs, token ids and step, so that it has the
-    same id in whatever table of the log it is; equal rows then have equal ids, and each counts.
+    same id in whatever table of the log it is; equal rows then have equal ids, and each counts. A table is no file:
+    ``file_of`` is -1.
 
     Args:
         table: columns as in an Arrow file (docs/Logs.md).
@@ -42,7 +46,8 @@ def batches_of_table(table: Any, **options: Any) -> Iterator[LogBatch]:
         path = Path(folder) / "table.arrow"
         with pyarrow.OSFile(str(path), "wb") as out, pyarrow.ipc.new_stream(out, table.schema) as stream:
             stream.write_table(table)
-        yield from open_log(path, **options)
+        for batch in open_log(path, **options):
+            yield replace(batch, file_of=np.full_like(batch.file_of, -1))
 
 
 def _hashes(table: Any, names: list[str]) -> list[int]:

@@ -117,7 +117,8 @@ class OwnSource:
                     records = self._next(wanted)
                 except BadDataError as damage:
                     record += 1
-                    yield record, self._error(damage, record)
+                    if self._mine(record):
+                        yield record, self._error(damage, record)
                     self._skip_damage()
                     continue
                 if records is None:
@@ -128,7 +129,7 @@ class OwnSource:
                 if wanted <= 0:
                     wanted = self._wanted.batch_tokens
                 self._progress(self._log.summary.position)
-            if self._log.summary.cut_off_bytes:
+            if self._log.summary.cut_off_bytes and self._mine(record + 1):
                 yield record + 1, self._cut_off(record + 1)
         except (BadDataError, FileError, UnsupportedError) as error:
             yield record + 1, self._error(error, None)
@@ -136,6 +137,10 @@ class OwnSource:
             file.drain()
             self.bytes, self.sha256 = file.count, file.hexdigest()
         self._progress(self.bytes)
+
+    def _mine(self, record: int) -> bool:
+        """Whether a record is of this part."""
+        return record % self._wanted.parts == self._wanted.part
 
     def _next(self, tokens: int) -> LogRecords | None:
         """The next records. What a running writer has begun is whole in a moment."""

@@ -212,6 +212,8 @@ class LogStream:
             try:
                 for line, rows in source:
                     if isinstance(rows, LogError):
+                        if rows.line is None and line % self._wanted.parts != self._wanted.part:
+                            continue  # of the file as a whole: one part tells of it
                         error, lines = rows, 1
                     else:
                         error, lines = packer.agrees(rows, source.header, tally, line), rows.lines
