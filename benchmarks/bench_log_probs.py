@@ -151,8 +151,9 @@ def backward(tokens: int, size: int, vocab: int, rounds: int) -> None:
     base, head = torch.randn(tokens, size), torch.randn(vocab, size) * size**-0.5 * 2
     targets, upstream = torch.randint(vocab, (tokens,)), torch.randn(tokens)
     for name, dtype in DTYPES.items():
-        hidden = base.to(dtype).requires_grad_()
-        weight = head.to(dtype).requires_grad_()
+        # Copies: to float32 `to` gives the tensor itself, whose gradient the other formats' would then be.
+        hidden = base.to(dtype, copy=True).requires_grad_()
+        weight = head.to(dtype, copy=True).requires_grad_()
 
         def run(form):
             hidden.grad = weight.grad = None
