@@ -10,7 +10,7 @@
 #include <string.h>
 
 /* The instruction set, the rows of a strip, and 19 kernels. */
-_Static_assert(sizeof(lsk_kernels) == 21 * sizeof(void *), "a kernel came or went: it needs a digest here");
+_Static_assert(sizeof(lsk_kernels) == 22 * sizeof(void *), "a kernel came or went: it needs a digest here");
 
 /* ---- digests */
 
@@ -270,6 +270,30 @@ static void digest_multiply(int32_t format, int transposed) {
     digest_end(name);
 }
 
+/* One row times four panels is, bit for bit, what each panel gives alone. */
+static void digest_multiply_row(int32_t format) {
+    char name[64];
+    static const ptrdiff_t depths[] = {1, 127, LSK_CHAIN, 300};
+    digest_begin();
+    for (size_t d = 0; d < sizeof depths / sizeof *depths; d++) {
+        const ptrdiff_t k = depths[d], panel_bytes = k * LSK_PANEL * (ptrdiff_t)size_of(format);
+        float *row = random_values(LSK_FP32, (size_t)k, 2), together[LSK_TILE], apart[LSK_TILE];
+        char *panels = random_values(format, (size_t)(k * LSK_TILE), 2);
+        kernels->multiply_row(together, row, panels, panel_bytes, format, k);
+        for (ptrdiff_t i = 0; i < LSK_TILE / LSK_PANEL; i++)
+            kernels->multiply(apart + i * LSK_PANEL, LSK_TILE, row, k, 0, panels + i * panel_bytes, format, 1, k, 0);
+        if (memcmp(together, apart, sizeof apart) != 0) {
+            fprintf(stderr, "multiply_row differs from multiply at k = %td\n", k);
+            exit(1);
+        }
+        digest_bytes(together, sizeof together);
+        free(row);
+        free(panels);
+    }
+    snprintf(name, sizeof name, "multiply_row_%s", name_of(format));
+    digest_end(name);
+}
+
 static void digest_pack_panel(int32_t format) {
     char name[64];
     enum { K = 45, STRIDE = 50 };
@@ -449,6 +473,7 @@ int main(int count, char **arguments) {
         digest_gradient_row(format);
         digest_multiply(format, 0);
         digest_multiply(format, 1);
+        digest_multiply_row(format);
         digest_pack_panel(format);
     }
     digest_lse_tile();

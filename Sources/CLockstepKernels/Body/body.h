@@ -26,6 +26,7 @@ const lsk_kernels LSK_TABLE = {
     .gradient_row = gradient_row,
     .strip_rows = LSK_MR,
     .multiply = multiply,
+    .multiply_row = multiply_row,
     .pack_strips = pack_strips,
     .pack_strips_transposed = pack_strips_transposed,
     .pack_panel = pack_panel,

@@ -9,12 +9,15 @@
 #if LSK_SET == LSK_AVX512
 #define LSK_MR 12
 #define LSK_NR 2  // registers across: 32 columns
+#define LSK_ROW_PANELS 4  // panels that one row passes over side by side
 #elif LSK_SET == LSK_AVX2
 #define LSK_MR 6
 #define LSK_NR 2  // 16 columns, twice
+#define LSK_ROW_PANELS 2
 #else
 #define LSK_MR 6
 #define LSK_NR 4  // 16 columns, twice
+#define LSK_ROW_PANELS 1
 #endif
 
 LSK_INLINE void multiply_tile(float *c, ptrdiff_t c_stride, const float *a, int32_t format, const void *b,
@@ -88,6 +91,49 @@ static void multiply(float *c, ptrdiff_t c_stride, const float *strips, ptrdiff_
             else multiply_strip(c, c_stride, a, LSK_BF16, b, chain, more, part);
         }
     }
+}
+
+// c [128] = a b for one row and four panels, each k x 32, `panel_bytes` apart. It is what decoding does: the head is
+// read once, and several streams of it side by side keep memory busier than one after the other.
+LSK_INLINE void multiply_row_as(float *c, const float *a, const void *panels, ptrdiff_t panel_bytes,
+                                int32_t format, ptrdiff_t k) {
+    enum { WIDE = LSK_PANEL / LSK_LANES, SIDE = LSK_ROW_PANELS };
+    for (ptrdiff_t first = 0; first < LSK_TILE / LSK_PANEL; first += SIDE) {
+        const char *b = (const char *)panels + first * panel_bytes;
+        float *to = c + first * LSK_PANEL;
+        for (ptrdiff_t chain = 0; chain < k; chain += LSK_CHAIN) {
+            const ptrdiff_t end = k - chain < LSK_CHAIN ? k : chain + LSK_CHAIN;
+            vf sum[SIDE][WIDE];
+            LSK_UNROLL
+            for (int p = 0; p < SIDE; p++)
+                LSK_UNROLL
+                for (int j = 0; j < WIDE; j++) sum[p][j] = (vf){};
+            for (ptrdiff_t at = chain; at < end; at++) {
+                const vf row = vf_splat(a[at]);
+                LSK_UNROLL
+                for (int p = 0; p < SIDE; p++)
+                    LSK_UNROLL
+                    for (int j = 0; j < WIDE; j++) {
+                        vf column = vf_load_as(format, b + p * panel_bytes, at * LSK_PANEL + j * LSK_LANES);
+                        sum[p][j] = vf_fma(row, column, sum[p][j]);
+                    }
+            }
+            LSK_UNROLL
+            for (int p = 0; p < SIDE; p++)
+                LSK_UNROLL
+                for (int j = 0; j < WIDE; j++) {
+                    float *place = to + p * LSK_PANEL + j * LSK_LANES;
+                    vf_store(place, chain > 0 ? vf_load(place) + sum[p][j] : sum[p][j]);
+                }
+        }
+    }
+}
+
+static void multiply_row(float *c, const float *a, const void *panels, ptrdiff_t panel_bytes, int32_t format,
+                         ptrdiff_t k) {
+    if (format == LSK_FP32) multiply_row_as(c, a, panels, panel_bytes, LSK_FP32, k);
+    else if (format == LSK_FP16) multiply_row_as(c, a, panels, panel_bytes, LSK_FP16, k);
+    else multiply_row_as(c, a, panels, panel_bytes, LSK_BF16, k);
 }
 
 // Strips of the left operand from its transpose: rows of k x m floats.

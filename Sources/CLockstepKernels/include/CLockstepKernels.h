@@ -112,6 +112,9 @@ typedef struct {
     ptrdiff_t strip_rows;
     void (*multiply)(float *c, ptrdiff_t c_stride, const float *strips, ptrdiff_t depth, ptrdiff_t first,
                      const void *panel, int32_t format, ptrdiff_t m, ptrdiff_t k, int32_t add);
+    // The product of one row with four panels, each k x 32.
+    void (*multiply_row)(float *c, const float *a, const void *panels, ptrdiff_t panel_bytes, int32_t format,
+                         ptrdiff_t k);
     // pack_strips writes up to 16 floats beyond the strips: leave room for them.
     void (*pack_strips)(float *strips, const void *x, int32_t format, ptrdiff_t row_stride, ptrdiff_t m,
                         ptrdiff_t k);

@@ -104,6 +104,13 @@ final class TileMultiplier: @unchecked Sendable {
 
     /// Few rows: a panel is read from the packed head once, front to back, as memory likes it.
     private func multiplyDirectly(_ rows: PackedRows, _ head: Head, first: Int, count: Int) {
+        if rows.rows == 1, count == TileMultiplier.width {
+            kernels.multiply_row(
+                tile.base, rows.from(), head.panel(first / TileMultiplier.panelWidth),
+                TileMultiplier.panelWidth * rows.depth * head.format.byteCount, head.format.rawValue,
+                rows.depth)
+            return
+        }
         for offset in stride(from: 0, to: count, by: TileMultiplier.panelWidth) {
             kernels.multiply(
                 tile.base + offset, TileMultiplier.width, rows.from(), rows.depth, 0,
