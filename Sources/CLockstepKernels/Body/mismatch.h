@@ -63,6 +63,38 @@ LSK_INLINE void find_bins(lsk_chunk *chunk) {
     }
 }
 
+// The upper halves of the doubles of two registers.
+#if LSK_LANES == 16
+#define LSK_UPPER(x, y) \
+    __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
+#elif LSK_LANES == 8
+#define LSK_UPPER(x, y) __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15)
+#else
+#define LSK_UPPER(x, y) __builtin_shufflevector(x, y, 1, 3, 5, 7)
+#endif
+
+// The same for `count` tokens (whole registers) that were widened from floats: their d is 0 or at least 2^-149,
+// so the upper half of the double says all.
+LSK_INLINE void find_bins_of_floats(lsk_chunk *chunk, int64_t count) {
+    const int32_t low = (1023 - 24) << 7, high = ((1023 + 8) << 7) - 1;
+    for (int64_t at = 0; at < count; at += LSK_LANES) {
+        vd lower = vd_load(chunk->trainer + at) - vd_load(chunk->rollout + at);
+        vd upper = vd_load(chunk->trainer + at + LSK_LANES64) - vd_load(chunk->rollout + at + LSK_LANES64);
+        vi d = LSK_UPPER((vi)lower, (vi)upper);
+        vi magnitude = (d & INT32_MAX) >> 13;
+        vi step = __builtin_elementwise_max(magnitude, vi_splat(low));
+        step = __builtin_elementwise_min(step, vi_splat(high));
+        step = (step - (low - 1)) & (magnitude != 0);
+        vi negative = d >> 31;
+        vi bin = ((step ^ negative) - negative) + LSK_MISMATCH_ZERO_BIN;
+        vb32 bytes;
+        __builtin_memcpy(&bytes, chunk->counted + at, sizeof bytes);
+        vi counted = __builtin_convertvector(bytes, vi) != 0;
+        bin = (counted & bin) | (~counted & LSK_MISMATCH_UNCOUNTED_BIN);
+        __builtin_memcpy(chunk->bins + at, &bin, sizeof bin);
+    }
+}
+
 // What loading a register of tokens finds out.
 typedef struct {
     vi non_finite;  // -1 for each non-finite token
@@ -187,7 +219,8 @@ static int load_chunk(lsk_chunk *chunk, const lsk_mismatch_span *span, int64_t s
         load_narrow(chunk, trainer, a, rollout, b, count);
     else
         load_wide(chunk, trainer, a, rollout, b, count);
-    find_bins(chunk);
+    if (a != LSK_FP64 && b != LSK_FP64) find_bins_of_floats(chunk, loaded);
+    else find_bins(chunk);
     return 1;
 }
 
