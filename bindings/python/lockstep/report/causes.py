@@ -153,7 +153,7 @@ def _outliers(e: CauseEvidence) -> Explanation:
         f" {e.tokens:,}; they make {_percent(e.far_square_share)} of the sum of squares.",
         ("Look at the worst tokens of the report: special tokens, rare ids, tool results or positions beyond a window?",
          "Mixture of experts: replay the rollout's routing in the trainer (R3), or compare the routers' precision.",
-         "Overflow: FP16 activations that saturate hit few tokens hard; lockstep audit shows headroom.",
+         "Overflow: FP16 activations that saturate hit few tokens hard; count them on both sides.",
          "Until found, drop tokens with r outside [0.5, 5] (IcePop)."))
 
 
