@@ -1,0 +1,159 @@
+#if canImport(Glibc)
+    import Glibc
+#elseif canImport(Musl)
+    import Musl
+#elseif canImport(Darwin)
+    import Darwin
+#endif
+
+/// A file of named tensors in the safetensors format.
+///
+/// Nothing in it is believed before it was checked against the file's size, and it is read, not mapped: a mapped
+/// file that somebody cuts short kills the reader.
+///
+/// *Source*: the format's description in huggingface/safetensors: 8 bytes of length, a JSON header, data without
+/// gaps.
+final class SafeTensors {
+    /// Where a tensor stands and what it holds.
+    struct Tensor: Equatable {
+        let dtype: String
+        let shape: [Int]
+        /// Bytes from the beginning of the file.
+        let bytes: Range<Int>
+        /// The format, if it is one of floating-point numbers that we know.
+        var format: Format? { SafeTensors.formats[dtype] }
+    }
+
+    /// The file's path.
+    let name: String
+    /// By their names.
+    let tensors: [String: Tensor]
+    /// What the file says of itself.
+    let metadata: [String: String]
+    private let file: SystemFile
+
+    /// The reference implementation refuses longer headers too.
+    private static let headerLimit = 100_000_000
+    private static let formats: [String: Format] = [
+        "F64": .fp64, "F32": .fp32, "F16": .fp16, "BF16": .bf16, "F8_E4M3": .e4m3fn, "F8_E5M2": .e5m2,
+    ]
+    private static let byteCounts: [String: Int] = [
+        "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2,
+        "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+    ]
+
+    /// Opens a file and reads its header.
+    ///
+    /// - Throws: `.file` if the system refuses it; `.badData` for bytes that are not a safetensors file, naming
+    ///   the tensor.
+    init(path: String) throws(LockstepError) {
+        let file = try SystemFile(path, O_RDONLY)
+        let size = try file.size()
+        let header = try SafeTensors.header(of: file, size: size)
+        guard case .object(let members) = header.value else {
+            throw LockstepError(.badData, "\(path): the header is not an object of tensors")
+        }
+        var tensors: [String: Tensor] = [:]
+        var metadata: [String: String] = [:]
+        for (key, value) in members {
+            if key == "__metadata__" {
+                guard case .object(let texts) = value else {
+                    throw LockstepError(.badData, "\(path): __metadata__ is not an object of texts")
+                }
+                metadata = texts.compactMapValues(\.string)
+            } else {
+                tensors[key] = try SafeTensors.tensor(value, "\(path): tensor '\(key)'", dataAt: header.end)
+            }
+        }
+        try SafeTensors.checkPlaces(tensors, header.end..<size, path)
+        self.file = file
+        self.tensors = tensors
+        self.metadata = metadata
+        name = path
+    }
+
+    private static func header(
+        of file: SystemFile, size: Int
+    ) throws(LockstepError) -> (value: JSON, end: Int) {
+        var length: UInt64 = 0
+        let got = try withUnsafeMutableBytes(of: &length) { (bytes) throws(LockstepError) in
+            try file.read(into: bytes.baseAddress!, at: 0, count: 8)
+        }
+        length = UInt64(littleEndian: length)
+        guard got == 8, length >= 2, length <= UInt64(headerLimit), Int(length) <= size - 8 else {
+            throw LockstepError(
+                .badData,
+                "\(file.name): is not a safetensors file, or was cut off: its \(size) bytes do not hold the "
+                    + "header they announce")
+        }
+        let text = try Scratch<UInt8>(count: Int(length))
+        guard try file.read(into: text.base, at: 8, count: text.count) == text.count else {
+            throw LockstepError(.badData, "\(file.name): was cut short while it was read")
+        }
+        let bytes = UnsafeRawBufferPointer(start: text.base, count: text.count)
+        return (try JSON(parsing: bytes, "\(file.name): header"), 8 + text.count)
+    }
+
+    private static func tensor(
+        _ value: JSON, _ what: String, dataAt start: Int
+    ) throws(LockstepError) -> Tensor {
+        guard let dtype = value["dtype"]?.string, let size = byteCounts[dtype] else {
+            throw LockstepError(
+                .badData, "\(what): dtype is \(value["dtype"]?.string ?? "missing"), which is not known")
+        }
+        guard let shape = value["shape"]?.array?.map(\.integer), !shape.contains(where: { ($0 ?? -1) < 0 })
+        else { throw LockstepError(.badData, "\(what): shape is not a list of counts") }
+        guard let offsets = value["data_offsets"]?.array?.map(\.integer), offsets.count == 2,
+            let first = offsets[0], let last = offsets[1], first >= 0, first <= last, last <= 1 << 48
+        else { throw LockstepError(.badData, "\(what): data_offsets is not a pair of places, the first lower") }
+        var total = size
+        for extent in shape {
+            let (product, overflow) = total.multipliedReportingOverflow(by: extent!)
+            guard !overflow else { throw LockstepError(.badData, "\(what): its shape is too large") }
+            total = product
+        }
+        guard total == last - first else {
+            throw LockstepError(
+                .badData, "\(what): its shape makes \(total) bytes, but data_offsets has \(last - first)")
+        }
+        return Tensor(dtype: dtype, shape: shape.map { $0! }, bytes: start + first..<start + last)
+    }
+
+    /// The data of the tensors fills the rest of the file, without gaps and without sharing.
+    private static func checkPlaces(
+        _ tensors: [String: Tensor], _ data: Range<Int>, _ path: String
+    ) throws(LockstepError) {
+        let ordered = tensors.sorted {
+            ($0.value.bytes.lowerBound, $0.value.bytes.upperBound, $0.key)
+                < ($1.value.bytes.lowerBound, $1.value.bytes.upperBound, $1.key)
+        }
+        var end = data.lowerBound
+        for (key, tensor) in ordered {
+            guard tensor.bytes.lowerBound == end else {
+                throw LockstepError(
+                    .badData,
+                    "\(path): tensor '\(key)': begins at byte \(tensor.bytes.lowerBound), but the one before ends at \(end)"
+                )
+            }
+            end = tensor.bytes.upperBound
+        }
+        guard end == data.upperBound else {
+            throw LockstepError(
+                .badData,
+                "\(path): its tensors end at byte \(end) but the file at \(data.upperBound); it was cut off or "
+                    + "belongs to another header")
+        }
+    }
+
+    /// Reads the bytes of some rows of a tensor: rows are the first dimension.
+    func read(
+        _ tensor: Tensor, rows: Range<Int>, rowBytes: Int, into target: UnsafeMutableRawPointer
+    ) throws(LockstepError) {
+        let count = rows.count * rowBytes
+        let start = tensor.bytes.lowerBound + rows.lowerBound * rowBytes
+        precondition(start + count <= tensor.bytes.upperBound, "rows of the tensor")
+        guard try file.read(into: target, at: start, count: count) == count else {
+            throw LockstepError(.badData, "\(name): was cut short while it was read")
+        }
+    }
+}
