@@ -8,6 +8,7 @@
 #include "convert.h"
 #include "softmax.h"
 #include "gemm.h"
+#include "layers.h"
 
 #include "math64.h"
 
@@ -32,6 +33,12 @@ const lsk_kernels LSK_TABLE = {
     .pack_panel = pack_panel,
     .pack_panel_transposed = pack_panel_transposed,
     .add_bias = add_bias,
+    .rms_norm = rms_norm,
+    .rotate = rotate,
+    .silu_multiply = silu_multiply,
+    .add_times = add_times,
+    .store_rows = store_rows,
+    .count_non_finite = count_non_finite,
     .mismatch_sums = mismatch_sums,
     .mismatch_evidence = mismatch_evidence,
     .mismatch_select = mismatch_select,

@@ -126,6 +126,17 @@ typedef struct {
                                   ptrdiff_t n, ptrdiff_t k);
     void (*add_bias)(float *c, ptrdiff_t c_stride, const float *bias, ptrdiff_t m, ptrdiff_t n);
 
+    // layers.h. One row of `count` values each; all of one format.
+    void (*rms_norm)(void *out, const void *x, const float *weight, int32_t format, ptrdiff_t count,
+                     double epsilon);
+    void (*rotate)(void *x, const float *cosines, const float *sines, int32_t format, ptrdiff_t count);
+    void (*silu_multiply)(void *out, const void *gate, const void *up, int32_t format, ptrdiff_t count);
+    void (*add_times)(void *out, const void *a, const void *b, float scale, int32_t format,
+                       ptrdiff_t count);
+    int64_t (*store_rows)(void *out, ptrdiff_t out_stride, int32_t format, const float *x,
+                          ptrdiff_t x_stride, ptrdiff_t rows, ptrdiff_t count);
+    int64_t (*count_non_finite)(const void *x, int32_t format, ptrdiff_t count);
+
     // mismatch.h. `histogram` and `profile` may be NULL.
     void (*mismatch_sums)(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_mismatch_profile *profile,
                           const lsk_mismatch_span *span);

@@ -29,6 +29,11 @@ final class PackedRows: @unchecked Sendable {
             strips.base, matrix.row(range.lowerBound), matrix.format.rawValue, matrix.rowStride, rows, depth)
     }
 
+    /// Multiplies every element, rounded once.
+    func multiply(by factor: Float) {
+        for index in 0..<rows * depth { strips.base[index] *= factor }
+    }
+
     /// Packs the transpose of `depth` rows of `count` floats.
     func packTransposed(_ rowsOfDepth: UnsafePointer<Float>, rowStride: Int, count: Int, depth: Int) {
         rows = count
@@ -67,7 +72,8 @@ enum HeadColumns {
 /// One worker owns it.
 final class TileMultiplier: @unchecked Sendable {
     private let kernels: lsk_kernels
-    private let columns: HeadColumns
+    /// What rows are multiplied by.
+    var columns: HeadColumns
     private let panel: Scratch<Float>
     private let biasTile: Scratch<Float>
     /// The product: [rows x 128] floats.

@@ -54,6 +54,27 @@ public final class Head: @unchecked Sendable {
         UnsafeRawPointer(panels.base) + (index * hiddenSize + k) * Int(LSK_PANEL) * format.byteCount
     }
 
+    /// Writes a row of the weight, as it was before it was packed.
+    func copyRow(
+        _ row: Int, into target: UnsafeMutableRawPointer, as wanted: Format, _ kernels: lsk_kernels
+    ) {
+        let width = Int(LSK_PANEL)
+        let source = panel(row / width) + row % width * format.byteCount
+        func gather<Element: BitwiseCopyable>(_: Element.Type) {
+            withUnsafeTemporaryAllocation(of: Element.self, capacity: hiddenSize) { values in
+                for k in 0..<hiddenSize {
+                    values[k] = source.loadUnaligned(
+                        fromByteOffset: k * width * MemoryLayout<Element>.size, as: Element.self)
+                }
+                var counts = lsk_convert_counts()
+                kernels.convert(
+                    target, wanted.rawValue, values.baseAddress!, format.rawValue, hiddenSize,
+                    LSK_NEAREST_EVEN, 0, 0, &counts)
+            }
+        }
+        if format == .fp32 { gather(UInt32.self) } else { gather(UInt16.self) }
+    }
+
     /// Rows of `depth` elements to [depth][32]; columns beyond `rows` are zero.
     private static func interleave<Element: FixedWidthInteger & BitwiseCopyable>(
         _: Element.Type, _ source: UnsafeRawPointer, _ rowStride: Int, rows: Int, depth: Int,

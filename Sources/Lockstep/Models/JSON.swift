@@ -19,6 +19,18 @@ enum JSON: Equatable {
         self = try parser.document()
     }
 
+    /// Parses a file of at most 100 MB.
+    init(contentsOf path: String) throws(LockstepError) {
+        let file = try SystemFile(path, SystemFile.readOnly)
+        let size = try file.size()
+        guard size <= 100_000_000 else {
+            throw LockstepError(.badData, "\(path): has \(size) bytes, too many for what it should be")
+        }
+        let bytes = try Scratch<UInt8>(count: size)
+        let got = try file.read(into: bytes.base, at: 0, count: size)
+        try self.init(parsing: UnsafeRawBufferPointer(start: bytes.base, count: got), path)
+    }
+
     /// The value of a name; nil if this is no object, or has no such name, or gives null for it.
     subscript(key: String) -> JSON? {
         guard case .object(let members) = self, let value = members[key], value != .null else { return nil }
@@ -173,7 +185,9 @@ private struct JSONParser {
         }
         let digits = String(decoding: UnsafeRawBufferPointer(rebasing: text[start..<next]), as: UTF8.self)
         if isInteger, let value = Int(digits) { return .integer(value) }
-        guard let value = Double(digits), value.isFinite else { throw bad("the number \(digits) is too large") }
+        guard let value = Double(digits), value.isFinite else {
+            throw bad("the number \(digits) is too large")
+        }
         return .number(value)
     }
 

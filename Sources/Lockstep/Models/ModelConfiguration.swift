@@ -113,7 +113,8 @@ public struct ModelConfiguration: Equatable, Sendable {
         experts = try reader.experts(family, layers: layers)
 
         guard heads % keyValueHeads == 0 else {
-            throw reader.bad("num_attention_heads is \(heads), no multiple of num_key_value_heads, \(keyValueHeads)")
+            throw reader.bad(
+                "num_attention_heads is \(heads), no multiple of num_key_value_heads, \(keyValueHeads)")
         }
         guard headSize % 2 == 0 else { throw reader.bad("head_dim is \(headSize); it must be even") }
         guard heads.multipliedReportingOverflow(by: headSize).partialValue <= 1 << 24 else {
@@ -202,7 +203,8 @@ extension ModelConfiguration {
             guard family == .qwen3MoE else {
                 let width = try self.count("intermediate_size")
                 return Experts(
-                    count: count, perToken: perToken, intermediateSize: width, normalized: true, denseLayers: [])
+                    count: count, perToken: perToken, intermediateSize: width, normalized: true,
+                    denseLayers: [])
             }
             let step = try self.count("decoder_sparse_step", default: 1)
             let listed = json["mlp_only_layers"]?.array ?? []

@@ -1,11 +1,3 @@
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Musl)
-    import Musl
-#elseif canImport(Darwin)
-    import Darwin
-#endif
-
 /// A file of named tensors in the safetensors format.
 ///
 /// Nothing in it is believed before it was checked against the file's size, and it is read, not mapped: a mapped
@@ -47,7 +39,7 @@ final class SafeTensors {
     /// - Throws: `.file` if the system refuses it; `.badData` for bytes that are not a safetensors file, naming
     ///   the tensor.
     init(path: String) throws(LockstepError) {
-        let file = try SystemFile(path, O_RDONLY)
+        let file = try SystemFile(path, SystemFile.readOnly)
         let size = try file.size()
         let header = try SafeTensors.header(of: file, size: size)
         guard case .object(let members) = header.value else {
@@ -105,7 +97,9 @@ final class SafeTensors {
         else { throw LockstepError(.badData, "\(what): shape is not a list of counts") }
         guard let offsets = value["data_offsets"]?.array?.map(\.integer), offsets.count == 2,
             let first = offsets[0], let last = offsets[1], first >= 0, first <= last, last <= 1 << 48
-        else { throw LockstepError(.badData, "\(what): data_offsets is not a pair of places, the first lower") }
+        else {
+            throw LockstepError(.badData, "\(what): data_offsets is not a pair of places, the first lower")
+        }
         var total = size
         for extent in shape {
             let (product, overflow) = total.multipliedReportingOverflow(by: extent!)
@@ -145,15 +139,54 @@ final class SafeTensors {
         }
     }
 
-    /// Reads the bytes of some rows of a tensor: rows are the first dimension.
+    /// Reads a tensor of a known shape in one of the kernels' formats, converted if it must be.
+    ///
+    /// - Throws: `.badData` if it has another shape, or a value that is NaN or infinite afterwards; `.unsupported`
+    ///   for a format of other numbers.
     func read(
-        _ tensor: Tensor, rows: Range<Int>, rowBytes: Int, into target: UnsafeMutableRawPointer
+        _ tensor: Tensor, _ key: String, shape: [Int], as format: Format, into target: UnsafeMutableRawPointer
     ) throws(LockstepError) {
-        let count = rows.count * rowBytes
-        let start = tensor.bytes.lowerBound + rows.lowerBound * rowBytes
-        precondition(start + count <= tensor.bytes.upperBound, "rows of the tensor")
-        guard try file.read(into: target, at: start, count: count) == count else {
-            throw LockstepError(.badData, "\(name): was cut short while it was read")
+        let what = "\(name): tensor '\(key)'"
+        guard tensor.shape == shape else {
+            throw LockstepError(
+                .badData, "\(what): shape is \(tensor.shape); the configuration wants \(shape)")
         }
+        guard let stored = tensor.format, [.fp64, .fp32, .fp16, .bf16].contains(stored) else {
+            throw LockstepError(
+                .unsupported, "\(what): dtype is \(tensor.dtype); known are F64, F32, F16 and BF16")
+        }
+        let count = shape.reduce(1, *)
+        let chunk = 1 << 20  // values read at a time
+        let buffer = try Scratch<UInt8>(count: min(chunk, count) * stored.byteCount)
+        for first in stride(from: 0, to: count, by: chunk) {
+            let part = min(chunk, count - first)
+            let bytes = part * stored.byteCount
+            let place = tensor.bytes.lowerBound + first * stored.byteCount
+            guard try file.read(into: buffer.base, at: place, count: bytes) == bytes else {
+                throw LockstepError(.badData, "\(name): was cut short while it was read")
+            }
+            let out = target + first * format.byteCount
+            try convert(
+                TensorView(buffer.base, stored, shape: [part]),
+                into: MutableTensorView(out, format, shape: [part]), execution: Execution(threads: 1))
+            let lost =
+                format == .fp64
+                ? UnsafeBufferPointer(start: out.assumingMemoryBound(to: Double.self), count: part)
+                    .count { !$0.isFinite }
+                : Int(try Execution().kernels().pointee.count_non_finite(out, format.rawValue, part))
+            guard lost == 0 else {
+                throw LockstepError(
+                    .nonFinite,
+                    "\(what): \(lost) of the values from \(first) on are NaN or infinite as \(format); use a "
+                        + "recipe with other parameters, or mend the checkpoint")
+            }
+        }
+    }
+
+    /// A tensor's values as floats.
+    func floats(_ tensor: Tensor, _ key: String, shape: [Int]) throws(LockstepError) -> [Float] {
+        let values = try Scratch<Float>(count: shape.reduce(1, *))
+        try read(tensor, key, shape: shape, as: .fp32, into: values.base)
+        return Array(UnsafeBufferPointer(start: values.base, count: values.count))
     }
 }

@@ -1,0 +1,183 @@
+// What stands between the matrix products of a transformer: norms, rotary embedding, activation, residual sum.
+// Inputs are widened to float exactly, a result is rounded once to its format. Reference/ReferenceLayers.swift
+// says the same in scalars.
+
+LSK_INLINE void vf_store_as(int32_t format, void *out, ptrdiff_t index, vf v) {
+    if (format == LSK_FP32) {
+        vf_store((float *)out + index, v);
+    } else {
+        vh_store((uint16_t *)out + index, format == LSK_FP16 ? vh_fp16_from_vf(v) : vh_bf16_from_vf(v));
+    }
+}
+
+// Some lanes of a register in memory: `count` of them, the others read as 0 and not written.
+LSK_INLINE vf load_some(int32_t format, const void *x, ptrdiff_t index, ptrdiff_t count) {
+    const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
+    char some[LSK_WIDTH] = {0};
+    memcpy(some, (const char *)x + index * bytes, (size_t)((count < LSK_LANES ? count : LSK_LANES) * bytes));
+    return vf_load_as(format, some, 0);
+}
+
+LSK_INLINE void store_some(int32_t format, void *out, ptrdiff_t index, ptrdiff_t count, vf v) {
+    const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
+    char some[LSK_WIDTH];
+    vf_store_as(format, some, 0, v);
+    memcpy((char *)out + index * bytes, some, (size_t)((count < LSK_LANES ? count : LSK_LANES) * bytes));
+}
+
+// For each register of `count` elements: BODY with `at` and `rest`, how many are left from there.
+#define LSK_FOR_REGISTERS(...)                                            \
+    for (ptrdiff_t at = 0; at < count; at += LSK_LANES) {                 \
+        const ptrdiff_t rest = count - at;                                \
+        __VA_ARGS__                                                           \
+    }
+#define LSK_LOAD(X) (rest >= LSK_LANES ? vf_load_as(format, X, at) : load_some(format, X, at, rest))
+#define LSK_STORE(V)                                                      \
+    do {                                                                  \
+        if (rest >= LSK_LANES) vf_store_as(format, out, at, V);           \
+        else store_some(format, out, at, rest, V);                        \
+    } while (0)
+
+// The sum of squares: element i belongs to lane i mod 64, blocks of 2,048, the tree of the log-softmax; blocks are
+// added in float64.
+LSK_INLINE double sum_of_squares(int32_t format, const void *x, ptrdiff_t count) {
+    double total = 0;
+    for (ptrdiff_t start = 0; start < count; start += LSK_BLOCK) {
+        const ptrdiff_t end = count - start < LSK_BLOCK ? count : start + LSK_BLOCK;
+        vf lanes[LSK_NV];
+        LSK_UNROLL
+        for (int i = 0; i < LSK_NV; i++) lanes[i] = (vf){};
+        for (ptrdiff_t at = start; at < end; at += LSK_LANE_COUNT)
+            LSK_UNROLL
+            for (int i = 0; i < LSK_NV; i++) {
+                const ptrdiff_t place = at + i * LSK_LANES, rest = end - place;
+                if (rest <= 0) break;
+                vf v = rest >= LSK_LANES ? vf_load_as(format, x, place) : load_some(format, x, place, rest);
+                lanes[i] = vf_fma(v, v, lanes[i]);
+            }
+        total += lse_tree(lanes);
+    }
+    return total;
+}
+
+LSK_INLINE void rms_norm_as(void *out, const void *x, const float *weight, int32_t format, ptrdiff_t count,
+                            double epsilon) {
+    const double mean = sum_of_squares(format, x, count) / (double)count;
+    const vf scale = vf_splat((float)(1 / __builtin_sqrt(mean + epsilon)));
+    LSK_FOR_REGISTERS({
+        vf w = rest >= LSK_LANES ? vf_load(weight + at) : load_some(LSK_FP32, weight, at, rest);
+        LSK_STORE(LSK_LOAD(x) * scale * w);
+    })
+}
+
+// x / rms(x) * weight. `out` may be `x`.
+static void rms_norm(void *out, const void *x, const float *weight, int32_t format, ptrdiff_t count,
+                     double epsilon) {
+    if (format == LSK_FP32) rms_norm_as(out, x, weight, LSK_FP32, count, epsilon);
+    else if (format == LSK_FP16) rms_norm_as(out, x, weight, LSK_FP16, count, epsilon);
+    else rms_norm_as(out, x, weight, LSK_BF16, count, epsilon);
+}
+
+// Turns element i and element i + count of a head by the angle i, in place: count cosines and sines.
+LSK_INLINE void rotate_as(void *x, const float *cosines, const float *sines, int32_t format, ptrdiff_t count) {
+    const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
+    char *const high = (char *)x + count * bytes;
+    LSK_FOR_REGISTERS({
+        vf c = rest >= LSK_LANES ? vf_load(cosines + at) : load_some(LSK_FP32, cosines, at, rest);
+        vf s = rest >= LSK_LANES ? vf_load(sines + at) : load_some(LSK_FP32, sines, at, rest);
+        vf a = LSK_LOAD(x), b = LSK_LOAD(high);
+        void *out = x;
+        LSK_STORE(vf_fma(a, c, -(b * s)));
+        out = high;
+        LSK_STORE(vf_fma(b, c, a * s));
+    })
+}
+
+static void rotate(void *x, const float *cosines, const float *sines, int32_t format, ptrdiff_t count) {
+    if (format == LSK_FP32) rotate_as(x, cosines, sines, LSK_FP32, count);
+    else if (format == LSK_FP16) rotate_as(x, cosines, sines, LSK_FP16, count);
+    else rotate_as(x, cosines, sines, LSK_BF16, count);
+}
+
+// x / (1 + e^-x): 0 below -88, where e^-x would overflow.
+LSK_INLINE vf vf_silu(vf x) {
+    vf y = -x;
+    y = vf_select(y > vf_splat(88.0f), vf_splat(88.0f), y);
+    y = vf_select(y < vf_splat(-87.0f), vf_splat(-87.0f), y);
+    vf t = vf_fma(y, vf_splat(LSK_LOG2_E), vf_splat(LSK_MAGIC + 127.0f));
+    vf power = (vf)((vi)t << 23);
+    vf n = t - vf_splat(LSK_MAGIC + 127.0f);
+    vf e = vf_exp_p(vf_exp_r(y, n)) * power;
+    return x / (e + vf_splat(1.0f));
+}
+
+LSK_INLINE void silu_multiply_as(void *out, const void *gate, const void *up, int32_t format, ptrdiff_t count) {
+    LSK_FOR_REGISTERS({ LSK_STORE(vf_silu(LSK_LOAD(gate)) * LSK_LOAD(up)); })
+}
+
+// silu(gate) * up.
+static void silu_multiply(void *out, const void *gate, const void *up, int32_t format, ptrdiff_t count) {
+    if (format == LSK_FP32) silu_multiply_as(out, gate, up, LSK_FP32, count);
+    else if (format == LSK_FP16) silu_multiply_as(out, gate, up, LSK_FP16, count);
+    else silu_multiply_as(out, gate, up, LSK_BF16, count);
+}
+
+LSK_INLINE void add_times_as(void *out, const void *a, const void *b, float scale, int32_t format,
+                              ptrdiff_t count) {
+    LSK_FOR_REGISTERS({ LSK_STORE(vf_fma(LSK_LOAD(b), vf_splat(scale), LSK_LOAD(a))); })
+}
+
+// a + scale * b. `out` may be `a`.
+static void add_times(void *out, const void *a, const void *b, float scale, int32_t format, ptrdiff_t count) {
+    if (format == LSK_FP32) add_times_as(out, a, b, scale, LSK_FP32, count);
+    else if (format == LSK_FP16) add_times_as(out, a, b, scale, LSK_FP16, count);
+    else add_times_as(out, a, b, scale, LSK_BF16, count);
+}
+
+// Rows of floats in another place and format, rounded once; -0 becomes 0. Returns how many values are infinite or NaN
+// afterwards.
+LSK_INLINE int64_t store_rows_as(void *out, ptrdiff_t out_stride, int32_t format, const float *x,
+                                 ptrdiff_t x_stride, ptrdiff_t rows, ptrdiff_t count) {
+    const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
+    vi found = {0};
+    for (ptrdiff_t row = 0; row < rows; row++, x += x_stride, out = (char *)out + out_stride * bytes)
+        LSK_FOR_REGISTERS({
+            vf v = (rest >= LSK_LANES ? vf_load(x + at) : load_some(LSK_FP32, x, at, rest)) + vf_splat(0.0f);
+            if (format == LSK_FP16) v = vf_round_to_fp16(v);
+            if (format == LSK_BF16) v = vf_round_to_bf16(v);
+            found -= (v - v) != vf_splat(0.0f);
+            LSK_STORE(v);
+        })
+    int64_t total = 0;
+    for (int i = 0; i < LSK_LANES; i++) total += found[i];
+    return total;
+}
+
+static int64_t store_rows(void *out, ptrdiff_t out_stride, int32_t format, const float *x, ptrdiff_t x_stride,
+                          ptrdiff_t rows, ptrdiff_t count) {
+    if (format == LSK_FP32) return store_rows_as(out, out_stride, LSK_FP32, x, x_stride, rows, count);
+    if (format == LSK_FP16) return store_rows_as(out, out_stride, LSK_FP16, x, x_stride, rows, count);
+    return store_rows_as(out, out_stride, LSK_BF16, x, x_stride, rows, count);
+}
+
+LSK_INLINE int64_t count_non_finite_as(const void *x, int32_t format, ptrdiff_t count) {
+    vi found = {0};
+    LSK_FOR_REGISTERS({
+        vf v = LSK_LOAD(x);
+        found -= (v - v) != vf_splat(0.0f);
+    })
+    int64_t total = 0;
+    for (int i = 0; i < LSK_LANES; i++) total += found[i];
+    return total;
+}
+
+// How many of `count` values are infinite or NaN.
+static int64_t count_non_finite(const void *x, int32_t format, ptrdiff_t count) {
+    if (format == LSK_FP32) return count_non_finite_as(x, LSK_FP32, count);
+    if (format == LSK_FP16) return count_non_finite_as(x, LSK_FP16, count);
+    return count_non_finite_as(x, LSK_BF16, count);
+}
+
+#undef LSK_FOR_REGISTERS
+#undef LSK_LOAD
+#undef LSK_STORE

@@ -1,0 +1,138 @@
+import CLockstepKernels
+
+/// Causal attention of some queries of one sequence over its cached keys and values.
+///
+/// A score is a chain over the head's width, the softmax over positions has the lanes and tiles of the log-softmax at
+/// absolute positions, the weighted sum of values is a chain over positions restarted every 128. So a query's
+/// result depends on its position and what it may see, not on the queries beside it.
+///
+/// One worker owns it.
+final class Attention: @unchecked Sendable {
+    /// Tokens whose queries are worked on at a time.
+    static let block = 64
+
+    private let kernels: lsk_kernels
+    private let configuration: ModelConfiguration
+    private let recipe: Recipe
+    private let rule: lsk_logit_rule
+    /// 1 / sqrt(headSize), which queries are multiplied by in float32.
+    private let scale: Float
+    private let queries: Scratch<UInt8>
+    private let queryRows: PackedRows
+    private let scores: Scratch<Float>
+    private let probabilities: Scratch<UInt8>
+    private let probabilityRows: PackedRows
+    private let sums: Scratch<lsk_lse_block>
+    private let tile: Scratch<Float>
+    private let capacity: Int
+
+    /// Room for sequences of up to `positions` tokens.
+    init(
+        _ kernels: UnsafePointer<lsk_kernels>, _ model: Model, positions: Int
+    ) throws(LockstepError) {
+        self.kernels = kernels.pointee
+        configuration = model.configuration
+        recipe = model.recipe
+        rule = try LogProbOptions().rule()
+        scale = Float(1 / Double(configuration.headSize).squareRoot())
+        // Whole panels and pages: a product writes 32 columns, a strip reads what was packed.
+        capacity =
+            (positions + KeyValueCache.pagePositions - 1) / KeyValueCache.pagePositions
+            * KeyValueCache.pagePositions
+        let rows = Attention.block * (configuration.heads / configuration.keyValueHeads)
+        queries = try Scratch(count: rows * configuration.headSize * recipe.activations.byteCount)
+        queryRows = try PackedRows(kernels, rows: rows, depth: configuration.headSize)
+        scores = try Scratch(count: rows * capacity)
+        probabilities = try Scratch(count: rows * capacity * recipe.probabilities.byteCount)
+        probabilityRows = try PackedRows(kernels, rows: rows, depth: capacity)
+        sums = try Scratch(count: capacity / Int(LSK_BLOCK) + 1)
+        tile = try Scratch(count: rows * Int(LSK_PANEL))
+    }
+
+    /// Attends from tokens at `positions` (at most 64) of a sequence, with the query heads that share a key head.
+    ///
+    /// `queries` and `output` are of the first of the tokens: all heads in a row, `queryStride` and `outputStride`
+    /// elements from token to token.
+    ///
+    /// - Returns: how many scores or results are infinite or NaN.
+    func attend(
+        _ queries: UnsafeRawPointer, queryStride: Int, positions: Range<Int>, head: Int, layer: Int,
+        cache: KeyValueCache, into output: UnsafeMutableRawPointer, outputStride: Int
+    ) -> Int {
+        let group = configuration.heads / configuration.keyValueHeads
+        let size = configuration.headSize
+        let width = recipe.activations.byteCount
+        let rows = positions.count * group
+        let first = head * group * size * width
+        for token in 0..<positions.count {
+            (UnsafeMutableRawPointer(self.queries.base) + token * group * size * width).copyMemory(
+                from: queries + token * queryStride * width + first, byteCount: group * size * width)
+        }
+        queryRows.pack(
+            MatrixView(self.queries.base, recipe.activations, rows: rows, columns: size), 0..<rows)
+        queryRows.multiply(by: scale)
+        for position in stride(from: 0, to: positions.upperBound, by: Int(LSK_PANEL)) {
+            kernels.multiply(
+                scores.base + position, capacity, queryRows.from(), size, 0,
+                cache.keys(layer: layer, head: head, position: position), recipe.cache.rawValue, rows, size, 0
+            )
+        }
+        var failures = 0
+        for row in 0..<rows {
+            failures += normalize(
+                row, count: positions.lowerBound + row / group + 1, of: positions.upperBound)
+        }
+        if failures > 0 { return failures }
+        probabilityRows.pack(
+            MatrixView(
+                probabilities.base, recipe.probabilities, rows: rows, columns: positions.upperBound,
+                rowStride: capacity), 0..<rows)
+        for element in stride(from: 0, to: size, by: Int(LSK_PANEL)) {
+            sum(rows, positions.upperBound, element: element, head: head, layer: layer, cache)
+            let count = min(Int(LSK_PANEL), size - element)
+            for token in 0..<positions.count {
+                let out = output + token * outputStride * width + first + element * width
+                failures += Int(
+                    kernels.store_rows(
+                        out, size, recipe.activations.rawValue, tile.base + token * group * Int(LSK_PANEL),
+                        Int(LSK_PANEL), group, count))
+            }
+        }
+        return failures
+    }
+
+    /// Turns the scores of a row, of which `count` may be seen, into `total` probabilities: 0 beyond.
+    private func normalize(_ row: Int, count: Int, of total: Int) -> Int {
+        let scores = scores.base + row * capacity
+        let size = recipe.probabilities.byteCount
+        let out = UnsafeMutableRawPointer(probabilities.base) + row * capacity * size
+        (out + count * size).initializeMemory(as: UInt8.self, repeating: 0, count: (total - count) * size)
+        return withUnsafePointer(to: rule) { rule in
+            kernels.lse_row(sums.base, scores, Format.fp32.rawValue, count, rule, 0)
+            let blocks = UnsafeBufferPointer(start: sums.base, count: blockCount(count))
+            guard let sum = try? RowSum(blocks) else { return 1 }
+            // p = 0 - p * -1: the softmax's gradient with respect to a target that is not there.
+            var gradient = lsk_gradient_row()
+            gradient.d_log_prob = -1
+            gradient.inverse_sum = Float(1 / sum.sum)
+            gradient.reference = sum.reference
+            kernels.gradient_row(
+                out, recipe.probabilities.rawValue, scores, Format.fp32.rawValue, count, -1, rule, &gradient)
+            return 0
+        }
+    }
+
+    /// The sum over `count` positions of probability times value, for 32 of a head's elements.
+    private func sum(
+        _ rows: Int, _ count: Int, element: Int, head: Int, layer: Int, _ cache: KeyValueCache
+    ) {
+        for first in stride(from: 0, to: count, by: KeyValueCache.pagePositions) {
+            kernels.multiply(
+                tile.base, Int(LSK_PANEL), probabilityRows.from(), count, first,
+                cache.values(
+                    layer: layer, head: head, page: first / KeyValueCache.pagePositions, element: element),
+                recipe.cache.rawValue, rows, min(KeyValueCache.pagePositions, count - first),
+                first > 0 ? 1 : 0)
+        }
+    }
+}

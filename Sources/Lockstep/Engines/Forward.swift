@@ -1,0 +1,315 @@
+import CLockstepKernels
+
+/// Some tokens of one sequence that are worked on together.
+struct TokenSpan {
+    let cache: KeyValueCache
+    /// Their positions in the sequence.
+    let positions: Range<Int>
+    /// The row of the first among all rows of the call.
+    let row: Int
+}
+
+/// Where a forward pass met a value that is infinite or NaN.
+struct Overflow: Error {
+    /// -1 is the embedding; the number of layers is the final norm.
+    let layer: Int
+    let operation: StaticString
+}
+
+/// The forward pass of a transformer, a layer at a time over a few hundred rows, in the lockstep order.
+///
+/// Every value between operations is rounded once to the recipe's activations: norm, projection, head norm, rotation,
+/// attention, residual sum, activation. A row's bits depend on the tokens before it in its sequence alone.
+///
+/// One call owns it; its workers share the work of a layer.
+final class Forward {
+    /// Rows worked on at a time, at most.
+    static let rowLimit = 512
+
+    let model: Model
+    private let kernels: lsk_kernels
+    private let threads: Int
+    private let rotary: RotaryTable
+    private let packed: PackedRows
+    private let multipliers: [TileMultiplier]
+    private let attentions: [Attention]
+    private let normed: Scratch<UInt8>
+    private let projected: Scratch<UInt8>
+    private let attended: Scratch<UInt8>
+    private let wide: Scratch<UInt8>
+    private let activated: Scratch<UInt8>
+    private let added: Scratch<UInt8>
+    private let experts: ExpertScratch?
+
+    /// Room for `rows` rows of sequences of up to `positions` tokens.
+    init(_ model: Model, rows: Int, positions: Int, _ execution: Execution) throws(LockstepError) {
+        let kernels = try execution.kernels()
+        let threads = try execution.threadCount()
+        let c = model.configuration
+        let size = model.recipe.activations.byteCount
+        let widest = max(c.intermediateSize, c.experts?.intermediateSize ?? 0)
+        self.model = model
+        self.kernels = kernels.pointee
+        self.threads = threads
+        rotary = try RotaryTable(c, positions: positions)
+        packed = try PackedRows(kernels, rows: rows, depth: max(c.hiddenSize, widest, c.heads * c.headSize))
+        multipliers = try workers(threads) { () throws(LockstepError) in
+            try TileMultiplier(kernels, .packed(model.head), rows: rows)
+        }
+        attentions = try workers(threads) { () throws(LockstepError) in
+            try Attention(kernels, model, positions: positions)
+        }
+        normed = try Scratch(count: rows * c.hiddenSize * size)
+        projected = try Scratch(count: rows * Forward.projectionWidth(c) * size)
+        attended = try Scratch(count: rows * c.heads * c.headSize * size)
+        wide = try Scratch(count: rows * 2 * widest * size)
+        activated = try Scratch(count: rows * widest * size)
+        added = try Scratch(count: rows * c.hiddenSize * size)
+        experts =
+            if let count = c.experts?.count {
+                try ExpertScratch(
+                    rows: rows, hiddenSize: c.hiddenSize, experts: count, rowBytes: c.hiddenSize * size)
+            } else { nil }
+    }
+
+    private static func projectionWidth(_ c: ModelConfiguration) -> Int {
+        (c.heads + 2 * c.keyValueHeads) * c.headSize
+    }
+
+    private var configuration: ModelConfiguration { model.configuration }
+    private var format: Format { model.recipe.activations }
+    private var hiddenBytes: Int { configuration.hiddenSize * format.byteCount }
+
+    /// Writes the embeddings of token ids into rows.
+    func embed(_ tokens: some Sequence<Int>, into rows: UnsafeMutableRawPointer) {
+        for (row, token) in tokens.enumerated() {
+            model.embedding.copyRow(token, into: rows + row * hiddenBytes, as: format, kernels)
+        }
+    }
+
+    /// Passes rows through a layer, in place; the spans, in order, are all of the rows.
+    ///
+    /// `cacheLayer` is the layer of the caches that takes keys and values.
+    func layer(
+        _ index: Int, cacheLayer: Int, _ rows: UnsafeMutableRawPointer, _ spans: [TokenSpan]
+    ) throws(Overflow) {
+        let layer = model.layers[index]
+        let count = spans.reduce(0) { $0 + $1.positions.count }
+        norm(rows, layer.attentionNorm, count, into: normed.base)
+        try multiply(
+            normed.base, count, by: layer.projection, into: projected.base, index, "attention projection")
+        place(layer, spans, cacheLayer)
+        try attend(spans, index, cacheLayer)
+        try multiply(attended.base, count, by: layer.output, into: added.base, index, "attention output")
+        try addResidual(rows, count, index, "residual sum after attention")
+
+        norm(rows, layer.mlpNorm, count, into: normed.base)
+        switch layer.feedForward {
+        case .dense(let mlp):
+            try feedForward(mlp, normed.base, count, into: added.base, index)
+        case .experts(let router, let experts):
+            try mix(router, experts, count, index)
+        }
+        try addResidual(rows, count, index, "residual sum after the MLP")
+    }
+
+    /// Writes what the output head is applied to.
+    func finalNorm(_ rows: UnsafeRawPointer, _ count: Int, into out: UnsafeMutableRawPointer) throws(Overflow)
+    {
+        norm(rows, model.finalNorm, count, into: out)
+        try check(out, count * configuration.hiddenSize, configuration.layers, "final norm")
+    }
+
+    // MARK: Operations
+
+    private func norm(
+        _ rows: UnsafeRawPointer, _ weight: [Float], _ count: Int, into out: UnsafeMutableRawPointer
+    ) {
+        for row in 0..<count {
+            kernels.rms_norm(
+                out + row * hiddenBytes, rows + row * hiddenBytes, weight, format.rawValue,
+                configuration.hiddenSize, configuration.normEpsilon)
+        }
+    }
+
+    /// out = rows weight^T + bias.
+    private func multiply(
+        _ rows: UnsafeRawPointer, _ count: Int, by weight: Head, into out: UnsafeMutableRawPointer,
+        _ layer: Int,
+        _ operation: StaticString
+    ) throws(Overflow) {
+        packed.pack(MatrixView(rows, format, rows: count, columns: weight.hiddenSize), 0..<count)
+        let (width, format) = (weight.vocab, format)
+        let tiles = (width + TileMultiplier.width - 1) / TileMultiplier.width
+        let failures = Counter(threads)
+        parallelFor(tasks: tiles, threads: threads) { tile, worker in
+            let first = tile * TileMultiplier.width
+            let columns = min(TileMultiplier.width, width - first)
+            let multiplier = multipliers[worker]
+            multiplier.columns = .packed(weight)
+            multiplier.multiply(packed, first: first, count: columns, bias: weight.bias)
+            failures[worker] += Int(
+                kernels.store_rows(
+                    out + first * format.byteCount, width, format.rawValue, multiplier.tile.base,
+                    TileMultiplier.width, count, columns))
+        }
+        if failures.total > 0 { throw Overflow(layer: layer, operation: operation) }
+    }
+
+    /// Normalises and rotates queries and keys in place, and gives keys and values to the caches.
+    private func place(_ layer: Model.Layer, _ spans: [TokenSpan], _ cacheLayer: Int) {
+        let c = configuration
+        let (size, width) = (format.byteCount, Forward.projectionWidth(c))
+        for span in spans {
+            for (offset, position) in span.positions.enumerated() {
+                let row = UnsafeMutableRawPointer(projected.base) + (span.row + offset) * width * size
+                for head in 0..<c.heads + c.keyValueHeads {
+                    let at = row + head * c.headSize * size
+                    if let norms = layer.headNorms {
+                        kernels.rms_norm(
+                            at, at, head < c.heads ? norms.query : norms.key, format.rawValue, c.headSize,
+                            c.normEpsilon)
+                    }
+                    kernels.rotate(
+                        at, rotary.cosines(at: position), rotary.sines(at: position), format.rawValue,
+                        c.headSize / 2)
+                }
+                let keys = row + c.heads * c.headSize * size
+                span.cache.put(
+                    keys: keys, values: keys + c.keyValueHeads * c.headSize * size, in: format,
+                    layer: cacheLayer, position: position, kernels)
+            }
+        }
+    }
+
+    private func attend(_ spans: [TokenSpan], _ layer: Int, _ cacheLayer: Int) throws(Overflow) {
+        let c = configuration
+        let (width, outputWidth, size) = (Forward.projectionWidth(c), c.heads * c.headSize, format.byteCount)
+        var blocks: [(span: TokenSpan, positions: Range<Int>)] = []
+        for span in spans {
+            for first in stride(
+                from: span.positions.lowerBound, to: span.positions.upperBound, by: Attention.block)
+            {
+                blocks.append((span, first..<min(first + Attention.block, span.positions.upperBound)))
+            }
+        }
+        let failures = Counter(threads)
+        parallelFor(tasks: blocks.count * c.keyValueHeads, threads: threads) { task, worker in
+            let (span, positions) = blocks[task / c.keyValueHeads]
+            let row = span.row + positions.lowerBound - span.positions.lowerBound
+            failures[worker] += attentions[worker].attend(
+                UnsafeRawPointer(projected.base) + row * width * size, queryStride: width,
+                positions: positions, head: task % c.keyValueHeads, layer: cacheLayer, cache: span.cache,
+                into: UnsafeMutableRawPointer(attended.base) + row * outputWidth * size,
+                outputStride: outputWidth)
+        }
+        if failures.total > 0 { throw Overflow(layer: layer, operation: "attention") }
+    }
+
+    private func feedForward(
+        _ mlp: Model.MLP, _ rows: UnsafeRawPointer, _ count: Int, into out: UnsafeMutableRawPointer,
+        _ layer: Int
+    ) throws(Overflow) {
+        let (size, width) = (format.byteCount, mlp.down.hiddenSize)
+        try multiply(rows, count, by: mlp.gateAndUp, into: wide.base, layer, "MLP gate and up")
+        for row in 0..<count {
+            let gate = UnsafeRawPointer(wide.base) + row * 2 * width * size
+            kernels.silu_multiply(
+                UnsafeMutableRawPointer(activated.base) + row * width * size, gate, gate + width * size,
+                format.rawValue, width)
+        }
+        try check(activated.base, count * width, layer, "MLP activation")
+        try multiply(activated.base, count, by: mlp.down, into: out, layer, "MLP down")
+    }
+
+    /// The weighted sum of what a token's experts give: a chain in float32 over experts ascending, rounded once.
+    private func mix(
+        _ router: Head, _ experts: [Model.MLP], _ count: Int, _ layer: Int
+    ) throws(Overflow) {
+        guard let scratch = self.experts, let settings = configuration.experts else { return }
+        let hidden = configuration.hiddenSize
+        let routings = route(router, settings, scratch, count)
+        scratch.sums.base.update(repeating: 0, count: count * hidden)
+        for (index, expert) in experts.enumerated() {
+            var chosen: [(row: Int, weight: Float)] = []
+            for (row, routing) in routings.enumerated() {
+                guard let choice = routing.choices.first(where: { $0.expert == index }) else { continue }
+                (scratch.rows.base + chosen.count * hiddenBytes).update(
+                    from: normed.base + row * hiddenBytes, count: hiddenBytes)
+                chosen.append((row, choice.weight))
+            }
+            if chosen.isEmpty { continue }
+            try feedForward(expert, scratch.rows.base, chosen.count, into: scratch.results.base, layer)
+            for (place, (row, weight)) in chosen.enumerated() {
+                let sum = scratch.sums.base + row * hidden
+                var counts = lsk_convert_counts()
+                kernels.convert(
+                    scratch.row.base, Format.fp32.rawValue, scratch.results.base + place * hiddenBytes,
+                    format.rawValue, hidden, LSK_NEAREST_EVEN, 0, 0, &counts)
+                kernels.add_times(sum, sum, scratch.row.base, weight, Format.fp32.rawValue, hidden)
+            }
+        }
+        if kernels.store_rows(added.base, hidden, format.rawValue, scratch.sums.base, hidden, count, hidden)
+            > 0
+        {
+            throw Overflow(layer: layer, operation: "mixture of experts")
+        }
+    }
+
+    /// The router's choices: its logits stay in float32 whatever the recipe.
+    private func route(
+        _ router: Head, _ settings: ModelConfiguration.Experts, _ scratch: ExpertScratch, _ count: Int
+    ) -> [Routing] {
+        packed.pack(MatrixView(normed.base, format, rows: count, columns: router.hiddenSize), 0..<count)
+        let multiplier = multipliers[0]
+        multiplier.columns = .packed(router)
+        for first in stride(from: 0, to: settings.count, by: TileMultiplier.width) {
+            let columns = min(TileMultiplier.width, settings.count - first)
+            multiplier.multiply(packed, first: first, count: columns, bias: nil)
+            for row in 0..<count {
+                (scratch.logits.base + row * settings.count + first).update(
+                    from: multiplier.tile.base + row * TileMultiplier.width, count: columns)
+            }
+        }
+        return (0..<count).map {
+            let logits = UnsafeBufferPointer(
+                start: scratch.logits.base + $0 * settings.count, count: settings.count)
+            return Routing(logits: logits, settings)
+        }
+    }
+
+    private func addResidual(
+        _ rows: UnsafeMutableRawPointer, _ count: Int, _ layer: Int, _ operation: StaticString
+    ) throws(Overflow) {
+        kernels.add_times(
+            rows, rows, added.base, 1, format.rawValue, count * configuration.hiddenSize)
+        try check(rows, count * configuration.hiddenSize, layer, operation)
+    }
+
+    private func check(
+        _ values: UnsafeRawPointer, _ count: Int, _ layer: Int, _ operation: StaticString
+    ) throws(Overflow) {
+        if kernels.count_non_finite(values, format.rawValue, count) > 0 {
+            throw Overflow(layer: layer, operation: operation)
+        }
+    }
+}
+
+/// A count of each worker's.
+private final class Counter: @unchecked Sendable {
+    private let counts: UnsafeMutableBufferPointer<Int>
+
+    init(_ workers: Int) {
+        counts = .allocate(capacity: workers)
+        counts.initialize(repeating: 0)
+    }
+
+    deinit { counts.deallocate() }
+
+    subscript(worker: Int) -> Int {
+        get { counts[worker] }
+        set { counts[worker] = newValue }
+    }
+
+    var total: Int { counts.reduce(0, +) }
+}

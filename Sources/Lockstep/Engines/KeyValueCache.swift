@@ -1,0 +1,116 @@
+import CLockstepKernels
+
+/// The keys and values of one sequence's tokens, layer by layer, in pages of 128 positions.
+///
+/// A page holds them as the kernels multiply by them: keys as panels of 32 positions, [headSize][32]; values as panels
+/// of 32 of a head's elements, [128][32]. 128 is the chain of a matrix product, so a page is one link of the sum
+/// over positions.
+final class KeyValueCache {
+    static let pagePositions = Int(LSK_CHAIN)
+    private static let panel = Int(LSK_PANEL)
+
+    /// Positions that every layer holds.
+    private(set) var count = 0
+    private let heads: Int
+    private let headSize: Int
+    private let format: Format
+    private var pages: [[Page]]
+
+    /// 128 positions of one layer: all heads' keys, then all heads' values.
+    private final class Page {
+        let bytes: Scratch<UInt8>
+
+        init(byteCount: Int) throws(LockstepError) { bytes = try Scratch(count: byteCount) }
+    }
+
+    init(_ configuration: ModelConfiguration, _ format: Format, layers: Int) {
+        heads = configuration.keyValueHeads
+        headSize = configuration.headSize
+        self.format = format
+        pages = Array(repeating: [], count: layers)
+    }
+
+    private var panelsAcross: Int { (headSize + KeyValueCache.panel - 1) / KeyValueCache.panel }
+    private var keyBytes: Int { KeyValueCache.pagePositions * headSize * format.byteCount }
+    private var valueBytes: Int {
+        KeyValueCache.pagePositions * panelsAcross * KeyValueCache.panel * format.byteCount
+    }
+
+    /// Makes room for positions up to `limit` in all layers.
+    func reserve(_ limit: Int) throws(LockstepError) {
+        let wanted = (limit + KeyValueCache.pagePositions - 1) / KeyValueCache.pagePositions
+        for layer in pages.indices {
+            while pages[layer].count < wanted {
+                pages[layer].append(try Page(byteCount: heads * (keyBytes + valueBytes)))
+            }
+        }
+    }
+
+    /// Says that all layers have been given the positions below.
+    func advance(to position: Int) { count = position }
+
+    /// Keeps a token's keys and values, one head's after another, rounded to the cache's format.
+    func put(
+        keys: UnsafeRawPointer, values: UnsafeRawPointer, in source: Format, layer: Int, position: Int,
+        _ kernels: lsk_kernels
+    ) {
+        let page = pages[layer][position / KeyValueCache.pagePositions].bytes.base
+        let place = position % KeyValueCache.pagePositions
+        withUnsafeTemporaryAllocation(byteCount: headSize * format.byteCount, alignment: 64) { row in
+            for head in 0..<heads {
+                let offset = head * headSize * source.byteCount
+                convert(keys + offset, source, to: row.baseAddress!, kernels)
+                scatterKey(row.baseAddress!, into: page + head * keyBytes, place)
+                convert(values + offset, source, to: row.baseAddress!, kernels)
+                placeValue(row.baseAddress!, into: page + heads * keyBytes + head * valueBytes, place)
+            }
+        }
+    }
+
+    private func convert(
+        _ from: UnsafeRawPointer, _ source: Format, to row: UnsafeMutableRawPointer, _ kernels: lsk_kernels
+    ) {
+        if source == format {
+            row.copyMemory(from: from, byteCount: headSize * format.byteCount)
+            return
+        }
+        var counts = lsk_convert_counts()
+        kernels.convert(
+            row, format.rawValue, from, source.rawValue, headSize, LSK_NEAREST_EVEN, 0, 0, &counts)
+    }
+
+    private func scatterKey(_ row: UnsafeRawPointer, into keys: UnsafeMutablePointer<UInt8>, _ place: Int) {
+        let panel = KeyValueCache.panel
+        let first = place / panel * panel * headSize + place % panel
+        func scatter<Element: BitwiseCopyable>(_: Element.Type) {
+            let from = row.assumingMemoryBound(to: Element.self)
+            let to = UnsafeMutableRawPointer(keys).assumingMemoryBound(to: Element.self) + first
+            for k in 0..<headSize { to[k * panel] = from[k] }
+        }
+        if format == .fp32 { scatter(UInt32.self) } else { scatter(UInt16.self) }
+    }
+
+    private func placeValue(_ row: UnsafeRawPointer, into values: UnsafeMutablePointer<UInt8>, _ place: Int) {
+        let bytes = KeyValueCache.panel * format.byteCount
+        for panel in 0..<panelsAcross {
+            let part = min(KeyValueCache.panel, headSize - panel * KeyValueCache.panel) * format.byteCount
+            let to = UnsafeMutableRawPointer(values) + (panel * KeyValueCache.pagePositions + place) * bytes
+            to.copyMemory(from: row + panel * bytes, byteCount: part)
+            // Columns beyond the head are multiplied too: not by garbage.
+            (to + part).initializeMemory(as: UInt8.self, repeating: 0, count: bytes - part)
+        }
+    }
+
+    /// The panel of a head's keys that holds positions from `position` on, a multiple of 32.
+    func keys(layer: Int, head: Int, position: Int) -> UnsafeRawPointer {
+        let page = pages[layer][position / KeyValueCache.pagePositions].bytes.base
+        let first = position % KeyValueCache.pagePositions * headSize * format.byteCount
+        return UnsafeRawPointer(page) + head * keyBytes + first
+    }
+
+    /// The panel of a page's values that holds a head's elements from `element` on, a multiple of 32.
+    func values(layer: Int, head: Int, page: Int, element: Int) -> UnsafeRawPointer {
+        let first = element * KeyValueCache.pagePositions * format.byteCount
+        return UnsafeRawPointer(pages[layer][page].bytes.base) + heads * keyBytes + head * valueBytes + first
+    }
+}

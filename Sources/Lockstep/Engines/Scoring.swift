@@ -1,0 +1,162 @@
+/// Log-prob and entropy of every token of some sequences, given the tokens before it.
+public struct ScoringOutputs {
+    /// [tokens] fp32 or fp64.
+    public var logProbs: MutableVectorView
+    /// [tokens] fp32 or fp64, nats.
+    public var entropy: MutableVectorView?
+
+    /// Creates outputs.
+    public init(logProbs: MutableVectorView, entropy: MutableVectorView? = nil) {
+        self.logProbs = logProbs
+        self.entropy = entropy
+    }
+}
+
+extension Model {
+    /// Scores sequences, teacher-forced: each token's log-prob given those before it.
+    ///
+    /// `tokens` are packed; sequence i is `offsets[i] ..< offsets[i + 1]` (one sequence without offsets). The first token
+    /// of a sequence has nothing before it: its log-prob and entropy are 0. Entropy is that of the distribution the
+    /// token was drawn from. Memory: one layer's keys and values and a row of activations for each token, never
+    /// tokens x vocab.
+    ///
+    /// The bits depend on a sequence's tokens alone: not on the batch, on how it is chunked, on threads.
+    ///
+    /// - Throws: `.invalidArgument` naming a token outside the vocabulary, an empty sequence or one longer than the
+    ///   context; `.nonFinite` naming layer and operation of an overflow. Outputs are then untouched.
+    public func score(
+        tokens: TokenView, offsets: TokenView? = nil, options: LogProbOptions = .init(),
+        into outputs: ScoringOutputs, execution: Execution = .init()
+    ) throws(LockstepError) {
+        try withLockstepFloatMode { () throws(LockstepError) in
+            let layout = try SequenceLayout(rows: 1, columns: tokens.count, offsets: offsets, of: "tokens")
+            try check(tokens, layout)
+            if tokens.count == 0 { return }
+            let hidden = try hiddenStates(tokens, layout, execution)
+            try logProbs(of: hidden, tokens, layout, options, into: outputs, execution)
+        }
+    }
+
+    private func check(_ tokens: TokenView, _ layout: SequenceLayout) throws(LockstepError) {
+        for sequence in 0..<layout.sequences {
+            let length = layout.length(of: sequence)
+            guard length > 0 || layout.offsets == nil else {
+                throw LockstepError(
+                    .invalidArgument, "tokens: sequence \(sequence) is empty; leave it out of the batch")
+            }
+            guard length <= configuration.positions else {
+                throw LockstepError(
+                    .invalidArgument,
+                    "tokens: sequence \(sequence) has \(length) tokens but the model's context is "
+                        + "\(configuration.positions); cut it")
+            }
+        }
+        for index in 0..<tokens.count where !(0..<configuration.vocab).contains(tokens[index]) {
+            throw LockstepError(
+                .invalidArgument,
+                "tokens[\(index)] is \(tokens[index]), outside the vocabulary of \(configuration.vocab)")
+        }
+    }
+
+    /// What the output head is applied to, for every token: a layer at a time over all of them.
+    private func hiddenStates(
+        _ tokens: TokenView, _ layout: SequenceLayout, _ execution: Execution
+    ) throws(LockstepError) -> Scratch<UInt8> {
+        let rowBytes = configuration.hiddenSize * recipe.activations.byteCount
+        let longest = (0..<layout.sequences).map { layout.length(of: $0) }.max() ?? 0
+        let rows = try Scratch<UInt8>(count: tokens.count * rowBytes)
+        let forward = try Forward(
+            self, rows: min(Forward.rowLimit, tokens.count), positions: longest, execution)
+        let chunks = try chunks(layout)
+        do throws(Overflow) {
+            forward.embed((0..<tokens.count).lazy.map { tokens[$0] }, into: rows.base)
+            for index in layers.indices {
+                for chunk in chunks {
+                    try forward.layer(index, cacheLayer: 0, rows.base + chunk.first * rowBytes, chunk.spans)
+                }
+            }
+            for chunk in chunks {
+                let place = rows.base + chunk.first * rowBytes
+                try forward.finalNorm(place, chunk.count, into: place)
+            }
+        } catch {
+            throw overflow(error)
+        }
+        return rows
+    }
+
+    /// Runs of at most 512 rows, and the sequences' parts in them.
+    ///
+    /// A cache holds one layer of one sequence, and is written anew for each layer.
+    private func chunks(
+        _ layout: SequenceLayout
+    ) throws(LockstepError) -> [(first: Int, count: Int, spans: [TokenSpan])] {
+        var chunks: [(first: Int, count: Int, spans: [TokenSpan])] = []
+        for sequence in 0..<layout.sequences {
+            let length = layout.length(of: sequence)
+            let cache = KeyValueCache(configuration, recipe.cache, layers: 1)
+            try cache.reserve(length)
+            var position = 0
+            while position < length {
+                if chunks.isEmpty || chunks[chunks.count - 1].count == Forward.rowLimit {
+                    chunks.append((layout.place(of: sequence, position: position).column, 0, []))
+                }
+                let last = chunks.count - 1
+                let count = min(Forward.rowLimit - chunks[last].count, length - position)
+                chunks[last].spans.append(
+                    TokenSpan(
+                        cache: cache, positions: position..<position + count, row: chunks[last].count))
+                chunks[last].count += count
+                position += count
+            }
+        }
+        return chunks
+    }
+
+    private func logProbs(
+        of hidden: borrowing Scratch<UInt8>, _ tokens: TokenView, _ layout: SequenceLayout,
+        _ options: LogProbOptions, into outputs: ScoringOutputs, _ execution: Execution
+    ) throws(LockstepError) {
+        // A row scores the token after it; a sequence's last row scores none.
+        var options = options
+        options.ignoreIndex = -1
+        options.logitsFormat = recipe.logits
+        var targets = [Int32](repeating: -1, count: tokens.count)
+        for sequence in 0..<layout.sequences {
+            let first = layout.place(of: sequence).column
+            for row in first..<first + layout.length(of: sequence) - 1 {
+                targets[row] = Int32(tokens[row + 1])
+            }
+        }
+        let scores = try Scratch<Double>(count: 2 * tokens.count)
+        let (found, entropies) = (scores.base, scores.base + tokens.count)
+        try targets.withTokenView { (targets) throws(LockstepError) in
+            try head.logProbs(
+                hidden: MatrixView(
+                    hidden.base, recipe.activations, rows: tokens.count, columns: configuration.hiddenSize),
+                targets: targets, options: options,
+                into: LogProbOutputs(
+                    logProbs: MutableVectorView(found, .fp64, count: tokens.count),
+                    entropy: outputs.entropy == nil
+                        ? nil : MutableVectorView(entropies, .fp64, count: tokens.count)),
+                execution: execution)
+        }
+        for sequence in 0..<layout.sequences {
+            let first = layout.place(of: sequence).column
+            for position in 0..<layout.length(of: sequence) {
+                let row = first + position
+                outputs.logProbs.store(position == 0 ? 0 : found[row - 1], at: row)
+                outputs.entropy?.store(position == 0 ? 0 : entropies[row - 1], at: row)
+            }
+        }
+    }
+
+    /// The error for a value that left the recipe's range.
+    func overflow(_ place: Overflow) -> LockstepError {
+        let layer = place.layer < layers.count ? "layer \(place.layer)" : "the end"
+        return LockstepError(
+            .nonFinite,
+            "\(place.operation) of \(layer): a value is infinite or NaN as \(recipe.activations); use a recipe with "
+                + "a wider format, or look at the model's headroom")
+    }
+}

@@ -1,0 +1,72 @@
+/// A LoRA adapter in PEFT's layout: for some weights W [m x n], matrices A [r x n] and B [m x r] that stand for
+/// `W + alpha / r B A`.
+///
+/// *Source*: Hu et al., LoRA (2021); PEFT's adapter_config.json and adapter_model.safetensors.
+final class Adapter {
+    private let path: String
+    private let file: SafeTensors
+    /// alpha / r, or alpha / sqrt r.
+    private let scale: Double
+    private let rank: Int
+    private var unread: Set<String>
+
+    /// Opens an adapter's folder.
+    init(path: String) throws(LockstepError) {
+        self.path = path
+        let config = "\(path)/adapter_config.json"
+        let json = try JSON(contentsOf: config)
+        guard json["peft_type"]?.string == "LORA" else {
+            throw LockstepError(
+                .unsupported, "\(config): peft_type is '\(json["peft_type"]?.string ?? "")'; known is LORA")
+        }
+        guard let rank = json["r"]?.integer, rank >= 1, rank <= 1 << 16,
+            let alpha = json["lora_alpha"]?.double
+        else { throw LockstepError(.badData, "\(config): r or lora_alpha is missing or no count") }
+        for (key, unchanged) in [
+            ("use_dora", JSON.bool(false)), ("bias", .string("none")), ("rank_pattern", .object([:])),
+            ("alpha_pattern", .object([:])), ("fan_in_fan_out", .bool(false)),
+        ] {
+            if let value = json[key], value != unchanged {
+                throw LockstepError(.unsupported, "\(config): \(key) is set; known is only its default")
+            }
+        }
+        self.rank = rank
+        let isScaledByRoot = json["use_rslora"]?.bool ?? false
+        scale = alpha / (isScaledByRoot ? Double(rank).squareRoot() : Double(rank))
+        file = try SafeTensors(path: "\(path)/adapter_model.safetensors")
+        unread = Set(file.tensors.keys)
+    }
+
+    /// Adds what the adapter has for a weight, to its values in fp32: one rounding.
+    func add(to name: String, rows: Int, columns: Int, _ values: UnsafeMutablePointer<Float>)
+        throws(LockstepError)
+    {
+        let stem = "base_model.model.\(name.dropLast(".weight".count))"
+        guard let a = try matrix("\(stem).lora_A.weight", rows: rank, columns: columns),
+            let b = try matrix("\(stem).lora_B.weight", rows: rows, columns: rank)
+        else { return }
+        for row in 0..<rows {
+            for column in 0..<columns {
+                var sum = 0.0
+                for k in 0..<rank {
+                    sum += Double(b[row * rank + k]) * Double(a[k * columns + column])
+                }
+                let place = row * columns + column
+                values[place] = Float(Double(values[place]) + scale * sum)
+            }
+        }
+    }
+
+    private func matrix(_ name: String, rows: Int, columns: Int) throws(LockstepError) -> [Float]? {
+        guard let tensor = file.tensors[name] else { return nil }
+        unread.remove(name)
+        return try file.floats(tensor, name, shape: [rows, columns])
+    }
+
+    /// Throws if a tensor was left that belongs to no weight.
+    func checkAllRead() throws(LockstepError) {
+        guard let first = unread.min() else { return }
+        throw LockstepError(
+            .badData, "\(path): tensor '\(first)' belongs to no weight of the model that can be adapted")
+    }
+}

@@ -1,0 +1,76 @@
+/// A Hugging Face folder: config.json, and weights in one safetensors file or several.
+///
+/// Weights are read into the layout the kernels want, a tensor at a time; the files are not needed afterwards.
+final class Checkpoint {
+    /// The folder.
+    let path: String
+    /// What config.json says.
+    let configuration: ModelConfiguration
+    private var tensors: [String: (file: SafeTensors, tensor: SafeTensors.Tensor)] = [:]
+    private var unread: Set<String> = []
+
+    /// Opens a folder and reads config and headers.
+    ///
+    /// - Throws: `.file`, `.badData` or `.unsupported`, naming the file.
+    init(path: String) throws(LockstepError) {
+        self.path = path
+        let config = "\(path)/config.json"
+        configuration = try ModelConfiguration(try JSON(contentsOf: config), config)
+        let index = "\(path)/model.safetensors.index.json"
+        let names: Set<String> =
+            SystemFile.exists(index) ? try Checkpoint.shards(index) : ["model.safetensors"]
+        for name in names.sorted() {
+            let file = try SafeTensors(path: "\(path)/\(name)")
+            for (key, tensor) in file.tensors {
+                if let other = tensors[key] {
+                    throw LockstepError(
+                        .badData, "\(file.name): tensor '\(key)' is in \(other.file.name) too")
+                }
+                tensors[key] = (file, tensor)
+            }
+        }
+        unread = Set(tensors.keys)
+    }
+
+    /// The files of an index; they stand in its folder.
+    private static func shards(_ index: String) throws(LockstepError) -> Set<String> {
+        guard case .object(let map)? = try JSON(contentsOf: index)["weight_map"] else {
+            throw LockstepError(.badData, "\(index): weight_map is missing")
+        }
+        var names: Set<String> = []
+        for (tensor, file) in map {
+            guard let name = file.string, !name.isEmpty, !name.contains("/"), name != ".." else {
+                throw LockstepError(
+                    .badData, "\(index): tensor '\(tensor)': is not said to be in a file here")
+            }
+            names.insert(name)
+        }
+        return names
+    }
+
+    /// Whether a tensor is there.
+    func has(_ name: String) -> Bool { tensors[name] != nil }
+
+    /// Reads a tensor of a known shape in one of the kernels' formats, converted if it must be.
+    ///
+    /// - Throws: `.badData` if it is missing, has another shape, or a value that is NaN or infinite afterwards.
+    func read(
+        _ name: String, shape: [Int], as format: Format, into target: UnsafeMutableRawPointer
+    ) throws(LockstepError) {
+        guard let (file, tensor) = tensors[name] else {
+            throw LockstepError(.badData, "\(path): tensor '\(name)' is missing")
+        }
+        unread.remove(name)
+        try file.read(tensor, name, shape: shape, as: format, into: target)
+    }
+
+    /// Throws if tensors were left that nobody read.
+    func checkAllRead(except known: (String) -> Bool) throws(LockstepError) {
+        let left = unread.filter { !known($0) }.sorted()
+        guard let first = left.first else { return }
+        throw LockstepError(
+            .badData,
+            "\(path): tensor '\(first)' belongs to no part of a \(configuration.family.rawValue) model"
+                + (left.count > 1 ? ", and \(left.count - 1) more" : ""))
+    }
+}
