@@ -120,6 +120,24 @@ final class Forward {
         try check(out, count * configuration.hiddenSize, configuration.layers, "final norm")
     }
 
+    /// The logits of rows that passed the final norm, in float32, before they are rounded: [count x vocab].
+    func logits(_ rows: UnsafeRawPointer, _ count: Int, into out: UnsafeMutablePointer<Float>) {
+        let (head, vocab) = (model.head, configuration.vocab)
+        packed.pack(MatrixView(rows, format, rows: count, columns: head.hiddenSize), 0..<count)
+        let tiles = (vocab + TileMultiplier.width - 1) / TileMultiplier.width
+        parallelFor(tasks: tiles, threads: threads) { task, worker in
+            let first = task * TileMultiplier.width
+            let columns = min(TileMultiplier.width, vocab - first)
+            let multiplier = multipliers[worker]
+            multiplier.columns = .packed(head)
+            multiplier.multiply(packed, first: first, count: columns, bias: head.bias)
+            for row in 0..<count {
+                (out + row * vocab + first).update(
+                    from: multiplier.tile.base + row * TileMultiplier.width, count: columns)
+            }
+        }
+    }
+
     // MARK: Operations
 
     private func norm(

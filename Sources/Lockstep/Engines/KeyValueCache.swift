@@ -36,6 +36,29 @@ final class KeyValueCache {
         KeyValueCache.pagePositions * panelsAcross * KeyValueCache.panel * format.byteCount
     }
 
+    /// A cache of another sequence that begins the same: whole pages are shared, the last one, if begun, is copied.
+    func forked() throws(LockstepError) -> KeyValueCache {
+        let copy = KeyValueCache(like: self)
+        let whole = count / KeyValueCache.pagePositions
+        for layer in pages.indices {
+            copy.pages[layer] = Array(pages[layer][..<whole])
+            if count % KeyValueCache.pagePositions > 0 {
+                let page = try Page(byteCount: heads * (keyBytes + valueBytes))
+                page.bytes.base.update(from: pages[layer][whole].bytes.base, count: page.bytes.count)
+                copy.pages[layer].append(page)
+            }
+        }
+        copy.count = count
+        return copy
+    }
+
+    private init(like other: KeyValueCache) {
+        heads = other.heads
+        headSize = other.headSize
+        format = other.format
+        pages = Array(repeating: [], count: other.pages.count)
+    }
+
     /// Makes room for positions up to `limit` in all layers.
     func reserve(_ limit: Int) throws(LockstepError) {
         let wanted = (limit + KeyValueCache.pagePositions - 1) / KeyValueCache.pagePositions

@@ -1,9 +1,9 @@
 /// Which logits top-k and top-p keep: all at or above one threshold, so that the set depends on values
 /// alone, never on the order of equal ones.
 ///
-/// top-k: the threshold is the k-th largest logit. top-p, after it: logits in descending order, their
+/// top-k: the threshold is the k-th largest logit. min-p: the largest logit plus `temperature ln minP`. top-p, after both: logits in descending order, their
 /// terms `e^((x - max) / temperature)` added in float64; the threshold is the first logit at which the sum
-/// reaches `topP` times the sum of all kept by top-k.
+/// reaches `topP` times the sum of all that they kept.
 final class KeptSet: @unchecked Sendable {
     private let options: LogProbOptions
     private let keys: Scratch<UInt32>
@@ -31,10 +31,14 @@ final class KeptSet: @unchecked Sendable {
         }
         // What is -inf has no probability and is never kept.
         while count > 1, KeptSet.logit(keys.base[count - 1]) == -.infinity { count -= 1 }
-        guard options.topP < 1 else { return KeptSet.logit(keys.base[count - 1]) }
-
         let highest = Double(KeptSet.logit(keys.base[0]))
         let temperature = options.temperature
+        if options.minP > 0 {
+            let lowest = highest + temperature * logarithm(options.minP)
+            while count > 1, Double(KeptSet.logit(keys.base[count - 1])) < lowest { count -= 1 }
+        }
+        guard options.topP < 1 else { return KeptSet.logit(keys.base[count - 1]) }
+
         func term(_ index: Int) -> Double {
             exponential((Double(KeptSet.logit(keys.base[index])) - highest) / temperature)
         }

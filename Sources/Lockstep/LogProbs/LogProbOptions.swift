@@ -14,6 +14,8 @@ public struct LogProbOptions: Sendable {
     public var ignoreIndex: Int
     /// Keep only the largest `topK` logits (and those equal to the last kept); 0 means all.
     public var topK: Int
+    /// Keep only logits whose probability is at least this share of the largest one's; 0 means all.
+    public var minP: Double
     /// Then keep only the smallest set of the largest whose probability reaches `topP`; 1 means all.
     public var topP: Double
     /// The format the logits are rounded to before the log-softmax: `fp16`, `bf16`, or `fp32` for none.
@@ -22,7 +24,7 @@ public struct LogProbOptions: Sendable {
     /// Creates options; the defaults are those of an untruncated policy at temperature 1.
     public init(
         temperature: Double = 1, softCap: Double = 0, ignoreIndex: Int = -100, topK: Int = 0,
-        topP: Double = 1,
+        topP: Double = 1, minP: Double = 0,
         logitsFormat: Format = .fp32
     ) {
         self.temperature = temperature
@@ -30,11 +32,12 @@ public struct LogProbOptions: Sendable {
         self.ignoreIndex = ignoreIndex
         self.topK = topK
         self.topP = topP
+        self.minP = minP
         self.logitsFormat = logitsFormat
     }
 
-    /// Whether `topK` or `topP` cut the vocabulary.
-    var truncates: Bool { topK > 0 || topP < 1 }
+    /// Whether `topK`, `topP` or `minP` cut the vocabulary.
+    var truncates: Bool { topK > 0 || topP < 1 || minP > 0 }
 
     /// The options as the kernels take them, or an error that names the one out of range.
     func rule() throws(LockstepError) -> lsk_logit_rule {
@@ -51,6 +54,9 @@ public struct LogProbOptions: Sendable {
         }
         guard topP > 0, topP <= 1 else {
             throw LockstepError(.invalidArgument, "top_p is \(topP); give a value in (0, 1], 1 for all")
+        }
+        guard minP >= 0, minP <= 1 else {
+            throw LockstepError(.invalidArgument, "min_p is \(minP); give a value in [0, 1], 0 for all")
         }
         guard [.fp32, .fp16, .bf16].contains(logitsFormat) else {
             throw LockstepError(

@@ -52,6 +52,38 @@ final class RowScorer: @unchecked Sendable {
         }
     }
 
+    /// Draws a token of a row of logits: the first at which the sum of probabilities, in the order of the vocabulary,
+    /// passes the share `uniform`, in [0, 1), of all that are kept.
+    func draw(_ logits: UnsafeRawPointer, _ format: Format, uniform: Double) throws(RowSum.Failure) -> Int {
+        prepare(logits, format, shift: 0)
+        var highest = -Float.infinity
+        for v in 0..<vocab { highest = max(highest, row.base[v]) }
+        guard highest > -.infinity else { throw .onlyNegativeInfinity }
+        let threshold = keptSet?.threshold(UnsafeBufferPointer(start: row.base, count: vocab)) ?? -.infinity
+        for v in 0..<vocab { row.base[v] = row.base[v] >= threshold ? row.base[v] - highest : -.infinity }
+        let whole = try sum(UnsafeRawPointer(row.base), .fp32, rule.temperatureOnly)
+        // The softmax, but for a factor: its gradient with respect to a target that is not there.
+        var gradient = lsk_gradient_row()
+        gradient.d_log_prob = -1
+        gradient.inverse_sum = Float(1 / whole.sum)
+        gradient.reference = whole.reference
+        withUnsafePointer(to: rule.temperatureOnly) {
+            kernels.gradient_row(
+                row.base, Format.fp32.rawValue, row.base, Format.fp32.rawValue, vocab, -1, $0, &gradient)
+        }
+        var total = 0.0
+        for v in 0..<vocab { total += Double(row.base[v]) }
+        let wanted = uniform * total
+        var reached = 0.0
+        var last = 0
+        for v in 0..<vocab where row.base[v] > 0 {
+            reached += Double(row.base[v])
+            if reached > wanted { return v }
+            last = v
+        }
+        return last
+    }
+
     /// Scores a row that was added up elsewhere, as fp32 logits; `.wide` is left to the caller, who has them.
     func score(_ blocks: UnsafeBufferPointer<lsk_lse_block>, targetLogit: Float) -> RowScore {
         do {

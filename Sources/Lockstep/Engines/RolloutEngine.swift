@@ -1,0 +1,304 @@
+import CLockstepKernels
+
+/// How tokens are drawn, and when to stop.
+public struct SamplingSettings: Sendable {
+    /// Temperature, top-k, top-p and min-p, in that order of meaning; temperature 0 takes the most probable token.
+    public var temperature: Double
+    /// Keep only the largest logits; 0 means all.
+    public var topK: Int
+    /// Keep only the smallest set of the largest whose probability reaches this; 1 means all.
+    public var topP: Double
+    /// Keep only logits whose probability is at least this share of the largest one's; 0 means all.
+    public var minP: Double
+    /// With a sequence's id and a position, decides each draw: nothing else does.
+    public var seed: UInt64
+    /// A sequence ends with one of these, which is part of it.
+    public var stopIDs: Set<Int32>
+    /// Tokens drawn at most.
+    public var maxTokens: Int
+
+    /// Creates settings; the defaults draw from the model's own distribution.
+    public init(
+        temperature: Double = 1, topK: Int = 0, topP: Double = 1, minP: Double = 0, seed: UInt64 = 0,
+        stopIDs: Set<Int32> = [], maxTokens: Int = 256
+    ) {
+        self.temperature = temperature
+        self.topK = topK
+        self.topP = topP
+        self.minP = minP
+        self.seed = seed
+        self.stopIDs = stopIDs
+        self.maxTokens = maxTokens
+    }
+
+    var isGreedy: Bool { temperature == 0 }
+
+    /// What tokens are drawn from.
+    func options(_ logits: Format) -> LogProbOptions {
+        isGreedy
+            ? LogProbOptions(logitsFormat: logits)
+            : LogProbOptions(
+                temperature: temperature, topK: topK, topP: topP, minP: minP, logitsFormat: logits)
+    }
+}
+
+/// A sequence that was drawn, and what the rollout policy said of each of its tokens.
+public struct Rollout: Equatable, Sendable {
+    /// Why a sequence ended.
+    public enum Finish: Int32, Sendable {
+        /// It has not.
+        case running = 0
+        /// With a stop id.
+        case stop = 1
+        /// At `maxTokens`, or at the end of the context.
+        case length = 2
+    }
+
+    /// Which sequence.
+    public let id: UInt64
+    /// The tokens drawn; not the prompt.
+    public internal(set) var tokens: [Int32] = []
+    /// ln of each token's probability under the model, at temperature 1, nothing cut.
+    public internal(set) var rawLogProbs: [Double] = []
+    /// ln of each token's probability under what it was drawn from.
+    public internal(set) var processedLogProbs: [Double] = []
+    /// The probability, at the temperature, of what top-k, top-p and min-p kept.
+    public internal(set) var keptMass: [Double] = []
+    /// Why it ended.
+    public internal(set) var finish = Finish.running
+}
+
+/// Samples from a model with a cache of keys and values: sequences join and leave a running batch.
+///
+/// What is drawn for a sequence is a function of its prompt, its id and the settings: not of the batch it is in, of
+/// how prompts are cut into chunks, or of threads. A token's raw log-prob has the bits of `Model.score`.
+public final class RolloutEngine {
+    private let model: Model
+    private let settings: SamplingSettings
+    private let forward: Forward
+    private let capacity: Int
+    private let execution: Execution
+    private let rawScorer: RowScorer
+    private let drawScorer: RowScorer
+    private let philox: Philox4x32
+    private let rows: Scratch<UInt8>
+    private let logits: Scratch<Float>
+    private var waiting: [Member] = []
+    private var active: [Member] = []
+
+    /// A sequence in the engine.
+    private final class Member {
+        var rollout: Rollout
+        /// Tokens whose keys and values are not yet cached: the prompt at first, then the last token drawn.
+        var pending: ArraySlice<Int32>
+        var cache: KeyValueCache
+        /// Others with the same prompt, which fork this one's cache when it has read the prompt.
+        var followers: [UInt64] = []
+        let promptCount: Int
+
+        init(id: UInt64, pending: ArraySlice<Int32>, cache: KeyValueCache, promptCount: Int) {
+            rollout = Rollout(id: id)
+            self.pending = pending
+            self.cache = cache
+            self.promptCount = promptCount
+        }
+    }
+
+    /// Creates an engine that runs at most `capacity` sequences at a time.
+    ///
+    /// - Throws: `.invalidArgument` for settings out of range; `.outOfMemory`.
+    public init(
+        _ model: Model, settings: SamplingSettings = .init(), capacity: Int = 32,
+        execution: Execution = .init()
+    ) throws(LockstepError) {
+        guard (1...Forward.rowLimit).contains(capacity) else {
+            throw LockstepError(
+                .invalidArgument, "capacity is \(capacity); give 1 to \(Forward.rowLimit) sequences at a time"
+            )
+        }
+        guard settings.maxTokens >= 1 else {
+            throw LockstepError(.invalidArgument, "max_tokens is \(settings.maxTokens); give at least 1")
+        }
+        let options = settings.options(model.recipe.logits)
+        _ = try options.rule()
+        let kernels = try execution.kernels()
+        let vocab = model.configuration.vocab
+        self.model = model
+        self.settings = settings
+        self.capacity = capacity
+        self.execution = execution
+        forward = try Forward(
+            model, rows: Forward.rowLimit, positions: model.configuration.positions, execution)
+        rawScorer = try RowScorer(
+            kernels, LogProbOptions(logitsFormat: model.recipe.logits), vocab: vocab, wantsEntropy: false)
+        drawScorer = try RowScorer(kernels, options, vocab: vocab, wantsEntropy: false)
+        philox = Philox4x32(seed: settings.seed)
+        rows = try Scratch(
+            count: Forward.rowLimit * model.configuration.hiddenSize * model.recipe.activations.byteCount)
+        logits = try Scratch(count: capacity * vocab)
+    }
+
+    /// Whether sequences wait or run.
+    public var isIdle: Bool { waiting.isEmpty && active.isEmpty }
+
+    /// Adds sequences that answer one prompt; each id makes its own draws.
+    ///
+    /// - Throws: `.invalidArgument` for an empty prompt, one that fills the context, or a token outside the
+    ///   vocabulary.
+    public func add(prompt: [Int32], ids: [UInt64]) throws(LockstepError) {
+        guard !prompt.isEmpty else {
+            throw LockstepError(.invalidArgument, "prompt: is empty; give at least one token")
+        }
+        guard prompt.count < model.configuration.positions else {
+            throw LockstepError(
+                .invalidArgument,
+                "prompt: has \(prompt.count) tokens, which leaves no room in the context of "
+                    + "\(model.configuration.positions)")
+        }
+        for (index, token) in prompt.enumerated()
+        where !(0..<Int32(model.configuration.vocab)).contains(token) {
+            throw LockstepError(
+                .invalidArgument,
+                "prompt[\(index)] is \(token), outside the vocabulary of \(model.configuration.vocab)")
+        }
+        guard let first = ids.first else { return }
+        let cache = KeyValueCache(
+            model.configuration, model.recipe.cache, layers: model.configuration.layers)
+        let member = Member(id: first, pending: prompt[...], cache: cache, promptCount: prompt.count)
+        member.followers = Array(ids.dropFirst())
+        waiting.append(member)
+    }
+
+    /// Draws one token for every running sequence, after reading what prompts fit; returns those that ended.
+    ///
+    /// - Throws: `.nonFinite` naming layer and operation of an overflow. What was drawn before is kept: see `rollouts`.
+    public func step() throws(LockstepError) -> [Rollout] {
+        try withLockstepFloatMode { () throws(LockstepError) in
+            while active.count < capacity, !waiting.isEmpty { active.append(waiting.removeFirst()) }
+            let (members, spans) = try plan()
+            if members.isEmpty { return [] }
+            try run(members, spans)
+            return try draw(members, spans)
+        }
+    }
+
+    /// All sequences that are in the engine, as far as they have come.
+    public var rollouts: [Rollout] { active.map(\.rollout) + waiting.map(\.rollout) }
+
+    /// Which tokens of which sequences are worked on: at most 512.
+    private func plan() throws(LockstepError) -> ([Member], [TokenSpan]) {
+        var members: [Member] = []
+        var spans: [TokenSpan] = []
+        var row = 0
+        // Sequences that only wait for their next token go first: a long prompt must not hold them up.
+        for member in active.sorted(by: { $0.pending.count < $1.pending.count }) where row < Forward.rowLimit
+        {
+            let count = min(member.pending.count, Forward.rowLimit - row)
+            let first = member.cache.count
+            try member.cache.reserve(first + count)
+            members.append(member)
+            spans.append(TokenSpan(cache: member.cache, positions: first..<first + count, row: row))
+            row += count
+        }
+        return (members, spans)
+    }
+
+    private func run(_ members: [Member], _ spans: [TokenSpan]) throws(LockstepError) {
+        do throws(Overflow) {
+            let tokens = zip(members, spans).flatMap { $0.pending.prefix($1.positions.count).map(Int.init) }
+            forward.embed(tokens, into: rows.base)
+            for layer in model.layers.indices {
+                try forward.layer(layer, cacheLayer: layer, rows.base, spans)
+            }
+            try forward.finalNorm(rows.base, tokens.count, into: rows.base)
+        } catch {
+            throw model.overflow(error)
+        }
+        for (member, span) in zip(members, spans) {
+            member.pending = member.pending.dropFirst(span.positions.count)
+            member.cache.advance(to: span.positions.upperBound)
+        }
+    }
+
+    /// Draws for the sequences that have read all they have.
+    private func draw(_ members: [Member], _ spans: [TokenSpan]) throws(LockstepError) -> [Rollout] {
+        var ready: [(member: Member, row: Int)] = []
+        for (member, span) in zip(members, spans) where member.pending.isEmpty {
+            ready.append((member, span.row + span.positions.count - 1))
+        }
+        try formLogits(ready.map(\.row))
+        for (index, (member, _)) in ready.enumerated() {
+            let logits = UnsafeRawPointer(logits.base + index * model.configuration.vocab)
+            // The group's other members begin where the prompt ends, with draws of their own.
+            for id in member.followers {
+                let follower = Member(
+                    id: id, pending: [], cache: try member.cache.forked(), promptCount: member.promptCount)
+                try draw(follower, logits)
+                if follower.rollout.finish == .running {
+                    waiting.insert(follower, at: 0)
+                } else {
+                    ended.append(follower.rollout)
+                }
+            }
+            member.followers = []
+            try draw(member, logits)
+        }
+        defer { ended = [] }
+        let over = active.filter { $0.rollout.finish != .running }
+        active.removeAll { $0.rollout.finish != .running }
+        return over.map(\.rollout) + ended
+    }
+
+    private var ended: [Rollout] = []
+
+    /// The logits of some rows, one row after another.
+    private func formLogits(_ chosen: [Int]) throws(LockstepError) {
+        let width = model.configuration.hiddenSize * model.recipe.activations.byteCount
+        // Rows are chosen in ascending order: moving them together overwrites none that is still wanted.
+        for (place, row) in chosen.enumerated() where place != row {
+            (rows.base + place * width).update(from: rows.base + row * width, count: width)
+        }
+        forward.logits(rows.base, chosen.count, into: logits.base)
+    }
+
+    private func draw(_ member: Member, _ logits: UnsafeRawPointer) throws(LockstepError) {
+        let position = member.promptCount + member.rollout.tokens.count
+        do throws(RowSum.Failure) {
+            let words = philox.block(UInt64(position), high: member.rollout.id)
+            let uniform = Double(UInt64(words[0]) << 21 | UInt64(words[1]) >> 11) * 0x1p-53
+            let token =
+                settings.isGreedy
+                ? mostProbable(logits) : try drawScorer.draw(logits, .fp32, uniform: uniform)
+            let raw = rawScorer.score(logits, .fp32, target: token)
+            let drawn = settings.isGreedy ? raw : drawScorer.score(logits, .fp32, target: token)
+            for score in [raw, drawn] {
+                if let failure = RowSum.Failure(rawValue: score.failure) { throw failure }
+            }
+            member.rollout.tokens.append(Int32(token))
+            member.rollout.rawLogProbs.append(raw.logProb)
+            member.rollout.processedLogProbs.append(settings.isGreedy ? 0 : drawn.logProb)
+            member.rollout.keptMass.append(settings.isGreedy ? exponential(raw.logProb) : drawn.keptMass)
+            member.pending = [Int32(token)]
+            if settings.stopIDs.contains(Int32(token)) {
+                member.rollout.finish = .stop
+            } else if member.rollout.tokens.count == settings.maxTokens
+                || position + 1 == model.configuration.positions
+            {
+                member.rollout.finish = .length
+            }
+        } catch {
+            throw LockstepError(
+                .nonFinite,
+                "logits of sequence \(member.rollout.id) at position \(position): NaN, +inf or only -inf; use a "
+                    + "recipe with a wider format")
+        }
+    }
+
+    /// The first of the largest logits.
+    private func mostProbable(_ logits: UnsafeRawPointer) -> Int {
+        let values = logits.assumingMemoryBound(to: Float.self)
+        var best = 0
+        for v in 1..<model.configuration.vocab where values[v] > values[best] { best = v }
+        return best
+    }
+}
