@@ -96,7 +96,8 @@ func tokenValues(
             tensor.base, try tensor.format([.fp32, .fp64]), count: sequences, stride: tensor.strides[0]))
 }
 
-private func optionalIntegers(
+/// Integers of any width, one for each sequence; NULL gives nil.
+func optionalIntegers(
     _ pointer: UnsafePointer<lockstep_tensor>?, _ name: StaticString
 ) throws(LockstepError) -> TokenView? {
     guard let pointer else { return nil }
