@@ -71,6 +71,8 @@ struct RewardMembers {
         self.options = options
         parts = options.parts
         sequences = batch.sequences
+        // An array that cannot be had traps: ask first for what this type and its estimators hold.
+        _ = try Scratch<Double>(count: 16 * sequences)
         let layout = batch.layout
         lengths = layout.map { layout in (0..<layout.sequences).map { layout.countedTokens(of: $0) } }
         let estimator = options.estimator
