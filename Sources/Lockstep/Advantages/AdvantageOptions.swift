@@ -1,4 +1,6 @@
-/// How rewards become advantages. Most say `A = (R - baseline) / scale`: see `parts`.
+/// How rewards become advantages.
+///
+/// Most say `A = (R - baseline) / scale`: see `parts`.
 public enum AdvantageEstimator: Int32, Sendable, CaseIterable {
     /// (R - group mean) / (group std + epsilon).
     case grpo = 0
@@ -72,7 +74,9 @@ public enum AdvantageEstimator: Int32, Sendable, CaseIterable {
     }
 }
 
-/// What the difference of reward and baseline is divided by. Where it is 0 the difference stays as it is.
+/// What the difference of reward and baseline is divided by.
+///
+/// Where it is 0 the difference stays as it is.
 public enum AdvantageScale: Int32, Sendable {
     /// Nothing.
     case none = 1

@@ -235,7 +235,7 @@ struct RewardMembers {
         return value
     }
 
-    /// Sums of rewards of each sequence that counts: exact, rounded once. 0 for the others.
+    /// Sums of rewards of each sequence that counts, exact and rounded once; 0 for the others.
     func scores() throws(LockstepError) -> [Double] {
         var scores = [Double](repeating: 0, count: sequences)
         switch batch.rewards {

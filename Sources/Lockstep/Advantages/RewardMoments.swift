@@ -31,8 +31,9 @@ struct RewardMoments {
         ((Double(count) * DoubleDouble(x) - sum) / Double(count - 1)).high
     }
 
-    /// The variance of all but x, which is one of them: `squares` without what x adds to it, which is
-    /// `n / (n - 1) (x - mean)^2`. Only where the others are known to differ.
+    /// The variance of all but x, which is one of them; only where the others are known to differ.
+    ///
+    /// It rests on `squares` without what x adds to it, which is `n / (n - 1) (x - mean)^2`.
     func varianceOfOthers(than x: Double, population: Bool) -> Double {
         let own = deviation(of: x)
         let rest = squares - (Double(count) * (own * own)) / Double(count - 1)

@@ -76,8 +76,8 @@ extension RewardMembers {
         zip(rewards, zip(values, values.dropFirst() + [0])).map { $0 + options.gamma * $1.1 - $1.0 }
     }
 
-    /// x_t + factor x_(t+1) + factor^2 x_(t+2)... over the tokens that count: gaps between them discount
-    /// nothing.
+    /// The sums x_t + factor x_(t+1) + factor^2 x_(t+2) and so on, over the tokens that count: gaps between
+    /// them discount nothing.
     private func discountedSums(_ terms: [Double], _ factor: Double) -> [Double] {
         var sums = terms
         for k in terms.indices.dropLast().reversed() { sums[k] += factor * sums[k + 1] }
