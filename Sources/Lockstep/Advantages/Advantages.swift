@@ -13,8 +13,8 @@ extension RewardBatch {
         try validate()
         try options.validate()
         let members = try RewardMembers(self, options)
-        var result = try members.recurrence == nil ? members.bySequence() : members.byToken()
-        if options.parts.whitens { try members.whiten(&result.advantages) }
+        let result = try members.recurrence == nil ? members.bySequence() : members.byToken()
+        if options.parts.whitens { members.whiten(result.advantages) }
         for (output, values, name) in [
             (advantages, result.advantages, "advantages"), (returns, result.returns, "returns"),
         ] as [(AdvantageOutput?, AdvantageValues, StaticString)] {
@@ -25,7 +25,8 @@ extension RewardBatch {
     }
 }
 
-/// Values while they are computed: one for each sequence, or one for each token of the layout, row after row.
+/// Values while they are computed: one for each sequence, or the counted tokens of each, sequence after
+/// sequence.
 struct AdvantageValues {
     let values: TemporaryValues
     let perToken: Bool
@@ -33,7 +34,9 @@ struct AdvantageValues {
 
 /// Memory of one call that several values may share.
 final class TemporaryValues {
-    let scratch: Scratch<Double>
+    private let scratch: Scratch<Double>
+    var count: Int { scratch.count }
+    var base: UnsafeMutablePointer<Double> { scratch.base }
 
     init(count: Int) throws(LockstepError) { scratch = try Scratch(count: count, filledWith: 0) }
 
@@ -51,6 +54,8 @@ struct RewardMembers {
     let sequences: Int
     /// Counted tokens; nil without a layout.
     let lengths: [Int]?
+    /// How many counted tokens stand before each sequence, and in all.
+    let starts: [Int]
     /// Whether a sequence's reward counts in baselines and scales.
     private(set) var counts: [Bool]
     /// Whether it may have an advantage that is not 0.
@@ -75,6 +80,7 @@ struct RewardMembers {
         _ = try Scratch<Double>(count: 16 * sequences)
         let layout = batch.layout
         lengths = layout.map { layout in (0..<layout.sequences).map { layout.countedTokens(of: $0) } }
+        starts = (lengths ?? []).reduce(into: [0]) { $0.append($0.last! + $1) }
         let estimator = options.estimator
         if layout == nil, parts.whitens || parts.recurrence != nil || parts.baseline == .meanByLength {
             throw LockstepError(
@@ -134,26 +140,33 @@ struct RewardMembers {
 
     // MARK: Results
 
+    /// A sequence's part of values of tokens.
+    func row(_ sequence: Int, of values: TemporaryValues) -> UnsafeMutableBufferPointer<Double> {
+        UnsafeMutableBufferPointer(start: values.base + starts[sequence], count: lengths![sequence])
+    }
+
     /// Subtracts the mean over the tokens of all sequences that teach, and divides by the square root of
     /// their variance + 1e-8.
-    func whiten(_ values: inout AdvantageValues) throws(LockstepError) {
-        let (old, layout) = (values, batch.layout!)
-        let whitened = try TemporaryValues(count: old.perToken ? layout.tokens : sequences)
-        func each(_ body: (_ index: Int, _ times: Int) -> Void) {
-            for sequence in 0..<sequences where teaches[sequence] {
-                if old.perToken {
-                    for position in layout.positions(of: sequence) {
-                        body(layout.index(layout.place(of: sequence, position: position)), 1)
-                    }
-                } else {
-                    body(sequence, lengths![sequence])
-                }
+    func whiten(_ all: AdvantageValues) {
+        let teaching = (0..<sequences).filter { teaches[$0] }
+        if all.perToken {
+            let moments = RewardMoments.of { add in
+                for sequence in teaching { add(UnsafeBufferPointer(row(sequence, of: all.values))) }
+            }
+            let scale = (moments.variance() + 1e-8).squareRoot()
+            for sequence in teaching {
+                let row = row(sequence, of: all.values)
+                for k in row.indices { row[k] = moments.deviation(of: row[k]) / scale }
+            }
+        } else {
+            let moments = RewardMoments.of(groups: 1) { add in
+                for sequence in teaching { add(0, all.values[sequence], lengths![sequence]) }
+            }[0]
+            let scale = (moments.variance() + 1e-8).squareRoot()
+            for sequence in teaching {
+                all.values[sequence] = moments.deviation(of: all.values[sequence]) / scale
             }
         }
-        let moments = RewardMoments.of(groups: 1) { add in each { add(0, old.values[$0], $1) } }[0]
-        let scale = (moments.variance() + 1e-8).squareRoot()
-        each { index, _ in whitened[index] = moments.deviation(of: old.values[index]).high / scale }
-        values = AdvantageValues(values: whitened, perToken: old.perToken)
     }
 
     /// Throws unless values can be written to an output.
@@ -183,14 +196,13 @@ struct RewardMembers {
                         + "token; give the shape of the batch")
             }
         }
-        let count = values.values.scratch.count
-        for index in 0..<count {
-            let value = values.values[index]
-            guard value.isFinite, format == .fp64 || Float(value).isFinite else {
-                throw LockstepError(
-                    .nonFinite,
-                    "\(name): value \(index) would be \(value), too large for \(format); scale the rewards")
-            }
+        // Above this fp32 would be infinite: the largest finite value and half a unit in its last place.
+        let largest = format == .fp32 ? 0x1.ffff_ffp127.nextDown : Double.greatestFiniteMagnitude
+        for index in 0..<values.values.count where !(values.values[index].magnitude <= largest) {
+            throw LockstepError(
+                .nonFinite,
+                "\(name): value \(index) would be \(values.values[index]), too large for \(format); scale the "
+                    + "rewards")
         }
     }
 
@@ -199,21 +211,32 @@ struct RewardMembers {
         case .perSequence(let view):
             for sequence in 0..<sequences { view.store(values.values[sequence], at: sequence) }
         case .perToken(let view):
-            let layout = batch.layout!
-            for row in 0..<view.rows {
-                let line = MutableVectorView(view.row(row), view.format, count: view.columns)
-                for column in 0..<view.columns {
-                    line.store(values.perToken ? values.values[row * view.columns + column] : 0, at: column)
-                }
+            if view.format == .fp64 {
+                write(values, to: view) { $0 }
+            } else {
+                write(values, to: view) { Float($0) }
             }
-            guard !values.perToken else { return }
-            for sequence in 0..<sequences where values.values[sequence] != 0 {
-                let place = layout.place(of: sequence)
-                let line = MutableVectorView(
-                    view.address(place), view.format, count: layout.length(of: sequence))
-                for position in layout.positions(of: sequence) {
-                    line.store(values.values[sequence], at: position)
-                }
+        }
+    }
+
+    /// Writes 0 everywhere, then every sequence's tokens that count.
+    @inline(__always)
+    private func write<Value: BinaryFloatingPoint>(
+        _ values: AdvantageValues, to view: MutableMatrixView, _ convert: (Double) -> Value
+    ) {
+        for row in 0..<view.rows {
+            view.row(row).assumingMemoryBound(to: Value.self).update(repeating: 0, count: view.columns)
+        }
+        let layout = batch.layout!
+        for sequence in 0..<sequences where lengths![sequence] > 0 {
+            let line = view.address(layout.place(of: sequence)).assumingMemoryBound(to: Value.self)
+            let positions = layout.positions(of: sequence)
+            if values.perToken {
+                let row = row(sequence, of: values.values)
+                for k in row.indices { line[positions[k]] = convert(row[k]) }
+            } else {
+                let value = convert(values.values[sequence])
+                for position in positions { line[position] = value }
             }
         }
     }
@@ -233,6 +256,41 @@ struct RewardMembers {
                     + (value.isFinite ? "scale it below 1e100" : "give a finite number, or mask it out"))
         }
         return value
+    }
+
+    /// The values of a sequence's tokens that count.
+    func read(
+        _ view: MatrixView, _ name: StaticString, _ sequence: Int, _ positions: [Int],
+        into row: UnsafeMutablePointer<Double>
+    ) throws(LockstepError) {
+        let values = view.values(of: sequence, in: batch.layout!)
+        let fits =
+            switch view.format {
+            case .fp64: gather(values, positions, into: row) { (value: Double) in value }
+            case .fp32: gather(values, positions, into: row) { (value: Float) in Double(value) }
+            default: false
+            }
+        if fits { return }
+        for (k, position) in positions.enumerated() {
+            row[k] = try read(values, position, name, sequence: sequence)
+        }
+    }
+
+    /// Widens values; false if one is not finite or too large.
+    @inline(__always)
+    private func gather<Value: BitwiseCopyable>(
+        _ values: VectorView, _ positions: [Int], into row: UnsafeMutablePointer<Double>,
+        _ widen: (Value) -> Double
+    ) -> Bool {
+        var fits = true
+        let stride = MemoryLayout<Value>.stride
+        for k in positions.indices {
+            let value = widen(
+                values.base!.loadUnaligned(fromByteOffset: positions[k] * stride, as: Value.self))
+            fits = fits && value.magnitude <= RewardBatch.largest
+            row[k] = value
+        }
+        return fits
     }
 
     /// Sums of rewards of each sequence that counts, exact and rounded once; 0 for the others.

@@ -141,9 +141,6 @@ extension SequenceLayout {
         let bytes = mask.address(place(of: sequence))
         return extent.reduce(0) { $0 + (bytes[$1] != 0 ? 1 : 0) }
     }
-
-    /// The index of a token among all tokens of the layout, row after row.
-    func index(_ place: TokenPlace) -> Int { place.row * columns + place.column }
 }
 
 extension MatrixView {

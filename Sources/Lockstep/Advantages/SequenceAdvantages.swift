@@ -62,13 +62,13 @@ extension RewardMembers {
             return { rewards[$0] - given[$0] }
         case .groupMean:
             let moments = moments(of: rewards)
-            return compared { moments[group[$0]].deviation(of: rewards[$0]).high }
+            return compared { moments[group[$0]].deviation(of: rewards[$0]) }
         case .othersMean:
             let moments = moments(of: rewards)
             return compared { moments[group[$0]].deviationFromOthers(of: rewards[$0]) }
         case .meanByLength:
             let moments = moments(of: rewards, times: { lengths![$0] })
-            return compared { moments[group[$0]].deviation(of: rewards[$0]).high }
+            return compared { moments[group[$0]].deviation(of: rewards[$0]) }
         case .secondBest:
             let extremes = extremes(of: rewards)
             return compared { sequence in

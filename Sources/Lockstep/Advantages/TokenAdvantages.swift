@@ -3,85 +3,77 @@
 extension RewardMembers {
     func byToken() throws(LockstepError) -> (advantages: AdvantageValues, returns: AdvantageValues) {
         let layout = batch.layout!
-        let advantages = try TemporaryValues(count: layout.tokens)
-        let returns = try TemporaryValues(count: layout.tokens)
+        let advantages = try TemporaryValues(count: starts.last!)
+        let returns = try TemporaryValues(count: starts.last!)
         let baselines = parts.baseline == .given ? try givenBaselines() : []
-        let rewards = try tokenRewards()
+        var scores: [Double] = []
+        if case .perToken = batch.rewards {} else { scores = try self.scores() }
         for sequence in 0..<sequences where counts[sequence] {
             let positions = layout.positions(of: sequence)
-            let rewards = try rewards(sequence, positions)
-            let values = try recurrence == .values ? tokenValues(sequence, positions) : []
-            let sums =
-                recurrence == .values
-                ? discountedSums(errors(rewards, values), options.gamma * options.lambda)
-                : discountedSums(rewards, options.gamma)
-            for (k, position) in positions.enumerated() {
-                let index = layout.index(layout.place(of: sequence, position: position))
-                let baseline = baselines.isEmpty ? 0 : baselines[sequence]
-                let value = values.isEmpty ? 0 : values[k]
-                returns[index] = teaches[sequence] ? sums[k] + value : value
-                advantages[index] = teaches[sequence] ? sums[k] - baseline : 0
+            let (row, own) = (row(sequence, of: returns), row(sequence, of: advantages))
+            if case .perToken(let view) = batch.rewards {
+                try read(view, "rewards", sequence, positions, into: row.baseAddress!)
+            } else {
+                row[row.count - 1] = scores[sequence]  // a sequence's reward is that of its last token
             }
-            if recurrence == .groupPositions {
-                // The group's baseline needs what did not teach but counts, too.
-                for (k, position) in positions.enumerated() {
-                    returns[layout.index(layout.place(of: sequence, position: position))] = sums[k]
-                }
+            if recurrence == .values {
+                try estimate(row, own, sequence, positions)
+            } else {
+                discount(row, by: options.gamma)
+                let baseline = baselines.isEmpty ? 0 : baselines[sequence]
+                for k in row.indices { own[k] = row[k] - baseline }
             }
         }
         if recurrence == .groupPositions { try subtractPositionBaselines(advantages, returns) }
+        for sequence in 0..<sequences where counts[sequence] && !teaches[sequence] {
+            let (row, own) = (row(sequence, of: returns), row(sequence, of: advantages))
+            if recurrence == .values {
+                // A critic that is to learn its own values learns nothing.
+                try readValues(sequence, layout.positions(of: sequence), into: row)
+            } else {
+                row.update(repeating: 0)
+            }
+            own.update(repeating: 0)
+        }
         return (
             AdvantageValues(values: advantages, perToken: true),
             AdvantageValues(values: returns, perToken: true)
         )
     }
 
-    /// The rewards at a sequence's positions: its own if it has one a token, else its reward at the last.
-    private func tokenRewards() throws(LockstepError)
-        -> (_ sequence: Int, _ positions: [Int]) throws(LockstepError) -> [Double]
-    {
-        guard case .perToken(let view) = batch.rewards else {
-            let scores = try scores()
-            return { sequence, positions in
-                var rewards = [Double](repeating: 0, count: positions.count)
-                rewards[positions.count - 1] = scores[sequence]
-                return rewards
-            }
-        }
-        return { (sequence, positions) throws(LockstepError) in
-            try values(view, "rewards", sequence, positions)
-        }
+    /// Generalised advantage estimation: the sum of discounted errors r_t + gamma v_(t+1) - v_t, there being no
+    /// value after the last token.
+    ///
+    /// `row` has the rewards, and afterwards advantages + values; `own` has the advantages.
+    private func estimate(
+        _ row: UnsafeMutableBufferPointer<Double>, _ own: UnsafeMutableBufferPointer<Double>, _ sequence: Int,
+        _ positions: [Int]
+    ) throws(LockstepError) {
+        try readValues(sequence, positions, into: own)
+        for k in row.indices.dropLast() { row[k] = row[k] + options.gamma * own[k + 1] - own[k] }
+        row[row.count - 1] -= own[row.count - 1]
+        discount(row, by: options.gamma * options.lambda)
+        for k in row.indices { (own[k], row[k]) = (row[k], row[k] + own[k]) }
     }
 
-    private func tokenValues(_ sequence: Int, _ positions: [Int]) throws(LockstepError) -> [Double] {
+    private func readValues(
+        _ sequence: Int, _ positions: [Int], into row: UnsafeMutableBufferPointer<Double>
+    ) throws(LockstepError) {
         guard let view = batch.values else {
             throw LockstepError(
                 .invalidArgument, "values: missing, but gae needs a critic's value of each token")
         }
-        return try values(view, "values", sequence, positions)
+        try read(view, "values", sequence, positions, into: row.baseAddress!)
     }
 
-    private func values(
-        _ view: MatrixView, _ name: StaticString, _ sequence: Int, _ positions: [Int]
-    ) throws(LockstepError) -> [Double] {
-        let row = view.values(of: sequence, in: batch.layout!)
-        var values: [Double] = []
-        values.reserveCapacity(positions.count)
-        for position in positions { values.append(try read(row, position, name, sequence: sequence)) }
-        return values
-    }
-
-    /// r_t + gamma v_(t+1) - v_t; after the last token there is no value.
-    private func errors(_ rewards: [Double], _ values: [Double]) -> [Double] {
-        zip(rewards, zip(values, values.dropFirst() + [0])).map { $0 + options.gamma * $1.1 - $1.0 }
-    }
-
-    /// The sums x_t + factor x_(t+1) + factor^2 x_(t+2) and so on, over the tokens that count: gaps between
-    /// them discount nothing.
-    private func discountedSums(_ terms: [Double], _ factor: Double) -> [Double] {
-        var sums = terms
-        for k in terms.indices.dropLast().reversed() { sums[k] += factor * sums[k + 1] }
-        return sums
+    /// Makes of x_t the sum of x_t + factor x_(t+1) + factor^2 x_(t+2) and so on, over the tokens that count:
+    /// gaps between them discount nothing.
+    private func discount(_ row: UnsafeMutableBufferPointer<Double>, by factor: Double) {
+        var next = 0.0
+        for k in row.indices.reversed() {
+            next = row[k] + factor * next
+            row[k] = next
+        }
     }
 
     /// Subtracts, at each position of a group's sequences, sum G W / (sum W + epsilon), where W is the
@@ -102,47 +94,46 @@ extension RewardMembers {
         let layout = batch.layout!
         var members = [[Int]](repeating: [], count: sizes.count)
         for sequence in 0..<sequences where counts[sequence] { members[group[sequence]].append(sequence) }
-        let paths = try TemporaryValues(count: layout.tokens)
         for sequences in members where sequences.count > 1 {
             let tokens = sequences.map { layout.positions(of: $0) }
             /// Where a token stands among the baselines.
             func slot(_ member: Int, _ k: Int) -> Int {
                 options.estimator == .multiTurnTokenBaseline ? k : tokens[member][k] - tokens[member][0]
             }
-            func index(_ member: Int, _ k: Int) -> Int {
-                layout.index(layout.place(of: sequences[member], position: tokens[member][k]))
-            }
             let slots = tokens.indices.map { slot($0, tokens[$0].count - 1) + 1 }.max()!
             var sums = ExactSums(count: 2 * slots)
             for (member, sequence) in sequences.enumerated() {
-                let log = try values(logProbs, "trainer_log_probs", sequence, tokens[member])
-                let mass = try values(squaredMass, "squared_mass", sequence, tokens[member])
-                let weights = try batch.weights.map { (view) throws(LockstepError) in
-                    try values(view, "weights", sequence, tokens[member])
+                let (count, positions) = (tokens[member].count, tokens[member])
+                let log = try Scratch<Double>(count: count)
+                let mass = try Scratch<Double>(count: count)
+                let weights = try Scratch<Double>(count: count, filledWith: 1)
+                try read(logProbs, "trainer_log_probs", sequence, positions, into: log.base)
+                try read(squaredMass, "squared_mass", sequence, positions, into: mass.base)
+                if let view = batch.weights {
+                    try read(view, "weights", sequence, positions, into: weights.base)
                 }
+                let row = row(sequence, of: returns)
                 var path = 0.0
-                for k in tokens[member].indices {
-                    let weight = weights?[k] ?? 1
-                    path += (1 - 2 * exponential(log[k]) + mass[k]) * (weight * weight)
-                    paths[index(member, k)] = path
-                    sums.addProduct(returns[index(member, k)], path, to: 2 * slot(member, k))
+                for k in 0..<count {
+                    path +=
+                        (1 - 2 * exponential(log.base[k]) + mass.base[k]) * weights.base[k] * weights.base[k]
+                    sums.addProduct(row[k], path, to: 2 * slot(member, k))
                     sums.add(path, to: 2 * slot(member, k) + 1)
                 }
             }
             let tail = options.tailBaseline ? nil : tail(tokens.map(\.count))
             let epsilon = options.epsilon ?? 1e-8
+            let baselines = (0..<slots).map { slot in
+                let weight = sums.value(2 * slot + 1) + epsilon
+                return weight == 0 ? 0 : sums.value(2 * slot) / weight
+            }
             for (member, sequence) in sequences.enumerated() where teaches[sequence] {
-                for k in tokens[member].indices {
+                let own = row(sequence, of: advantages)
+                for k in own.indices {
                     let place = slot(member, k)
                     if let tail, tail.member == member, place >= tail.start { continue }
-                    let weight = sums.value(2 * place + 1) + epsilon
-                    advantages[index(member, k)] -= weight == 0 ? 0 : sums.value(2 * place) / weight
+                    own[k] -= baselines[place]
                 }
-            }
-        }
-        for sequence in 0..<sequences where !teaches[sequence] {
-            for position in layout.positions(of: sequence) {
-                returns[layout.index(layout.place(of: sequence, position: position))] = 0
             }
         }
     }
