@@ -147,6 +147,9 @@ static void advantages_refuse_bad_options(void) {
     REFUSED(advantages, INVALID_ARGUMENT, "lambda is -0.25", f.advantage_options.lambda = -0.25);
     REFUSED(advantages, UNSUPPORTED, "scale is set", per_token(&f, LOCKSTEP_ADVANTAGE_GAE),
             f.advantage_options.scale = LOCKSTEP_SCALE_GROUP_STD);
+    REFUSED(advantages, UNSUPPORTED, "scale is set", per_token(&f, LOCKSTEP_ADVANTAGE_REMAX),
+            f.advantage_options.scale = LOCKSTEP_SCALE_BATCH_STD,
+            argument_init(&f.rewards, f.rewards_data, LOCKSTEP_FLOAT64, SEQUENCES, LENGTH));
     ACCEPTED(advantages, f.advantage_options.epsilon = 0);
 }
 

@@ -198,6 +198,22 @@ def test_reward_of_a_sequence_stands_at_its_last_token():
     np.testing.assert_array_equal(returns, found)
 
 
+@pytest.mark.parametrize("rule", ["zero", "drop"])
+def test_truncated_responses_teach_a_critic_nothing(rule):
+    mask = np.ones((3, 2), bool)
+    values = np.array([[0.5, 0.25], [1, 2], [0.25, 0.5]])
+    found, returns = lockstep.advantages(
+        [1.0, 2.0, 0.0], mask, estimator="gae", values=values, whiten=False, truncated=[0, 1, 0], on_truncated=rule,
+        with_returns=True)
+    np.testing.assert_array_equal(found, [[0.5, 0.75], [0, 0], [-0.25, -0.5]])
+    np.testing.assert_array_equal(returns, [[1, 1], [1, 2], [0, 0]])
+    # Whitening is over those that teach.
+    whitened = lockstep.advantages(
+        [1.0, 2.0, 0.0], mask, estimator="gae", values=values, truncated=[0, 1, 0], on_truncated=rule)
+    assert (whitened[1] == 0).all() and abs(whitened.sum()) < 1e-12
+    assert abs(whitened[[0, 2]].std(ddof=1) - 1) < 1e-7
+
+
 def test_kinds_of_arrays(torch):
     mask = torch.tensor([[1, 1], [1, 0]])
     found, returns = lockstep.advantages(

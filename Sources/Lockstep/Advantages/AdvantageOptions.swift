@@ -151,9 +151,5 @@ public struct AdvantageOptions: Sendable {
             throw LockstepError(
                 .invalidArgument, "options: epsilon is \(epsilon); give a finite number, 0 or more")
         }
-        if scale != nil, estimator.parts.recurrence != nil {
-            throw LockstepError(
-                .unsupported, "options: scale is set, but \(estimator) divides by nothing; leave it")
-        }
     }
 }

@@ -13,6 +13,12 @@ extension RewardBatch {
         try validate()
         try options.validate()
         let members = try RewardMembers(self, options)
+        guard members.recurrence == nil || options.scale == nil else {
+            throw LockstepError(
+                .unsupported,
+                "options: scale is set, but \(options.estimator) gives each token its own advantage and divides by "
+                    + "nothing; leave it")
+        }
         let result = try members.recurrence == nil ? members.bySequence() : members.byToken()
         if options.parts.whitens { members.whiten(result.advantages) }
         for (output, values, name) in [

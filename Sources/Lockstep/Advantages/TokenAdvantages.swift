@@ -25,7 +25,7 @@ extension RewardMembers {
             }
         }
         if recurrence == .groupPositions { try subtractPositionBaselines(advantages, returns) }
-        for sequence in 0..<sequences where counts[sequence] && !teaches[sequence] {
+        for sequence in 0..<sequences where lengths![sequence] > 0 && !teaches[sequence] {
             let (row, own) = (row(sequence, of: returns), row(sequence, of: advantages))
             if recurrence == .values {
                 // A critic that is to learn its own values learns nothing.
