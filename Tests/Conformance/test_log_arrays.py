@@ -99,6 +99,15 @@ def test_a_line_of_named_columns(tmp_path, line, options):
     assert fast == slow
 
 
+@pytest.mark.parametrize("options", [{"mixed": True}, {}])
+def test_a_bad_line_before_another_recipe(tmp_path, options):
+    lines = [changed(GOOD, id=index, temperature=1 if index < 4 else 0.5) for index in range(6)]
+    path = write(tmp_path / "log.jsonl", *lines[:3], changed(lines[3], mask=[0, 2, 1]), *lines[4:])
+    fast, slow = with_and_without(path, skip_bad=True, **options)
+    assert fast == slow
+    assert fast[1]["temperature"] == ("mixed" if options else 1)
+
+
 @pytest.mark.parametrize("skip_bad", [False, True])
 @pytest.mark.parametrize("line", [line for line, _, _ in BAD_LINES.values()], ids=BAD_LINES)
 def test_a_line_of_prime_rl(tmp_path, line, skip_bad):

@@ -72,9 +72,8 @@ class JsonSource:
             if held and (line is None or line.kind != held[0][2].kind or self._said != self.header):
                 yield from self._together(held)
                 held, tokens = [], 0
-            if line is None:
-                rows = self._row(number, text)
-            if self._said != self.header and (line is not None or isinstance(rows, Rows)):
+            rows = self._row(number, text) if line is None else None
+            if self._said != self.header and not isinstance(rows, LogError):
                 self.header = dict(self._said)
             if line is not None:
                 held.append((number, text, line))
@@ -97,7 +96,10 @@ class JsonSource:
         if rows is not None:
             yield numbers[0], rows
         else:
-            yield from zip(numbers, map(self._row, numbers, texts), strict=True)
+            said = dict(self._said)  # by the line after them, maybe
+            one_by_one = list(map(self._row, numbers, texts))
+            self._said.update(said)
+            yield from zip(numbers, one_by_one, strict=True)
 
     def _row(self, number: int, record: bytes | LogError | Any) -> Rows | LogError:
         """The rows of one line, or what is wrong with it."""
