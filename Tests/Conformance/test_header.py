@@ -106,7 +106,7 @@ def allowed(declaration: str) -> list:
         kind = "int32_t"
     if not pointer:
         plain = {"int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "size_t": ctypes.c_size_t,
-                 "float": ctypes.c_float, "void": None}
+                 "float": ctypes.c_float, "double": ctypes.c_double, "void": None}
         return [plain[kind]] if kind in plain else [struct_class(kind)]
     if kind == "char":
         return [ctypes.c_char_p]

@@ -19,6 +19,7 @@ log-probs for PyTorch's autograd.
 
 from . import _library
 from ._accumulator import MismatchAccumulator
+from ._advantages import advantages, overlong_penalty
 from ._causes import Cause, CauseEvidence
 from ._errors import (
     BadDataError, FileError, InternalError, InvalidArgumentError, LockstepError, NonFiniteError,
@@ -45,10 +46,10 @@ __all__ = [
     "FileError", "Head", "InternalError", "InvalidArgumentError", "LinearGradients",
     "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary",
     "LogWriter", "Mismatch", "MismatchAccumulator", "Monitor", "NonFiniteError",
-    "OutOfMemoryError", "Reading", "UnsupportedError", "advise", "certify", "convert",
+    "OutOfMemoryError", "Reading", "UnsupportedError", "advantages", "advise", "certify", "convert",
     "exact_mismatch", "has_instruction_set", "linear_log_probs", "linear_log_probs_backward",
     "log_probs", "log_probs_backward", "metrics", "mismatch", "mismatch_profile",
-    "mismatch_sequences", "ulp_distance",
+    "mismatch_sequences", "overlong_penalty", "ulp_distance",
 ]
 
 #: The version of the library that is loaded.
