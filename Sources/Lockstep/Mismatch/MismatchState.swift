@@ -201,15 +201,17 @@ struct MismatchState: ~Copyable {
         _ view: inout lsk_mismatch_span, _ kernels: UnsafePointer<lsk_kernels>
     ) {
         withUnsafeTemporaryAllocation(of: Double.self, capacity: MismatchSpan.tokens + 1) { found in
-            let count = kernels.pointee.mismatch_select!(found.baseAddress!, MismatchState.allButZero, &view)
+            let count = kernels.pointee.mismatch_select!(
+                found.baseAddress!, MismatchState.allButZero, Int64(MismatchState.allButZero.count), &view)
             values.append(contentsOf: found.prefix(Int(count)))
         }
     }
 
-    /// Marks every bin but that of 0 and that of tokens that do not count.
-    private static let allButZero: [UInt8] = (0..<MismatchSketch.bins).map {
-        $0 == Int(LSK_MISMATCH_ZERO_BIN) || $0 == Int(LSK_MISMATCH_UNCOUNTED_BIN) ? 0 : 1
-    }
+    /// Every bin but that of 0 and that of tokens that do not count.
+    private static let allButZero = [
+        lsk_bin_range(first: 0, count: UInt32(LSK_MISMATCH_ZERO_BIN)),
+        lsk_bin_range(first: Int32(LSK_MISMATCH_ZERO_BIN) + 1, count: UInt32(LSK_MISMATCH_HALF_BINS)),
+    ]
 
     /// Adds the state of another part of the log, whose extent is not less.
     mutating func merge(_ other: borrowing MismatchState) {
