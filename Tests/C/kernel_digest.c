@@ -425,6 +425,26 @@ static void digest_mismatch(int32_t trainer_format, int32_t rollout_format) {
     digest_end(name);
 }
 
+/* ---- exact.h */
+
+static void digest_exact(int products) {
+    enum { COUNT = 45, STRIDE = 48 };
+    static double sums[3 * STRIDE], a[STRIDE], b[STRIDE];
+    digest_begin();
+    memset(sums, 0, sizeof sums);
+    for (int round = 0; round < 200; round++) {
+        uint64_t refused = 0;
+        for (int i = 0; i < COUNT; i++) {
+            a[i] = __builtin_ldexp((double)random_float(1), (int)(random_bits() % (round < 100 ? 80 : 1600)) - 700);
+            b[i] = (double)random_float(1);
+        }
+        digest_integer(kernels->exact_add(sums, STRIDE, a, products ? b : NULL, COUNT, &refused));
+        digest_integer((int64_t)refused);
+    }
+    digest_bytes(sums, sizeof sums);
+    digest_end(products ? "exact_products" : "exact_values");
+}
+
 /* ---- divergence.h */
 
 static void digest_divergence(int32_t trainer_format, int32_t rollout_format) {
@@ -484,6 +504,8 @@ int main(int count, char **arguments) {
         digest_pack_panel(format);
     }
     digest_lse_tile();
+    digest_exact(0);
+    digest_exact(1);
     for (int32_t trainer = LSK_FP32; trainer <= LSK_FP64; trainer++)
         for (int32_t rollout = LSK_FP32; rollout <= LSK_FP64; rollout++) digest_mismatch(trainer, rollout);
     for (int32_t trainer = LSK_FP32; trainer <= LSK_BF16; trainer++)

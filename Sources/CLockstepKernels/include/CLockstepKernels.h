@@ -137,6 +137,10 @@ typedef struct {
     int64_t (*mismatch_terms)(double *log_ratio, double *k3, double *probability, uint8_t *counted,
                               const lsk_mismatch_span *span);
 
+    // exact.h. `b` may be NULL.
+    int (*exact_add)(double *sums, int64_t stride, const double *a, const double *b, int64_t count,
+                     uint64_t *refused);
+
     // divergence.h.
     void (*divergence_row)(lsk_divergence_row *row, double *y, const void *logits, int32_t format,
                            int64_t count, const lsk_divergence_rule *rule);

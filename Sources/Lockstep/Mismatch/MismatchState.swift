@@ -151,14 +151,14 @@ struct MismatchState: ~Copyable {
                 return MismatchSpan(sequence: sequence, start: start, count: count)
             }
             if start == 0 { sums = part } else { sums.add(part, from: start) }
-            moments.addProbabilities(part)
+            moments.addProbabilities(part, kernels)
             if extent.details {
-                details.profile.addSpan()
+                details.profile.addSpan(kernels)
                 details.worst.add(view, largest: part.largest, id: id, start: start)
             }
             if extent.exactQuantiles, part.differing > 0 { keepValues(&view, kernels) }
         }
-        if extent.details, !details.evidence.add(evidence) { takeOctavesBack(sequence, of: pair, kernels) }
+        if extent.details, !details.evidence.add(evidence, kernels) { takeOctavesBack(sequence, of: pair, kernels) }
         let (tokens, excluded) = (Int(sums.tokens), Int(sums.non_finite))
         moments.excludedTokens += excluded
         moments.maskedTokens += length - tokens - excluded
@@ -166,7 +166,7 @@ struct MismatchState: ~Copyable {
             moments.emptySequences += 1
             return nil
         }
-        moments.add(sums, id: id)
+        moments.add(sums, id: id, kernels)
         if extent.details { details.add(sums, id: id) }
         return nil
     }
