@@ -77,9 +77,8 @@ LSK_INLINE uint64_t bits_of(vi lanes) {
     vi_bits some = __builtin_convertvector(lanes, vi_bits);
     uint64_t bits = 0;
     __builtin_memcpy(&bits, &some, sizeof some);
-    return bits;
+    return bits & ((UINT64_C(1) << LSK_LANES) - 1);  // of four lanes in a byte the rest means nothing
 }
-LSK_INLINE int any_of(vi lanes) { return bits_of(lanes) != 0; }
 LSK_INLINE int has_bit(const uint64_t *bits, int64_t at) { return (int)(bits[at / 64] >> (at % 64) & 1); }
 
 // fp16 and bf16, LSK_LANES values at a time. Widening is exact; narrowing rounds once, to nearest even,
