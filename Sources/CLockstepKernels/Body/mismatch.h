@@ -233,10 +233,14 @@ typedef struct {
     vd gone;    // 1 - exp(-|d|)
 } vd_ratio_terms;
 
-// `tame`: |d| is known to be at most twice LSK_TAME. It leaves out what would change nothing.
-LSK_INLINE vd_ratio_terms ratio_terms_of(vd d, const int tame) {
+// What is known of |d| leaves out what would change nothing.
+enum { LSK_ANY_D, LSK_TAME_D, LSK_NEAR_D };  // any, at most 2 LSK_TAME, at most LSK_EXP_NEAR
+LSK_INLINE vd_ratio_terms ratio_terms_of(vd d, const int known) {
+    const int tame = known != LSK_ANY_D;
     const vd limit = vd_splat(LSK_EXP_LIMIT), infinity = vd_splat(__builtin_inf());
-    vd_exp_parts e = vd_split_exp(tame ? d : vd_max(vd_min(d, limit), -limit));
+    vd_exp_parts e = known == LSK_NEAR_D ? vd_split_exp_near(d)
+                     : known == LSK_TAME_D ? vd_split_exp(d)
+                                           : vd_split_exp(vd_max(vd_min(d, limit), -limit));
     vd scale_less = e.scale - 1.0, inverse_less = e.inverse - 1.0;
     vd plus = e.r + e.q_plus, minus = e.q_minus - e.r;  // exp(+-r) - 1
     vd ratio = vd_fma(e.scale, plus, e.scale);
@@ -300,7 +304,7 @@ static int find_shifts(lsk_mismatch_sums *sums, const lsk_chunk *chunk) {
     for (int64_t i = 0; i < chunk->count; i++) {
         if (!has_bit(chunk->counted, i)) continue;
         vd a = vd_splat(chunk->trainer[i]), b = vd_splat(chunk->rollout[i]), d = a - b;
-        vd_ratio_terms terms = ratio_terms_of(d, 0);
+        vd_ratio_terms terms = ratio_terms_of(d, LSK_ANY_D);
         sums->sum_shift = sum_of(larger_of(a, b, 0), terms.shrink)[0];
         sums->gap_shift = gap_of(larger_of(a, b, 0), terms.gone, d)[0];
         return 1;
@@ -366,7 +370,7 @@ LSK_PASS add_tame_tokens(lsk_token_lanes *lanes, lsk_probabilities *out, const l
 
 // A token that does not count has d = 0, so only what is not 0 there is cut out.
 LSK_INLINE void ratios_pass(lsk_ratio_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk,
-                            const int tame) {
+                            const int known) {
     lsk_ratio_lanes r = *lanes;
     for (int64_t at = 0; at < chunk->padded; at += LSK_MISMATCH_LANES) {
 #pragma clang loop unroll(full)
@@ -375,7 +379,7 @@ LSK_INLINE void ratios_pass(lsk_ratio_lanes *lanes, lsk_probabilities *out, cons
             vl counted = vl_from_bits(chunk->counted, i);
             vd d = vd_load(chunk->trainer + i) - vd_load(chunk->rollout + i);
             vd larger = vd_load(out->larger + i);
-            vd_ratio_terms t = ratio_terms_of(d, tame);
+            vd_ratio_terms t = ratio_terms_of(d, known);
             vd_store(out->sum + i, sum_of(larger, t.shrink));
             vd_store(out->gap + i, gap_of(larger, t.gone, d));
             vd_store(out->k3 + i, t.k3);
@@ -390,10 +394,13 @@ LSK_INLINE void ratios_pass(lsk_ratio_lanes *lanes, lsk_probabilities *out, cons
     *lanes = r;
 }
 LSK_PASS add_ratios(lsk_ratio_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk) {
-    ratios_pass(lanes, out, chunk, 0);
+    ratios_pass(lanes, out, chunk, LSK_ANY_D);
 }
 LSK_PASS add_tame_ratios(lsk_ratio_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk) {
-    ratios_pass(lanes, out, chunk, 1);
+    ratios_pass(lanes, out, chunk, LSK_TAME_D);
+}
+LSK_PASS add_near_ratios(lsk_ratio_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk) {
+    ratios_pass(lanes, out, chunk, LSK_NEAR_D);
 }
 
 // Returns the largest |d|.
@@ -495,8 +502,11 @@ LSK_INLINE void sum_span(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_misma
         if (histogram)
             for (int64_t i = 0; i < chunk.padded; i++) histogram[chunk.bins[i]]++;
         (chunk.tame ? add_tame_tokens : add_tokens)(&t, &probabilities, &chunk);
-        (chunk.tame ? add_tame_ratios : add_ratios)(&r, &probabilities, &chunk);
-        note_largest(sums, add_differences(&f, &chunk), &chunk, start);
+        const double largest = add_differences(&f, &chunk);
+        note_largest(sums, largest, &chunk, start);
+        (largest <= LSK_EXP_NEAR ? add_near_ratios
+         : chunk.tame            ? add_tame_ratios
+                                 : add_ratios)(&r, &probabilities, &chunk);
         add_moments(&m, &probabilities, &chunk, sums);
         if (profile) {
             add_positions(profile, &chunk, probabilities.k3);
@@ -631,7 +641,7 @@ static int64_t mismatch_terms(double *log_ratio, double *k3, double *probability
             vd b = vd_load(chunk.rollout + at);
             vd d = vd_load(chunk.trainer + at) - b;
             vd_store(log_ratio + start + at, d);
-            vd_store(k3 + start + at, ratio_terms_of(d, 0).k3);
+            vd_store(k3 + start + at, ratio_terms_of(d, LSK_ANY_D).k3);
             vd_store(probability + start + at, vd_exp(b));
         }
     }
