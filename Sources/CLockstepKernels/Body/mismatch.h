@@ -19,6 +19,8 @@ typedef struct {
     uint64_t counted[LSK_MISMATCH_WORDS];  // a bit for each
     int32_t bins[LSK_MISMATCH_CHUNK];      // of d in the histogram
     int64_t count, padded;
+    const char *next[2];    // the tokens behind these, ...
+    int64_t next_bytes[2];  // ... and the bytes of one
     int64_t non_finite;  // tokens that the mask lets count, but a log-prob is not finite
     int tame;            // no log-prob is beyond +-LSK_TAME: no exponential needs its ends looked after
 } lsk_chunk;
@@ -190,12 +192,11 @@ static void read_mask(lsk_chunk *chunk, const uint8_t *mask) {
     }
 }
 
-// Asks for the next chunk to be fetched while this one is worked on; fetching beyond the end is
-// harmless, and in a packed log it is the next sequence.
-LSK_INLINE void prefetch_chunk(const void *in, int64_t size) {
-    const uintptr_t next = (uintptr_t)in + (uintptr_t)(LSK_MISMATCH_CHUNK * size);
-    for (int64_t at = 0; at < LSK_MISMATCH_CHUNK * size; at += 64)
-        __builtin_prefetch((const void *)(next + (uintptr_t)at));
+// Asks for some of the tokens behind a chunk to be fetched while this one is worked on; fetching beyond the end
+// is harmless, and in a packed log it is the next sequence.
+LSK_INLINE void prefetch_next(const lsk_chunk *chunk, int64_t at) {
+    for (int side = 0; side < 2; side++)
+        __builtin_prefetch((const void *)((uintptr_t)chunk->next[side] + (uintptr_t)(at * chunk->next_bytes[side])));
 }
 
 // Loads up to LSK_MISMATCH_CHUNK tokens from `start` on; returns 0 if the mask leaves them all out, and
@@ -217,9 +218,10 @@ static int load_chunk(lsk_chunk *chunk, const lsk_mismatch_span *span, int64_t s
     const int32_t a = span->trainer_format, b = span->rollout_format;
     const char *trainer = (const char *)span->trainer + start * size_of(a);
     const char *rollout = (const char *)span->rollout + start * size_of(b);
-    prefetch_chunk(trainer, size_of(a));
-    prefetch_chunk(rollout, size_of(b));
-    if (span->mask) prefetch_chunk(span->mask + start, 1);
+    chunk->next_bytes[0] = size_of(a);
+    chunk->next_bytes[1] = size_of(b);
+    chunk->next[0] = (const char *)((uintptr_t)trainer + (uintptr_t)(LSK_MISMATCH_CHUNK * size_of(a)));
+    chunk->next[1] = (const char *)((uintptr_t)rollout + (uintptr_t)(LSK_MISMATCH_CHUNK * size_of(b)));
     if (a == LSK_FP32 && b == LSK_FP32) load_narrow(chunk, trainer, LSK_FP32, rollout, LSK_FP32);
     else if (a != LSK_FP64 && b != LSK_FP64) load_narrow(chunk, trainer, a, rollout, b);
     else load_wide(chunk, trainer, a, rollout, b);
@@ -350,6 +352,7 @@ LSK_INLINE void tokens_pass(lsk_token_lanes *lanes, lsk_probabilities *out, cons
                             const int tame) {
     lsk_token_lanes t = *lanes;
     for (int64_t at = 0; at < chunk->padded; at += LSK_MISMATCH_LANES) {
+        prefetch_next(chunk, at);
 #pragma clang loop unroll(full)
         for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
             int64_t i = at + part * LSK_LANES64;
