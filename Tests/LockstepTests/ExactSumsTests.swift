@@ -121,11 +121,13 @@ import Testing
                 let spread = [3, 70, 1040][round % 3]
                 func term() -> Double {
                     switch Int.random(in: 0..<400, using: &random) {
-                    case 0 where round > 20: return [.infinity, -.infinity, .nan].randomElement(using: &random)!
+                    case 0 where round > 20:
+                        return [.infinity, -.infinity, .nan].randomElement(using: &random)!
                     case 1..<40: return 0
                     default:
                         let power = Int.random(in: -spread...min(spread, 1000), using: &random)
-                        return Double(sign: .plus, exponent: power, significand: .random(in: -2..<2, using: &random))
+                        return Double(
+                            sign: .plus, exponent: power, significand: .random(in: -2..<2, using: &random))
                     }
                 }
                 var many = ExactSums(count: 11, slots: owners)

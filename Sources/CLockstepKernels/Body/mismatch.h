@@ -285,8 +285,8 @@ typedef double vd_lanes __attribute__((vector_size(8 * LSK_MISMATCH_LANES)));
 LSK_INLINE double add_lanes(const vd parts[LSK_MISMATCH_PARTS]) {
     vd_lanes eight;
     __builtin_memcpy(&eight, parts, sizeof eight);
-    const __auto_type four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3)
-        + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+    const __auto_type four =
+        __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
     const __auto_type two = __builtin_shufflevector(four, four, 0, 1) + __builtin_shufflevector(four, four, 2, 3);
     return two[0] + two[1];
 }

@@ -11,7 +11,7 @@ typedef struct {
     const uint8_t *_Nullable mask;  // not 0: the token counts
     int32_t trainer_format;         // LSK_FP32, LSK_FP16, LSK_BF16 or LSK_FP64
     int32_t rollout_format;
-    int64_t count;
+    int64_t count;                  // at most 65535
 } lsk_mismatch_span;
 
 // Bands of the ratio r, in the order of the header: MLPerf, 1 %, 5 %, 10 %.

@@ -158,7 +158,9 @@ struct MismatchState: ~Copyable {
             }
             if extent.exactQuantiles, part.differing > 0 { keepValues(&view, kernels) }
         }
-        if extent.details, !details.evidence.add(evidence, kernels) { takeOctavesBack(sequence, of: pair, kernels) }
+        if extent.details, !details.evidence.add(evidence, kernels) {
+            takeOctavesBack(sequence, of: pair, kernels)
+        }
         let (tokens, excluded) = (Int(sums.tokens), Int(sums.non_finite))
         moments.excludedTokens += excluded
         moments.maskedTokens += length - tokens - excluded
