@@ -78,9 +78,7 @@ struct ExactSums: ~Copyable {
         refused.deallocate()
     }
 
-    /// Adds a value to each slot.
-    ///
-    /// - Parameter values: room for whole blocks of 8; 0 behind the last.
+    /// Adds a value to each slot; of `values` there are whole blocks of 8, with 0 behind the last slot's.
     mutating func add(_ values: UnsafePointer<Double>, _ kernels: UnsafePointer<lsk_kernels>) {
         guard kernels.pointee.exact_add!(heads, Int64(stride), values, nil, Int64(slots.count), refused) != 0
         else { return }
