@@ -40,7 +40,7 @@
  * Logarithms are natural; entropies and divergences are in nats.
  *
  * Sections: 1 version, status, errors.  2 tensors and number formats.  3 log-probs.  4 mismatch.
- * 5 logs.
+ * 5 logs.  6 corrections.
  */
 #ifndef LOCKSTEP_H
 #define LOCKSTEP_H
@@ -1157,6 +1157,50 @@ lockstep_status lockstep_log_reader_summary(lockstep_log_summary *summary,
 
 /* Frees a reader. NULL is a no-op. */
 void lockstep_log_reader_destroy(lockstep_log_reader *reader);
+
+/* ---------------------------------------------------------------------------------------------
+ * 6. Corrections
+ *
+ * The rollout mu drew the tokens, the trainer pi learns from them. Corrections, advantages and
+ * objectives say how, and take one batch between them. Four policies may be told apart: the rollout;
+ * the trainer, as it was when the batch was scored (PPO's ratio is against it); the current one, which
+ * is being updated; the reference. Say `trainer` = `rollout` for the field's bypass mode.
+ * ------------------------------------------------------------------------------------------ */
+
+/* What corrections and objectives are computed from. All members may be NULL; a function says which it
+ * needs. Log-probs are fp32, fp64, fp16 or bf16 in one of the layouts of section 4, the same for all:
+ * packed [tokens] with `offsets`, or padded [sequences x length]. A token that `mask` leaves out is never
+ * read from any of them. Growable: appended members read as NULL when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    uint32_t reserved; /* 0 */
+    const lockstep_tensor *trainer_log_probs;
+    const lockstep_tensor *rollout_log_probs;
+    const lockstep_tensor *current_log_probs;
+    const lockstep_tensor *reference_log_probs;
+    const lockstep_tensor *entropies;  /* of the current policy, nats */
+    const lockstep_tensor *advantages; /* fp32 or fp64, in the layout of the log-probs, or one for each
+                                        * sequence: [sequences] or [sequences x 1]. What fits both is
+                                        * read as one for each token */
+    const lockstep_tensor *weights;    /* of a correction, in the layout of the log-probs */
+    const lockstep_tensor *mask;       /* uint8 or bool: tokens that count; NULL: all */
+    const lockstep_tensor *kept;       /* uint8 or bool: tokens that a correction kept; NULL: all */
+    const lockstep_tensor *selected;   /* uint8 or bool: tokens that a covariance rule picked */
+    const lockstep_tensor *offsets;    /* int64 [sequences + 1]; packed only */
+    const lockstep_tensor *groups;     /* int32 or int64 [sequences]: which prompt a sequence answers */
+    const lockstep_tensor *ids;        /* int64 or uint64 [sequences]: which sequence it is, wherever it
+                                        * stands; NULL: 0, 1, 2... */
+} lockstep_batch;
+
+#define LOCKSTEP_BATCH_INIT { sizeof(lockstep_batch), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+
+/* ---------------------------------------------------------------------------------------------
+ * 7. Advantages
+ * ------------------------------------------------------------------------------------------ */
+
+/* ---------------------------------------------------------------------------------------------
+ * 8. Objectives
+ * ------------------------------------------------------------------------------------------ */
 
 #ifdef __cplusplus
 }

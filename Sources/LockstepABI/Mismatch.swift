@@ -84,7 +84,7 @@ public func lockstep_mismatch_exact(
             [.fp32, .fp16, .bf16], "[tokens x vocab]")
         let q = try CheckedTensor(rollout_logits, "rollout_logits").matrix(
             [.fp32, .fp16, .bf16], "[tokens x vocab]")
-        let counted = try optionalMask(mask, shape: [p.rows], of: "one byte for each row of trainer_logits")
+        let counted = try optionalMask(mask, like: ("a vector of the rows of trainer_logits", [p.rows]))
         guard rows == nil || row_count == p.rows else {
             throw invalid("row_count is \(UInt(bitPattern: row_count)) but there are \(p.rows) rows")
         }
@@ -123,58 +123,8 @@ func logProbPair(
     }
     return try LogProbPair(
         trainer: trainer.packedOrPadded(), rollout: rollout.packedOrPadded(),
-        mask: try optionalMask(mask, shape: trainer.shape, of: "the shape of trainer_log_probs"),
+        mask: try optionalMask(mask, like: ("trainer_log_probs", trainer.shape)),
         offsets: try optionalOffsets(offsets, for: trainer))
-}
-
-private func optionalMask(
-    _ pointer: UnsafePointer<lockstep_tensor>?, shape: [Int], of what: StaticString
-) throws(LockstepError) -> MaskView? {
-    guard let pointer else { return nil }
-    let mask = try CheckedTensor(pointer, "mask")
-    guard [LOCKSTEP_UINT8, LOCKSTEP_BOOL].contains(Int(mask.code)) else {
-        throw invalid("mask: dtype must be uint8 or bool")
-    }
-    guard mask.shape == shape else {
-        throw invalid("mask: shape is \(mask.shape); give \(what), \(shape)")
-    }
-    let (rows, columns, rowStride) = try mask.rowsOfTokens()
-    return MaskView(
-        mask.base.map { UnsafePointer($0.assumingMemoryBound(to: UInt8.self)) }, rows: rows, columns: columns,
-        rowStride: rowStride)
-}
-
-private func optionalOffsets(
-    _ pointer: UnsafePointer<lockstep_tensor>?, for tensor: CheckedTensor
-) throws(LockstepError) -> TokenView? {
-    guard let pointer else { return nil }
-    let offsets = try CheckedTensor(pointer, "offsets")
-    guard Int(offsets.code) == LOCKSTEP_INT64 else { throw invalid("offsets: dtype must be int64") }
-    guard tensor.shape.count == 1 else {
-        throw invalid("offsets: given with log-probs \(tensor.shape); give packed ones [tokens], or NULL")
-    }
-    return try offsets.tokens("[sequences + 1]")
-}
-
-extension CheckedTensor {
-    /// Packed [tokens] as one row, or padded [sequences x length].
-    fileprivate func packedOrPadded() throws(LockstepError) -> MatrixView {
-        let format = try format([.fp32, .fp64, .fp16, .bf16])
-        let (rows, columns, rowStride) = try rowsOfTokens()
-        return MatrixView(base, format, rows: rows, columns: columns, rowStride: rowStride)
-    }
-
-    fileprivate func rowsOfTokens() throws(LockstepError) -> (rows: Int, columns: Int, rowStride: Int) {
-        guard shape.count <= 2 else {
-            throw invalid("\(name): has \(shape.count) dimensions; give [tokens] or [sequences x length]")
-        }
-        let last = shape.count - 1
-        guard shape[last] <= 1 || strides[last] == 1 else {
-            throw invalid(
-                "\(name): strides[\(last)] is \(strides[last]); tokens must be contiguous, copy it first")
-        }
-        return last == 0 ? (1, shape[0], 0) : (shape[0], shape[1], strides[0])
-    }
 }
 
 /// Checks that an array of the caller is there and aligned.

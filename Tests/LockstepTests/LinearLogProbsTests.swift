@@ -28,19 +28,15 @@ import Testing
 
         var biasView: VectorView? {
             bias.map { bias in
-                bias.bytes.withUnsafeBytes { VectorView($0.baseAddress, bias.format, count: vocab) }
+                VectorView(pinned(bias.bytes).baseAddress, bias.format, count: vocab)
             }
         }
 
-        var targetView: TokenView { targets.withUnsafeBytes { TokenView($0.baseAddress, count: tokens) } }
+        var targetView: TokenView { TokenView(pinned(targets).baseAddress, count: tokens) }
 
         func fused(_ options: LogProbOptions, _ execution: Execution, packed: Bool) throws -> [[Double]] {
-            var results = [[Double]](repeating: [Double](repeating: -1, count: tokens), count: 3)
-            let views = results.indices.map { index in
-                results[index].withUnsafeMutableBytes {
-                    MutableVectorView($0.baseAddress, .fp64, count: tokens)
-                }
-            }
+            let results = (0..<3).map { _ in pinned([Double](repeating: -1, count: tokens)) }
+            let views = results.map { MutableVectorView($0.baseAddress, .fp64, count: tokens) }
             let outputs = LogProbOutputs(logProbs: views[0], entropy: views[1], logSumExp: views[2])
             try hidden.withMatrix(rows: tokens, columns: hiddenSize) { hidden in
                 try weight.withMatrix(rows: vocab, columns: hiddenSize) { weight in
@@ -55,7 +51,7 @@ import Testing
                     }
                 }
             }
-            return results
+            return results.map(Array.init)
         }
     }
 
@@ -95,9 +91,8 @@ import Testing
                     try problem.weight.withMatrix(rows: 300, columns: 96) { weight in
                         try linearLogProbs(
                             hidden: MatrixView(hidden.row(row), .bf16, rows: 1, columns: 96), weight: weight,
-                            targets: problem.targets[row...row].withUnsafeBytes {
-                                TokenView($0.baseAddress, count: 1)
-                            },
+                            targets: TokenView(
+                                pinned(Array(problem.targets[row...row])).baseAddress, count: 1),
                             into: LogProbOutputs(
                                 logProbs: MutableVectorView(out.baseAddress, .fp64, count: 1)))
                     }
@@ -118,7 +113,7 @@ import Testing
                 try weight.withMatrix(rows: 300, columns: 2) { weight in
                     try linearLogProbs(
                         hidden: hidden, weight: weight,
-                        targets: targets.withUnsafeBytes { TokenView($0.baseAddress, count: 1) },
+                        targets: TokenView(pinned(targets).baseAddress, count: 1),
                         into: LogProbOutputs(logProbs: MutableVectorView(out.baseAddress, .fp64, count: 1)))
                 }
             }
@@ -151,20 +146,17 @@ import Testing
                                         columns: problem.hiddenSize),
                                     bias: MutableVectorView(dBias.baseAddress, .fp32, count: problem.vocab)),
                                 LogProbGradients(
-                                    logProbs: upstream.withUnsafeBytes {
-                                        VectorView($0.baseAddress, .fp64, count: tokens.count)
-                                    },
+                                    logProbs: VectorView(
+                                        pinned(upstream).baseAddress, .fp64, count: tokens.count),
                                     entropy: entropy
-                                        ? dEntropy.withUnsafeBytes {
-                                            VectorView($0.baseAddress, .fp64, count: tokens.count)
-                                        } : nil),
+                                        ? VectorView(pinned(dEntropy).baseAddress, .fp64, count: tokens.count)
+                                        : nil),
                                 hidden: MatrixView(
                                     hidden.row(tokens.lowerBound), hidden.format, rows: tokens.count,
                                     columns: problem.hiddenSize),
                                 weight: weight, bias: problem.biasView,
-                                targets: problem.targets[tokens].withUnsafeBytes {
-                                    TokenView($0.baseAddress, count: tokens.count)
-                                },
+                                targets: TokenView(
+                                    pinned(Array(problem.targets[tokens])).baseAddress, count: tokens.count),
                                 options: options, execution: execution)
                         }
                     }
@@ -189,8 +181,8 @@ import Testing
                 try logProbsBackward(
                     into: MutableMatrixView(out.baseAddress, .fp32, rows: 140, columns: 2200),
                     LogProbGradients(
-                        logProbs: upstream.withUnsafeBytes { VectorView($0.baseAddress, .fp64, count: 140) },
-                        entropy: dEntropy.withUnsafeBytes { VectorView($0.baseAddress, .fp64, count: 140) }),
+                        logProbs: VectorView(pinned(upstream).baseAddress, .fp64, count: 140),
+                        entropy: VectorView(pinned(dEntropy).baseAddress, .fp64, count: 140)),
                     logits: matrix, targets: problem.targetView, options: options)
             }
         }

@@ -91,22 +91,20 @@ import Testing
         _ stored: Stored, rows: Int, columns: Int, _ targets: [Int32], _ options: LogProbOptions = .init(),
         _ execution: Execution = .init(threads: 1)
     ) throws -> [[Double]] {
-        var results = [[Double]](repeating: [Double](repeating: -1, count: rows), count: 4)
-        let pointers = results.indices.map { index in
-            results[index].withUnsafeMutableBytes { MutableVectorView($0.baseAddress, .fp64, count: rows) }
-        }
+        let results = (0..<4).map { _ in pinned([Double](repeating: -1, count: rows)) }
+        let views = results.map { MutableVectorView($0.baseAddress, .fp64, count: rows) }
         try stored.withMatrix(rows: rows, columns: columns) { matrix in
             try targets.withUnsafeBytes {
                 try logProbs(
                     logits: matrix, targets: TokenView($0.baseAddress, count: targets.count),
                     options: options,
                     into: LogProbOutputs(
-                        logProbs: pointers[0], entropy: pointers[1], logSumExp: pointers[2],
-                        keptMass: pointers[3]),
+                        logProbs: views[0], entropy: views[1], logSumExp: views[2],
+                        keptMass: views[3]),
                     execution: execution)
             }
         }
-        return results
+        return results.map(Array.init)
     }
 
     @Test func aRowDoesNotDependOnItsBatch() throws {
@@ -227,14 +225,12 @@ import Testing
                     try logProbsBackward(
                         into: MutableMatrixView(out.baseAddress, format, rows: rows, columns: columns),
                         LogProbGradients(
-                            logProbs: upstream.withUnsafeBytes {
-                                VectorView($0.baseAddress, .fp64, count: rows)
-                            },
+                            logProbs: VectorView(pinned(upstream).baseAddress, .fp64, count: rows),
                             logSumExp: stored
-                                ? sums.withUnsafeBytes { VectorView($0.baseAddress, .fp64, count: rows) }
+                                ? VectorView(pinned(sums).baseAddress, .fp64, count: rows)
                                 : nil),
                         logits: matrix,
-                        targets: targets.withUnsafeBytes { TokenView($0.baseAddress, count: rows) },
+                        targets: TokenView(pinned(targets).baseAddress, count: rows),
                         execution: Execution(threads: 2, instructionSet: set))
                 }
             }

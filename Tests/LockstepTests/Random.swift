@@ -57,6 +57,13 @@ struct Stored {
     }
 }
 
+/// A copy of the values that stays where it is for as long as the tests run: no view of it can dangle.
+func pinned<Value: BitwiseCopyable>(_ values: [Value]) -> UnsafeMutableBufferPointer<Value> {
+    let copy = UnsafeMutableBufferPointer<Value>.allocate(capacity: values.count)
+    _ = copy.initialize(from: values)
+    return copy
+}
+
 /// The instruction sets this machine can run.
 let instructionSets = InstructionSet.allCases.filter(\.isAvailable)
 

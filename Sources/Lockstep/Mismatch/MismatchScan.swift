@@ -35,7 +35,7 @@ struct MismatchScan {
         var tokens = 0
         // Without columns there may be any number of rows, and nothing to see in them.
         for sequence in 0..<(pair.trainer.columns == 0 ? 0 : pair.sequences) {
-            let length = pair.length(of: sequence)
+            let length = pair.layout.length(of: sequence)
             for start in stride(from: 0, to: length, by: MismatchSpan.tokens) {
                 let count = min(MismatchSpan.tokens, length - start)
                 spans.append(MismatchSpan(sequence: sequence, start: start, count: count))
@@ -69,13 +69,11 @@ struct MismatchScan {
 extension LogProbPair {
     /// Throws the error for the first non-finite counted log-prob of a span.
     func throwNonFinite(in span: MismatchSpan) throws(LockstepError) {
-        let row = offsets == nil ? span.sequence : 0
-        let column = offsets?[span.sequence] ?? 0
         for position in span.start..<span.start + span.count {
-            if let mask, mask.base![row &* mask.rowStride + column + position] == 0 { continue }
+            let place = layout.place(of: span.sequence, position: position)
+            if let mask = layout.mask, mask.address(place).pointee == 0 { continue }
             for (matrix, name) in [(trainer, "trainer_log_probs"), (rollout, "rollout_log_probs")] {
-                let value = VectorView(matrix.row(row), matrix.format, count: matrix.columns)
-                    .double(column + position)
+                let value = VectorView(matrix.address(place), matrix.format, count: 1).double(0)
                 if value.isFinite { continue }
                 throw LockstepError(
                     .nonFinite,

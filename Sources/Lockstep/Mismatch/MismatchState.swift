@@ -128,7 +128,7 @@ struct MismatchState: ~Copyable {
         _ sequence: Int, of pair: LogProbPair, _ id: UInt64, _ policy: NonFinitePolicy,
         _ kernels: UnsafePointer<lsk_kernels>
     ) -> MismatchSpan? {
-        let length = pair.length(of: sequence)
+        let length = pair.layout.length(of: sequence)
         var sums = lsk_mismatch_sums()
         var part = lsk_mismatch_sums()
         let profile = extent.details ? details.profile.span : nil
@@ -183,7 +183,7 @@ struct MismatchState: ~Copyable {
     private func takeOctavesBack(
         _ sequence: Int, of pair: LogProbPair, _ kernels: UnsafePointer<lsk_kernels>
     ) {
-        let length = pair.length(of: sequence)
+        let length = pair.layout.length(of: sequence)
         var sums = lsk_mismatch_sums()
         var part = lsk_evidence()
         withUnsafeTemporaryAllocation(of: UInt64.self, capacity: EvidenceSums.room) { taken in
@@ -242,7 +242,7 @@ extension LogProbPair {
         var first = 0
         var tokens = 0
         for sequence in 0..<sequences {
-            tokens += length(of: sequence)
+            tokens += layout.length(of: sequence)
             if tokens >= 1 << 17 {
                 tasks.append(first..<sequence + 1)
                 first = sequence + 1

@@ -411,6 +411,20 @@ class LogSummary(Structure):
     ]
 
 
+# 6. Corrections
+
+
+class Batch(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("reserved", c_uint32), ("trainer_log_probs", POINTER(Tensor)),
+        ("rollout_log_probs", POINTER(Tensor)), ("current_log_probs", POINTER(Tensor)),
+        ("reference_log_probs", POINTER(Tensor)), ("entropies", POINTER(Tensor)),
+        ("advantages", POINTER(Tensor)), ("weights", POINTER(Tensor)), ("mask", POINTER(Tensor)),
+        ("kept", POINTER(Tensor)), ("selected", POINTER(Tensor)), ("offsets", POINTER(Tensor)),
+        ("groups", POINTER(Tensor)), ("ids", POINTER(Tensor)),
+    ]
+
+
 # Functions: name -> (result, arguments), in the header's order. Arrays of structs are plain addresses.
 
 _tensor = POINTER(Tensor)

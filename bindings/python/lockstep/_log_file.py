@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _library as c
+from ._batch import as_mask
 from ._errors import InvalidArgumentError
 from ._library import check, choice, integer, library, real
-from ._mismatch import _mask
 from ._tensors import Array, view
 
 _TEXTS = ("model", *(f"{side}_{name}" for side in ("trainer", "rollout") for name in (
@@ -213,7 +213,7 @@ class LogWriter:
         """
         tensors = [None if column is None else view(column, name).tensor() for column, name in (
             (_numbers(token_ids, np.int64), "token_ids"), (_numbers(rollout, np.float32), "rollout_log_probs"),
-            (_numbers(trainer, np.float32), "trainer_log_probs"), (None if mask is None else _mask(mask), "mask"))]
+            (_numbers(trainer, np.float32), "trainer_log_probs"), (None if mask is None else as_mask(mask), "mask"))]
         scalars = [None if each is None else ctypes.c_float(real(each, name)) for each, name in (
             (reward, "reward"), (advantage, "advantage"))]
         sequence = c.LogSequence(

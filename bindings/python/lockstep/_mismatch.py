@@ -8,21 +8,17 @@ from __future__ import annotations
 import ctypes
 from ctypes import sizeof
 from dataclasses import dataclass, fields
-from math import prod
-from numbers import Number
-from typing import Any, NamedTuple, Sequence, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _library as c
+from ._batch import Log, as_mask, layout, sequence_count
 from ._errors import InvalidArgumentError
 from ._library import check, choice, int32, library
 from ._log_probs import _options as _log_probs_options
 from ._log_probs import _tensor
-from ._tensors import Array, View, compact, row_matrix, token_vector, view
-
-#: An array (packed or padded), or one array for each sequence.
-Log: TypeAlias = "Array | Sequence[Array]"
+from ._tensors import Array, row_matrix, token_vector, view
 
 #: The shares at which `Mismatch.log_ratio_quantiles` are taken.
 LOG_RATIO_QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
@@ -322,7 +318,7 @@ def exact_mismatch(
         raise InvalidArgumentError(
             f"rollout_logits: shape {list(rollout.shape)} is not that of trainer_logits, "
             f"{list(trainer.shape)}")
-    counted = None if mask is None else token_vector(_mask(mask), "mask", shape, "trainer_logits")
+    counted = None if mask is None else token_vector(as_mask(mask), "mask", shape, "trainer_logits")
     options = _log_probs_options(temperature, soft_cap, -100, logits_dtype, threads, instruction_set)
     rows = np.empty(shape, _DIVERGENCE)
     mean = c.Divergence()
@@ -336,18 +332,11 @@ class _Log:
     """The four inputs every measurement takes, as the library wants them."""
 
     def __init__(self, trainer: Log, rollout: Log, mask: Log | None, offsets: Array | None) -> None:
-        lengths = _lengths(trainer)
-        if lengths is not None:
-            if offsets is not None:
-                raise InvalidArgumentError("offsets: not with a list of sequences, which has its own")
-            offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-            trainer = _packed(trainer, "trainer_log_probs", lengths)
-            rollout = _packed(rollout, "rollout_log_probs", lengths)
-            mask = None if mask is None else _packed(mask, "mask", lengths)
-        self.trainer = view(trainer, "trainer_log_probs")
-        self.rollout = view(rollout, "rollout_log_probs")
-        self.mask = None if mask is None else view(_mask(mask), "mask")
-        self.offsets = None if offsets is None else view(_offsets(offsets), "offsets")
+        inputs = {"trainer_log_probs": trainer, "rollout_log_probs": rollout, "mask": mask}
+        self.offsets, arrays = layout(inputs, offsets)
+        self.trainer = view(arrays["trainer_log_probs"], "trainer_log_probs")
+        self.rollout = view(arrays["rollout_log_probs"], "rollout_log_probs")
+        self.mask = None if mask is None else view(as_mask(arrays["mask"]), "mask")
 
     def tensors(self) -> list[c.Tensor | None]:
         inputs = (self.trainer, self.rollout, self.mask, self.offsets)
@@ -355,53 +344,7 @@ class _Log:
 
     @property
     def sequences(self) -> int:
-        if self.offsets is not None:
-            return max(self.offsets.shape[0] - 1, 0)
-        return self.trainer.shape[0] if len(self.trainer.shape) == 2 else 1
-
-
-def _lengths(log: Log) -> list[int] | None:
-    """The lengths of a list of sequences; None if the log is one array (a list of numbers is)."""
-    if not isinstance(log, (list, tuple)) or any(isinstance(each, Number) for each in log):
-        return None
-    return [prod(view(each, f"trainer_log_probs[{index}]").shape) for index, each in enumerate(log)]
-
-
-def _packed(log: Log, name: str, lengths: list[int]) -> Array:
-    """One array of a list of sequences: the one copy this needs."""
-    if not isinstance(log, (list, tuple)) or len(log) != len(lengths):
-        raise InvalidArgumentError(
-            f"{name}: give a list of {len(lengths)} sequences, as trainer_log_probs is")
-    views: list[View] = []
-    for index, (each, length) in enumerate(zip(log, lengths)):
-        found = view(each, f"{name}[{index}]")
-        if found.shape != (length,):
-            raise InvalidArgumentError(
-                f"{name}[{index}]: shape {list(found.shape)}; the sequence has {length} tokens, "
-                f"give [{length}]")
-        views.append(found)
-    if views and all(each.is_torch for each in views):
-        import torch  # already imported: these are its tensors
-
-        return torch.cat([each.detach() for each in log])
-    return np.concatenate([np.asarray(each) for each in log]) if views else np.empty(0)
-
-
-def _mask(mask: Array) -> Array:
-    """A mask as uint8 or bool: others, such as an int64 attention mask, are compared with 0."""
-    found = mask if hasattr(mask, "__dlpack__") else np.asarray(mask)
-    return found if str(found.dtype).removeprefix("torch.") in ("bool", "uint8") else found != 0
-
-
-def _offsets(offsets: Array) -> Array:
-    """Offsets as int64, C order: they are few, so other integers are copied."""
-    found = offsets if hasattr(offsets, "__dlpack__") else np.asarray(offsets)
-    kind = str(found.dtype).removeprefix("torch.")
-    if kind == "int64":
-        return found
-    if not kind.startswith(("int", "uint")):
-        raise InvalidArgumentError(f"offsets: dtype {kind}; give int64")
-    return np.asarray(compact(found, "offsets"), np.int64)
+        return sequence_count(self.trainer, self.offsets)
 
 
 def _options(non_finite: str, threads: int, instruction_set: str) -> c.MismatchOptions:
