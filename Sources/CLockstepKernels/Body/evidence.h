@@ -251,8 +251,8 @@ static void add_evidence(lsk_evidence_lanes *lanes, lsk_evidence *sums, uint64_t
     }
     add_ends(counts + LSK_EVIDENCE_FIRST_ROW * LSK_EVIDENCE_OCTAVES, &sums->first_square, &sums->first,
              scaled.first, &scaled, chunk);
-    add_ends(counts + LSK_EVIDENCE_LAST_ROW * LSK_EVIDENCE_OCTAVES, &sums->last_square, &sums->last, scaled.last,
-             &scaled, chunk);
+    add_ends(counts + LSK_EVIDENCE_LAST_ROW * LSK_EVIDENCE_OCTAVES, &sums->last_square, &sums->last,
+             scaled.last, &scaled, chunk);
     lanes->before = (uint64_t)has_bit(chunk->counted, chunk->count - 1);
 }
 

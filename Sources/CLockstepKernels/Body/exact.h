@@ -24,7 +24,8 @@ LSK_INLINE int add_exactly(double *sums, int64_t stride, const double *a, const 
             vd y = vd_load(b + at), product = x * y;
             rest = vd_fma(x, y, -product);
             // Below, the rest of the product may be too small for a double.
-            fits = (vd_abs(product) < large) & ((vd_abs(product) > vd_splat(0x1p-900)) | (x == zero) | (y == zero));
+            vl exact = (vd_abs(product) > vd_splat(0x1p-900)) | (x == zero) | (y == zero);
+            fits = exact & (vd_abs(product) < large);
             x = product;
         }
         double *place = sums + at;
@@ -53,10 +54,11 @@ LSK_INLINE int add_exactly(double *sums, int64_t stride, const double *a, const 
     return any;
 }
 
-// Adds a[i] b[i], or a[i] where `b` is NULL, to sum i, whose three doubles stand in `sums` and `stride` and twice
-// that behind. All arrays have room for whole blocks of 8, where a is 0. Sets the bits of refused terms in `refused`,
-// and returns whether there are any.
+// Adds a[i] b[i], or a[i] where `b` is NULL, to sum i, whose three doubles stand in `sums` and `stride` and
+// twice that behind. All arrays have room for whole blocks of 8, where a is 0. Sets the bits of refused terms
+// in `refused`, and returns whether there are any.
 static int exact_add(double *sums, int64_t stride, const double *a, const double *b, int64_t count,
                      uint64_t *refused) {
-    return b ? add_exactly(sums, stride, a, b, count, refused) : add_exactly(sums, stride, a, NULL, count, refused);
+    return b ? add_exactly(sums, stride, a, b, count, refused)
+             : add_exactly(sums, stride, a, NULL, count, refused);
 }

@@ -19,7 +19,7 @@ typedef struct {
     uint64_t counted[LSK_MISMATCH_WORDS];  // a bit for each
     int32_t bins[LSK_MISMATCH_CHUNK];      // of d in the histogram
     int64_t count, padded;
-    const char *next[2];    // the tokens behind these, ...
+    uintptr_t next[2];      // where the tokens behind these are, which need not exist, ...
     int64_t next_bytes[2];  // ... and the bytes of one
     int64_t non_finite;  // tokens that the mask lets count, but a log-prob is not finite
     int tame;            // no log-prob is beyond +-LSK_TAME: no exponential needs its ends looked after
@@ -82,7 +82,8 @@ LSK_INLINE vi vi_clamp(vi x, int32_t low, int32_t high) {
     return __builtin_elementwise_min(__builtin_elementwise_max(x, vi_splat(low)), vi_splat(high));
 }
 
-// The same for differences of floats: they are 0 or at least 2^-149, so the upper half of the double says all.
+// The same for differences of floats: they are 0 or at least 2^-149, so the upper half of the double says
+// all.
 LSK_INLINE vi bins_of(vd_pair differences) {
     const int32_t low = (1023 - 24) << 7, high = ((1023 + 8) << 7) - 1;
     vi d = upper_halves(differences);
@@ -192,11 +193,11 @@ static void read_mask(lsk_chunk *chunk, const uint8_t *mask) {
     }
 }
 
-// Asks for some of the tokens behind a chunk to be fetched while this one is worked on; fetching beyond the end
-// is harmless, and in a packed log it is the next sequence.
+// Asks for tokens of the next chunk to be fetched while this one is worked on; fetching beyond the end is
+// harmless, and in a packed log it is the next sequence.
 LSK_INLINE void prefetch_next(const lsk_chunk *chunk, int64_t at) {
     for (int side = 0; side < 2; side++)
-        __builtin_prefetch((const void *)((uintptr_t)chunk->next[side] + (uintptr_t)(at * chunk->next_bytes[side])));
+        __builtin_prefetch((const void *)(chunk->next[side] + (uintptr_t)(at * chunk->next_bytes[side])));
 }
 
 // Loads up to LSK_MISMATCH_CHUNK tokens from `start` on; returns 0 if the mask leaves them all out, and
@@ -220,8 +221,8 @@ static int load_chunk(lsk_chunk *chunk, const lsk_mismatch_span *span, int64_t s
     const char *rollout = (const char *)span->rollout + start * size_of(b);
     chunk->next_bytes[0] = size_of(a);
     chunk->next_bytes[1] = size_of(b);
-    chunk->next[0] = (const char *)((uintptr_t)trainer + (uintptr_t)(LSK_MISMATCH_CHUNK * size_of(a)));
-    chunk->next[1] = (const char *)((uintptr_t)rollout + (uintptr_t)(LSK_MISMATCH_CHUNK * size_of(b)));
+    chunk->next[0] = (uintptr_t)trainer + (uintptr_t)(LSK_MISMATCH_CHUNK * size_of(a));
+    chunk->next[1] = (uintptr_t)rollout + (uintptr_t)(LSK_MISMATCH_CHUNK * size_of(b));
     if (a == LSK_FP32 && b == LSK_FP32) load_narrow(chunk, trainer, LSK_FP32, rollout, LSK_FP32);
     else if (a != LSK_FP64 && b != LSK_FP64) load_narrow(chunk, trainer, a, rollout, b);
     else load_wide(chunk, trainer, a, rollout, b);
@@ -287,7 +288,8 @@ LSK_INLINE double add_lanes(const vd parts[LSK_MISMATCH_PARTS]) {
     __builtin_memcpy(&eight, parts, sizeof eight);
     const __auto_type four =
         __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
-    const __auto_type two = __builtin_shufflevector(four, four, 0, 1) + __builtin_shufflevector(four, four, 2, 3);
+    const __auto_type two =
+        __builtin_shufflevector(four, four, 0, 1) + __builtin_shufflevector(four, four, 2, 3);
     return two[0] + two[1];
 }
 
@@ -563,8 +565,8 @@ LSK_INLINE vi in_ranges(vi bins, const lsk_bin_range *ranges, int64_t count) {
 }
 
 // The same tokens of a register of narrow formats; `found` of them go to `values`.
-LSK_INLINE int64_t select_register(double *values, const lsk_bin_range *ranges, int64_t range_count, vf a, vf b,
-                                   vb mask) {
+LSK_INLINE int64_t select_register(double *values, const lsk_bin_range *ranges, int64_t range_count, vf a,
+                                   vf b, vb mask) {
     vd_pair difference = difference_of(widen(a), widen(b));
     vi inside = in_ranges(bins_of(difference), ranges, range_count);
     uint64_t bits = bits_of(inside & (__builtin_convertvector(mask, vi) != 0));
@@ -581,7 +583,8 @@ LSK_INLINE int64_t select_register(double *values, const lsk_bin_range *ranges, 
 
 // Neither format is fp64.
 LSK_INLINE int64_t select_narrow(double *values, const lsk_bin_range *ranges, int64_t range_count,
-                                 const lsk_mismatch_span *span, int32_t trainer_format, int32_t rollout_format) {
+                                 const lsk_mismatch_span *span, int32_t trainer_format,
+                                 int32_t rollout_format) {
     const char *trainer = span->trainer, *rollout = span->rollout;
     const int64_t a_size = size_of(trainer_format), b_size = size_of(rollout_format), count = span->count;
     int64_t found = 0, at = 0;
@@ -617,13 +620,14 @@ static int64_t select_wide(double *values, const lsk_bin_range *ranges, int64_t 
     return found;
 }
 
-// Appends to `values` the d of the counted tokens whose bin is in one of the ranges (which do not overlap, and
-// leave out the last bin); returns how many. `values` has room for all tokens of the span.
+// Appends to `values` the d of the counted tokens whose bin is in one of the ranges (which do not overlap,
+// and leave out the last bin); returns how many. `values` has room for all tokens of the span.
 static int64_t mismatch_select(double *values, const lsk_bin_range *ranges, int64_t range_count,
                                const lsk_mismatch_span *span) {
     const int32_t a = span->trainer_format, b = span->rollout_format;
     if (a == LSK_FP64 || b == LSK_FP64) return select_wide(values, ranges, range_count, span);
-    if (a == LSK_FP32 && b == LSK_FP32) return select_narrow(values, ranges, range_count, span, LSK_FP32, LSK_FP32);
+    if (a == LSK_FP32 && b == LSK_FP32)
+        return select_narrow(values, ranges, range_count, span, LSK_FP32, LSK_FP32);
     return select_narrow(values, ranges, range_count, span, a, b);
 }
 
@@ -636,7 +640,7 @@ static int64_t mismatch_terms(double *log_ratio, double *k3, double *probability
     lsk_chunk chunk;
     for (int64_t start = 0; start < span->count; start += LSK_MISMATCH_CHUNK) {
         const int any = load_chunk(&chunk, span, start);
-        const int64_t whole = (chunk.count + LSK_MISMATCH_LANES - 1) / LSK_MISMATCH_LANES * LSK_MISMATCH_LANES;
+        const int64_t whole = (chunk.count + 7) / 8 * 8;
         for (int64_t i = 0; i < whole; i++) counted[start + i] = (uint8_t)has_bit(chunk.counted, i);
         if (!any) continue;
         non_finite += chunk.non_finite;

@@ -47,7 +47,8 @@ LSK_PASS add_positions(lsk_mismatch_profile *profile, const lsk_chunk *chunk, co
             skip_counted(chunk, start, position_end(number) - profile->before, &tokens);
         vd log_ratio[LSK_MISMATCH_PARTS] = {0}, magnitude[LSK_MISMATCH_PARTS] = {0};
         vd k3[LSK_MISMATCH_PARTS] = {0};
-        for (int64_t at = start / LSK_MISMATCH_LANES * LSK_MISMATCH_LANES; at < end; at += LSK_MISMATCH_LANES) {
+        const int64_t whole = start / LSK_MISMATCH_LANES * LSK_MISMATCH_LANES;
+        for (int64_t at = whole; at < end; at += LSK_MISMATCH_LANES) {
 #pragma clang loop unroll(full)
             for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
                 const int64_t i = at + part * LSK_LANES64;
@@ -74,7 +75,7 @@ LSK_PASS add_positions(lsk_mismatch_profile *profile, const lsk_chunk *chunk, co
 typedef double vd_bucket __attribute__((vector_size(sizeof(lsk_mismatch_bucket))));
 
 // Adds the tokens of a chunk to the buckets of their probabilities, which are there four times: token i adds
-// to copy i mod 4, so that the next token need not wait for it. Returns which copies are not zero, a bit each.
+// to copy i mod 4, so that the next token need not wait for it. Returns which buckets took some, a bit each.
 static __attribute__((noinline)) uint64_t add_probabilities(lsk_mismatch_profile *profile,
                                                             const lsk_chunk *chunk, const double *k3_of) {
     int32_t numbers[LSK_MISMATCH_CHUNK];
