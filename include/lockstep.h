@@ -40,7 +40,7 @@
  * Logarithms are natural; entropies and divergences are in nats.
  *
  * Sections: 1 version, status, errors.  2 tensors and number formats.  3 log-probs.  4 mismatch.
- * 5 logs.  6 corrections.  7 advantages.
+ * 5 logs.  6 corrections.  7 advantages.  8 objectives.  9 models and engines.
  */
 #ifndef LOCKSTEP_H
 #define LOCKSTEP_H
@@ -1352,6 +1352,157 @@ lockstep_status lockstep_overlong_penalty(const lockstep_tensor *penalties, cons
 /* ---------------------------------------------------------------------------------------------
  * 8. Objectives
  * ------------------------------------------------------------------------------------------ */
+
+/* ---------------------------------------------------------------------------------------------
+ * 9. Models and engines
+ *
+ * A decoder-only transformer from a Hugging Face folder, scored teacher-forced (what a trainer does) and
+ * sampled from with a cache of keys and values (what a rollout engine does). Both have one order of
+ * arithmetic, so what the engine says of a token it drew is what scoring says of it, bit for bit: in any
+ * batch, on any threads, in any recipe. docs/Models.md has the order, and the families:
+ * Llama, Mistral, Qwen2, Qwen3, Mixtral, Qwen3-MoE.
+ *
+ *     lockstep_recipe recipe = {sizeof recipe};
+ *     lockstep_model *model;
+ *     lockstep_recipe_named(&recipe, "fp16");
+ *     lockstep_model_load(&model, "folder", NULL, &recipe);
+ *     lockstep_model_score(&log_probs, NULL, model, &tokens, &offsets, NULL);
+ *     lockstep_model_destroy(model);
+ * ------------------------------------------------------------------------------------------ */
+
+/* The precision of a model's computation: the dtype, as LOCKSTEP_FLOAT32, LOCKSTEP_FLOAT16 or
+ * LOCKSTEP_BFLOAT16, that each kind of value is stored in. Products and sums are float32 always; a result is
+ * rounded once to its dtype. Growable: set struct_size before the call. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t parameters;    /* weights; norms' too */
+    int32_t activations;   /* what passes from operation to operation */
+    int32_t cache;         /* keys and values */
+    int32_t probabilities; /* of attention */
+    int32_t logits;        /* before the log-softmax; LOCKSTEP_FLOAT32 is an "fp32 head" */
+} lockstep_recipe;
+
+/* The recipe of a name: "fp32", "fp16", "bf16", "fp16-fp32head", "bf16-fp32head". */
+lockstep_status lockstep_recipe_named(lockstep_recipe *recipe, const char *name);
+
+/* A model's weights, once, in the layout the kernels read: the files are not needed afterwards. `const` use is
+ * safe from many threads. Free with lockstep_model_destroy. */
+typedef struct lockstep_model lockstep_model;
+
+/* What a model is. Growable: set struct_size before the call; only that many bytes are written. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t layers;
+    int64_t vocab;
+    int64_t hidden_size;
+    int64_t positions;  /* the longest sequence */
+    int64_t parameters; /* numbers, those of a tied head once */
+    const char *family; /* "llama", "qwen3_moe"...; lives as long as the model */
+} lockstep_model_info;
+
+/* Loads a folder: config.json and model.safetensors, or shards with model.safetensors.index.json, of fp64,
+ * fp32, fp16 or bf16, converted to the recipe's parameters.
+ *
+ * path     the folder, UTF-8
+ * adapter  a folder with a LoRA adapter in PEFT's layout, merged into the weights in one rounding; optional
+ * recipe   NULL: fp32
+ *
+ * Errors name file and tensor: LOCKSTEP_ERROR_FILE, LOCKSTEP_ERROR_BAD_DATA (damaged; a tensor that is missing, left
+ * over or of another shape), LOCKSTEP_ERROR_NON_FINITE (a weight that the recipe cannot hold),
+ * LOCKSTEP_ERROR_UNSUPPORTED (a family or setting that is not known: it says which). */
+lockstep_status lockstep_model_load(lockstep_model **model, const char *path, const char *adapter,
+                                    const lockstep_recipe *recipe);
+
+lockstep_status lockstep_model_get_info(lockstep_model_info *info, const lockstep_model *model);
+
+/* Frees a model. NULL is a no-op. */
+void lockstep_model_destroy(lockstep_model *model);
+
+/* Growable: appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t threads; /* 0: one for each processor this process may use */
+    lockstep_instruction_set instruction_set;
+    uint32_t reserved; /* 0 */
+    double temperature; /* in [1e-6, 1e6]; 1 by default */
+} lockstep_score_options;
+
+#define LOCKSTEP_SCORE_OPTIONS_INIT { sizeof(lockstep_score_options), 0, 0, 0, 1.0 }
+
+/* Log-prob of each token given those before it in its sequence.
+ *
+ * log_probs  [tokens]         fp32 or fp64; 0 for the first token of a sequence, which has nothing before it
+ * entropy    [tokens]         fp32 or fp64, nats, of the distribution the token was drawn from; optional
+ * tokens     [tokens]         int32 or int64, in [0, vocab)
+ * offsets    [sequences + 1]  int64: sequence i is [offsets[i], offsets[i + 1]); NULL: one sequence
+ *
+ * Memory: an activation row for each token and one layer's keys and values, never tokens x vocab. A value that
+ * leaves the recipe's range is LOCKSTEP_ERROR_NON_FINITE naming layer and operation. */
+lockstep_status lockstep_model_score(const lockstep_tensor *log_probs, const lockstep_tensor *entropy,
+                                     const lockstep_model *model, const lockstep_tensor *tokens,
+                                     const lockstep_tensor *offsets, const lockstep_score_options *options);
+
+/* How tokens are drawn, and when to stop. Growable: appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t top_k;      /* keep only the largest logits; 0: all */
+    double temperature; /* in [1e-6, 1e6], or 0 for the most probable token; 1 by default */
+    double top_p;       /* keep only the smallest set whose probability reaches this; 1: all */
+    double min_p;       /* keep only logits of at least this share of the largest probability; 0: all */
+    uint64_t seed;      /* with a sequence's id and a position, decides each draw */
+    const int32_t *stop_ids; /* [stop_id_count]; a sequence ends with one of these, which is part of it */
+    size_t stop_id_count;
+    int64_t max_tokens; /* drawn for a sequence, at most; 256 by default */
+    int64_t capacity;   /* sequences that run at a time, 1 to 512; 32 by default */
+    int32_t threads;    /* 0: one for each processor this process may use */
+    lockstep_instruction_set instruction_set;
+} lockstep_engine_options;
+
+#define LOCKSTEP_ENGINE_OPTIONS_INIT \
+    { sizeof(lockstep_engine_options), 0, 1.0, 1.0, 0.0, 0, NULL, 0, 256, 32, 0, 0 }
+
+/* Samples from a model; sequences join and leave a running batch. What is drawn for a sequence depends on its
+ * prompt, its id and the options: not on the batch. One thread at a time. Keeps the model alive. */
+typedef struct lockstep_engine lockstep_engine;
+
+lockstep_status lockstep_engine_create(lockstep_engine **engine, const lockstep_model *model,
+                                       const lockstep_engine_options *options);
+
+/* Adds `count` sequences that answer one prompt ([tokens] int32 or int64): its keys and values are computed
+ * once. Each id makes draws of its own. */
+lockstep_status lockstep_engine_add(lockstep_engine *engine, const lockstep_tensor *prompt,
+                                    const uint64_t *ids, size_t count);
+
+/* Draws a token for every running sequence, after reading the prompts that fit. `running` gets the number of
+ * sequences that wait or run, `finished` of those ready to be taken; both optional. */
+lockstep_status lockstep_engine_step(lockstep_engine *engine, size_t *running, size_t *finished);
+
+/* Why a sequence ended. */
+typedef int32_t lockstep_finish;
+enum {
+    LOCKSTEP_FINISH_RUNNING = 0,
+    LOCKSTEP_FINISH_STOP = 1,  /* with a stop id */
+    LOCKSTEP_FINISH_LENGTH = 2 /* at max_tokens, or at the end of the context */
+};
+
+/* A sequence that was drawn. The arrays are the engine's, valid until the next call with it. Frozen. */
+typedef struct {
+    uint64_t id;
+    int64_t token_count;
+    const int32_t *tokens;              /* [token_count], without the prompt */
+    const double *raw_log_probs;        /* under the model, at temperature 1, nothing cut */
+    const double *processed_log_probs;  /* under what they were drawn from */
+    const double *kept_mass;            /* the probability, at the temperature, of what the cuts kept */
+    lockstep_finish finish;
+    int32_t reserved;
+} lockstep_rollout;
+
+/* Takes a finished sequence out of the engine, in the order they ended; `token_count` is -1 if there is none.
+ * After a failed step, with `unfinished` 1, also those still running, as far as they have come. */
+lockstep_status lockstep_engine_take(lockstep_rollout *rollout, lockstep_engine *engine, int32_t unfinished);
+
+/* Frees an engine. NULL is a no-op. */
+void lockstep_engine_destroy(lockstep_engine *engine);
 
 #ifdef __cplusplus
 }

@@ -146,7 +146,12 @@ public final class RolloutEngine {
     /// - Throws: `.invalidArgument` for an empty prompt, one that fills the context, or a token outside the
     ///   vocabulary.
     public func add(prompt: [Int32], ids: [UInt64]) throws(LockstepError) {
-        guard !prompt.isEmpty else {
+        try prompt.withTokenView { (view) throws(LockstepError) in try add(prompt: view, ids: ids) }
+    }
+
+    /// The same from a borrowed vector.
+    public func add(prompt: TokenView, ids: [UInt64]) throws(LockstepError) {
+        guard prompt.count > 0 else {
             throw LockstepError(.invalidArgument, "prompt: is empty; give at least one token")
         }
         guard prompt.count < model.configuration.positions else {
@@ -155,23 +160,19 @@ public final class RolloutEngine {
                 "prompt: has \(prompt.count) tokens, which leaves no room in the context of "
                     + "\(model.configuration.positions)")
         }
-        for (index, token) in prompt.enumerated()
-        where !(0..<Int32(model.configuration.vocab)).contains(token) {
-            throw LockstepError(
-                .invalidArgument,
-                "prompt[\(index)] is \(token), outside the vocabulary of \(model.configuration.vocab)")
-        }
+        try model.check(prompt, "prompt")
+        let tokens = (0..<prompt.count).map { Int32(prompt[$0]) }
         guard let first = ids.first else { return }
         let cache = KeyValueCache(
             model.configuration, model.recipe.cache, layers: model.configuration.layers)
-        let member = Member(id: first, pending: prompt[...], cache: cache, promptCount: prompt.count)
+        let member = Member(id: first, pending: tokens[...], cache: cache, promptCount: prompt.count)
         member.followers = Array(ids.dropFirst())
         waiting.append(member)
     }
 
     /// Draws one token for every running sequence, after reading what prompts fit; returns those that ended.
     ///
-    /// - Throws: `.nonFinite` naming layer and operation of an overflow. What was drawn before is kept: see `rollouts`.
+    /// - Throws: `.nonFinite` naming layer and operation of an overflow. What was drawn before is kept: see `removeAll`.
     public func step() throws(LockstepError) -> [Rollout] {
         try withLockstepFloatMode { () throws(LockstepError) in
             while active.count < capacity, !waiting.isEmpty { active.append(waiting.removeFirst()) }
@@ -182,8 +183,14 @@ public final class RolloutEngine {
         }
     }
 
-    /// All sequences that are in the engine, as far as they have come.
-    public var rollouts: [Rollout] { active.map(\.rollout) + waiting.map(\.rollout) }
+    /// Number of sequences that wait or run.
+    public var count: Int { (active + waiting).reduce(0) { $0 + 1 + $1.followers.count } }
+
+    /// Takes all sequences out of the engine, as far as they have come: after a failure, or to stop early.
+    public func removeAll() -> [Rollout] {
+        defer { (active, waiting) = ([], []) }
+        return (active + waiting).flatMap { [$0.rollout] + $0.followers.map { Rollout(id: $0) } }
+    }
 
     /// Which tokens of which sequences are worked on: at most 512.
     private func plan() throws(LockstepError) -> ([Member], [TokenSpan]) {

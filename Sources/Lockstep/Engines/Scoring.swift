@@ -51,10 +51,15 @@ extension Model {
                         + "\(configuration.positions); cut it")
             }
         }
+        try check(tokens, "tokens")
+    }
+
+    /// Throws for a token outside the vocabulary.
+    func check(_ tokens: TokenView, _ name: StaticString) throws(LockstepError) {
         for index in 0..<tokens.count where !(0..<configuration.vocab).contains(tokens[index]) {
             throw LockstepError(
                 .invalidArgument,
-                "tokens[\(index)] is \(tokens[index]), outside the vocabulary of \(configuration.vocab)")
+                "\(name)[\(index)] is \(tokens[index]), outside the vocabulary of \(configuration.vocab)")
         }
     }
 

@@ -48,8 +48,13 @@ final class Checkpoint {
         return names
     }
 
-    /// Whether a tensor is there.
-    func has(_ name: String) -> Bool { tensors[name] != nil }
+    /// Number of values of all tensors but a tied head's.
+    var parameterCount: Int {
+        tensors.reduce(0) { sum, each in
+            let isCopy = configuration.isTied && each.key == "lm_head.weight"
+            return sum + (isCopy ? 0 : each.value.tensor.shape.reduce(1, *))
+        }
+    }
 
     /// Reads a tensor of a known shape in one of the kernels' formats, converted if it must be.
     ///

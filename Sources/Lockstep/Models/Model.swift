@@ -13,6 +13,9 @@ public final class Model: @unchecked Sendable {
     /// The rows of the token ids.
     let embedding: Head
 
+    /// Number of weights, those of a tied head once.
+    public let parameterCount: Int
+
     /// One layer.
     struct Layer {
         let attentionNorm: [Float]
@@ -48,6 +51,7 @@ public final class Model: @unchecked Sendable {
         let checkpoint = try Checkpoint(path: path)
         let configuration = checkpoint.configuration
         let adapter: Adapter? = if let adapter { try Adapter(path: adapter) } else { nil }
+        parameterCount = checkpoint.parameterCount
         let loader = WeightLoader(checkpoint, adapter, recipe)
         let (hidden, vocab) = (configuration.hiddenSize, configuration.vocab)
         self.configuration = configuration

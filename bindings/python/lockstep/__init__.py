@@ -36,6 +36,7 @@ from ._mismatch import (
     LOG_RATIO_QUANTILES, Divergence, Estimate, ExactMismatch, Mismatch, exact_mismatch, mismatch,
     mismatch_profile, mismatch_sequences,
 )
+from ._models import Model, Rollout, RolloutEngine, Scores
 from ._monitor import Alarm, Monitor, Reading
 from .advice import Advice, advise
 from .certificate import Certificate, certify
@@ -45,8 +46,8 @@ __all__ = [
     "Certificate", "ConvertCounts", "Converted", "Divergence", "Estimate", "ExactMismatch",
     "FileError", "Head", "InternalError", "InvalidArgumentError", "LinearGradients",
     "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary",
-    "LogWriter", "Mismatch", "MismatchAccumulator", "Monitor", "NonFiniteError",
-    "OutOfMemoryError", "Reading", "UnsupportedError", "advantages", "advise", "certify", "convert",
+    "LogWriter", "Mismatch", "MismatchAccumulator", "Model", "Monitor", "NonFiniteError",
+    "OutOfMemoryError", "Reading", "Rollout", "RolloutEngine", "Scores", "UnsupportedError", "advantages", "advise", "certify", "convert",
     "exact_mismatch", "has_instruction_set", "linear_log_probs", "linear_log_probs_backward",
     "log_probs", "log_probs_backward", "metrics", "mismatch", "mismatch_profile",
     "mismatch_sequences", "overlong_penalty", "ulp_distance",

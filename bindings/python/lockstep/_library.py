@@ -479,6 +479,52 @@ class AdvantageOptions(Structure):
     ]
 
 
+# 9. Models and engines
+
+
+class Recipe(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("parameters", c_int32), ("activations", c_int32), ("cache", c_int32),
+        ("probabilities", c_int32), ("logits", c_int32),
+    ]
+
+
+class ModelInfo(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("layers", c_int32), ("vocab", c_int64), ("hidden_size", c_int64),
+        ("positions", c_int64), ("parameters", c_int64), ("family", c_char_p),
+    ]
+
+
+class ScoreOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("threads", c_int32), ("instruction_set", c_int32),
+        ("reserved", c_uint32), ("temperature", c_double),
+    ]
+
+
+class EngineOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("top_k", c_int32), ("temperature", c_double), ("top_p", c_double),
+        ("min_p", c_double), ("seed", c_uint64), ("stop_ids", c_void_p), ("stop_id_count", c_size_t),
+        ("max_tokens", c_int64), ("capacity", c_int64), ("threads", c_int32),
+        ("instruction_set", c_int32),
+    ]
+
+
+FINISH_RUNNING = 0
+FINISH_STOP = 1
+FINISH_LENGTH = 2
+
+
+class Rollout(Structure):
+    _fields_ = [
+        ("id", c_uint64), ("token_count", c_int64), ("tokens", c_void_p), ("raw_log_probs", c_void_p),
+        ("processed_log_probs", c_void_p), ("kept_mass", c_void_p), ("finish", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
 # Functions: name -> (result, arguments), in the header's order. Arrays of structs are plain addresses.
 
 _tensor = POINTER(Tensor)
@@ -560,6 +606,17 @@ SIGNATURES = {
     "lockstep_advantages": (
         c_int32, [_tensor] * 2 + [POINTER(Rewards), POINTER(Batch), POINTER(AdvantageOptions)]),
     "lockstep_overlong_penalty": (c_int32, [_tensor] * 2 + [c_int64, c_int64, c_double]),
+    "lockstep_recipe_named": (c_int32, [POINTER(Recipe), c_char_p]),
+    "lockstep_model_load": (c_int32, [POINTER(c_void_p), c_char_p, c_char_p, POINTER(Recipe)]),
+    "lockstep_model_get_info": (c_int32, [POINTER(ModelInfo), c_void_p]),
+    "lockstep_model_destroy": (None, [c_void_p]),
+    "lockstep_model_score": (
+        c_int32, [_tensor, _tensor, c_void_p, _tensor, _tensor, POINTER(ScoreOptions)]),
+    "lockstep_engine_create": (c_int32, [POINTER(c_void_p), c_void_p, POINTER(EngineOptions)]),
+    "lockstep_engine_add": (c_int32, [c_void_p, _tensor, c_void_p, c_size_t]),
+    "lockstep_engine_step": (c_int32, [c_void_p, POINTER(c_size_t), POINTER(c_size_t)]),
+    "lockstep_engine_take": (c_int32, [POINTER(Rollout), c_void_p, c_int32]),
+    "lockstep_engine_destroy": (None, [c_void_p]),
 }
 
 FILE_NAME = "liblockstep.so.1"
@@ -638,6 +695,7 @@ CAUSES = {
     "misalignment": CAUSE_MISALIGNMENT, "ends": CAUSE_ENDS, "outliers": CAUSE_OUTLIERS,
     "other_weights": CAUSE_OTHER_WEIGHTS, "rounding": CAUSE_ROUNDING, "unknown": CAUSE_UNKNOWN,
 }
+FINISHES = {"running": FINISH_RUNNING, "stop": FINISH_STOP, "length": FINISH_LENGTH}
 AXES = {
     "position": AXIS_POSITION, "probability": AXIS_PROBABILITY, "log_ratio": AXIS_LOG_RATIO,
 }

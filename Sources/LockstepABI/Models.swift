@@ -1,0 +1,278 @@
+import CLockstep
+import Lockstep
+
+// Section 9 of the header: models and engines.
+
+extension lockstep_recipe: GrowableOptions {
+    static var firstSize: Int { MemoryLayout<lockstep_recipe>.size }
+}
+
+extension lockstep_model_info: GrowableOptions {
+    static var firstSize: Int { MemoryLayout<lockstep_model_info>.size }
+}
+
+extension lockstep_score_options: GrowableOptions {
+    static var firstSize: Int { MemoryLayout<lockstep_score_options>.size }
+}
+
+extension lockstep_engine_options: GrowableOptions {
+    static var firstSize: Int { MemoryLayout<lockstep_engine_options>.size }
+}
+
+/// What a lockstep_model points to.
+private final class ModelBox {
+    let model: Model
+    /// The family's name, ended by a 0: it is lent.
+    let family: UnsafeMutableBufferPointer<CChar>
+
+    init(_ model: Model) {
+        self.model = model
+        let name = model.configuration.family.rawValue.utf8CString
+        family = .allocate(capacity: name.count)
+        _ = family.initialize(from: name)
+    }
+
+    deinit { family.deallocate() }
+}
+
+/// What a lockstep_engine points to.
+private final class EngineBox {
+    let engine: RolloutEngine
+    var finished: [Rollout] = []
+    /// The one that was taken last.
+    var taken: LentRollout?
+    let keepsAlive: ModelBox
+
+    init(_ engine: RolloutEngine, _ model: ModelBox) {
+        self.engine = engine
+        keepsAlive = model
+    }
+}
+
+/// A rollout whose arrays are lent: they stay where they are.
+private final class LentRollout {
+    private let rollout: Rollout
+    private let tokens: UnsafeMutableBufferPointer<Int32>
+    /// Raw log-probs, processed ones, kept mass.
+    private let values: UnsafeMutableBufferPointer<Double>
+
+    init(_ rollout: Rollout) {
+        self.rollout = rollout
+        tokens = .allocate(capacity: rollout.tokens.count)
+        values = .allocate(capacity: 3 * rollout.tokens.count)
+        _ = tokens.initialize(from: rollout.tokens)
+        _ = values.initialize(from: rollout.rawLogProbs + rollout.processedLogProbs + rollout.keptMass)
+    }
+
+    deinit {
+        tokens.deallocate()
+        values.deallocate()
+    }
+
+    /// As the caller sees it.
+    var record: lockstep_rollout {
+        let values = values.baseAddress.map { UnsafePointer($0) }
+        return lockstep_rollout(
+            id: rollout.id, token_count: Int64(tokens.count), tokens: UnsafePointer(tokens.baseAddress),
+            raw_log_probs: values, processed_log_probs: values.map { $0 + tokens.count },
+            kept_mass: values.map { $0 + 2 * tokens.count }, finish: rollout.finish.rawValue, reserved: 0)
+    }
+}
+
+@_cdecl("lockstep_recipe_named") @implementation
+public func lockstep_recipe_named(
+    _ recipe: UnsafeMutablePointer<lockstep_recipe>!, _ name: UnsafePointer<CChar>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        try checkGrowable(recipe, "recipe")
+        let core = try Recipe(named: text(name, "name"))
+        try write(
+            lockstep_recipe(
+                struct_size: recipe.pointee.struct_size, parameters: code(core.parameters),
+                activations: code(core.activations), cache: code(core.cache),
+                probabilities: code(core.probabilities), logits: code(core.logits)),
+            to: recipe, "recipe")
+    }
+}
+
+@_cdecl("lockstep_model_load") @implementation
+public func lockstep_model_load(
+    _ model: UnsafeMutablePointer<OpaquePointer?>!, _ path: UnsafePointer<CChar>!,
+    _ adapter: UnsafePointer<CChar>!, _ recipe: UnsafePointer<lockstep_recipe>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        guard let model else { throw invalid("model is NULL; give the address of a lockstep_model pointer") }
+        let core = try coreRecipe(recipe)
+        let folder = try text(path, "path")
+        let adapterFolder: String? = if adapter == nil { nil } else { try text(adapter, "adapter") }
+        let box = ModelBox(try Model(path: folder, adapter: adapterFolder, recipe: core))
+        model.pointee = OpaquePointer(Unmanaged.passRetained(box).toOpaque())
+    }
+}
+
+@_cdecl("lockstep_model_get_info") @implementation
+public func lockstep_model_get_info(
+    _ info: UnsafeMutablePointer<lockstep_model_info>!, _ model: OpaquePointer!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        try checkGrowable(info, "info")
+        let box = try modelBox(model)
+        let configuration = box.model.configuration
+        try write(
+            lockstep_model_info(
+                struct_size: info.pointee.struct_size, layers: Int32(configuration.layers),
+                vocab: Int64(configuration.vocab), hidden_size: Int64(configuration.hiddenSize),
+                positions: Int64(configuration.positions), parameters: Int64(box.model.parameterCount),
+                family: UnsafePointer(box.family.baseAddress)),
+            to: info, "info")
+    }
+}
+
+@_cdecl("lockstep_model_destroy") @implementation
+public func lockstep_model_destroy(_ model: OpaquePointer!) {
+    guard let model else { return }
+    Unmanaged<ModelBox>.fromOpaque(UnsafeRawPointer(model)).release()
+}
+
+@_cdecl("lockstep_model_score") @implementation
+public func lockstep_model_score(
+    _ log_probs: UnsafePointer<lockstep_tensor>!, _ entropy: UnsafePointer<lockstep_tensor>!,
+    _ model: OpaquePointer!, _ tokens: UnsafePointer<lockstep_tensor>!,
+    _ offsets: UnsafePointer<lockstep_tensor>!, _ options: UnsafePointer<lockstep_score_options>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let box = try modelBox(model)
+        var defaults = lockstep_score_options()
+        defaults.temperature = 1
+        let options = try read(options, defaults: defaults)
+        let ids = try CheckedTensor(tokens, "tokens")
+        let view = try ids.tokens("[tokens]")
+        guard let out = try optionalVector(log_probs, "log_probs", count: view.count) else {
+            throw invalid("log_probs is NULL")
+        }
+        try box.model.score(
+            tokens: view, offsets: optionalOffsets(offsets, for: ids),
+            options: LogProbOptions(temperature: options.temperature),
+            into: ScoringOutputs(
+                logProbs: out, entropy: optionalVector(entropy, "entropy", count: view.count)),
+            execution: execution(threads: options.threads, options.instruction_set))
+    }
+}
+
+@_cdecl("lockstep_engine_create") @implementation
+public func lockstep_engine_create(
+    _ engine: UnsafeMutablePointer<OpaquePointer?>!, _ model: OpaquePointer!,
+    _ options: UnsafePointer<lockstep_engine_options>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        guard let engine else {
+            throw invalid("engine is NULL; give the address of a lockstep_engine pointer")
+        }
+        let box = try modelBox(model)
+        var defaults = lockstep_engine_options()
+        (defaults.temperature, defaults.top_p, defaults.max_tokens, defaults.capacity) = (1, 1, 256, 32)
+        let given = try read(options, defaults: defaults)
+        try checkArray(given.stop_ids, "options.stop_ids", count: given.stop_id_count)
+        let settings = SamplingSettings(
+            temperature: given.temperature, topK: Int(given.top_k), topP: given.top_p, minP: given.min_p,
+            seed: given.seed,
+            stopIDs: Set(UnsafeBufferPointer(start: given.stop_ids, count: given.stop_id_count)),
+            maxTokens: Int(given.max_tokens))
+        let core = try RolloutEngine(
+            box.model, settings: settings, capacity: Int(given.capacity),
+            execution: execution(threads: given.threads, given.instruction_set))
+        engine.pointee = OpaquePointer(Unmanaged.passRetained(EngineBox(core, box)).toOpaque())
+    }
+}
+
+@_cdecl("lockstep_engine_add") @implementation
+public func lockstep_engine_add(
+    _ engine: OpaquePointer!, _ prompt: UnsafePointer<lockstep_tensor>!, _ ids: UnsafePointer<UInt64>!,
+    _ count: Int
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let box = try engineBox(engine)
+        let view = try CheckedTensor(prompt, "prompt").tokens("[tokens]")
+        guard (0...1 << 24).contains(count) else {
+            throw invalid("count is \(UInt(bitPattern: count)); give 16,777,216 at most")
+        }
+        try checkArray(ids, "ids", count: count)
+        box.taken = nil
+        try box.engine.add(prompt: view, ids: Array(UnsafeBufferPointer(start: ids, count: count)))
+    }
+}
+
+@_cdecl("lockstep_engine_step") @implementation
+public func lockstep_engine_step(
+    _ engine: OpaquePointer!, _ running: UnsafeMutablePointer<Int>!, _ finished: UnsafeMutablePointer<Int>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let box = try engineBox(engine)
+        box.taken = nil
+        box.finished += try box.engine.step()
+        running?.pointee = box.engine.count
+        finished?.pointee = box.finished.count
+    }
+}
+
+@_cdecl("lockstep_engine_take") @implementation
+public func lockstep_engine_take(
+    _ rollout: UnsafeMutablePointer<lockstep_rollout>!, _ engine: OpaquePointer!, _ unfinished: Int32
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        try checkArray(rollout, "rollout", count: 1)
+        let box = try engineBox(engine)
+        if box.finished.isEmpty, unfinished != 0 { box.finished = box.engine.removeAll() }
+        box.taken = box.finished.isEmpty ? nil : LentRollout(box.finished.removeFirst())
+        var none = lockstep_rollout()
+        none.token_count = -1
+        rollout.pointee = box.taken?.record ?? none
+    }
+}
+
+@_cdecl("lockstep_engine_destroy") @implementation
+public func lockstep_engine_destroy(_ engine: OpaquePointer!) {
+    guard let engine else { return }
+    Unmanaged<EngineBox>.fromOpaque(UnsafeRawPointer(engine)).release()
+}
+
+private func modelBox(_ model: OpaquePointer?) throws(LockstepError) -> ModelBox {
+    guard let model else { throw invalid("model is NULL; make one with lockstep_model_load") }
+    return Unmanaged<ModelBox>.fromOpaque(UnsafeRawPointer(model)).takeUnretainedValue()
+}
+
+private func engineBox(_ engine: OpaquePointer?) throws(LockstepError) -> EngineBox {
+    guard let engine else { throw invalid("engine is NULL; make one with lockstep_engine_create") }
+    return Unmanaged<EngineBox>.fromOpaque(UnsafeRawPointer(engine)).takeUnretainedValue()
+}
+
+private func coreRecipe(_ recipe: UnsafePointer<lockstep_recipe>?) throws(LockstepError) -> Recipe {
+    guard recipe != nil else { return Recipe(.fp32) }
+    let given = try read(recipe, "recipe", defaults: lockstep_recipe())
+    var core = Recipe(.fp32)
+    core.parameters = try format(given.parameters, "parameters")
+    core.activations = try format(given.activations, "activations")
+    core.cache = try format(given.cache, "cache")
+    core.probabilities = try format(given.probabilities, "probabilities")
+    core.logits = try format(given.logits, "logits")
+    return core
+}
+
+private func format(_ code: Int32, _ name: StaticString) throws(LockstepError) -> Format {
+    switch Int(code) {
+    case LOCKSTEP_FLOAT32: .fp32
+    case LOCKSTEP_FLOAT16: .fp16
+    case LOCKSTEP_BFLOAT16: .bf16
+    default:
+        throw invalid(
+            "recipe: \(name) is \(code); give LOCKSTEP_FLOAT32, LOCKSTEP_FLOAT16 or LOCKSTEP_BFLOAT16")
+    }
+}
+
+private func code(_ format: Format) -> Int32 {
+    switch format {
+    case .fp16: Int32(LOCKSTEP_FLOAT16)
+    case .bf16: Int32(LOCKSTEP_BFLOAT16)
+    default: Int32(LOCKSTEP_FLOAT32)
+    }
+}
