@@ -114,9 +114,7 @@ def allowed(declaration: str) -> list:
         return [ctypes.POINTER(ctypes.c_size_t)]
     if kind in HANDLES:
         return [ctypes.POINTER(ctypes.c_void_p) if declaration.count("*") == 2 else ctypes.c_void_p]
-    if kind == "size_t":
-        return [ctypes.POINTER(ctypes.c_size_t)]
-    if kind in ("double", "void"):
+    if kind in ("double", "uint64_t", "void"):
         return [ctypes.c_void_p]
     # An array of structs may be passed as a plain address; a tensor never is.
     return [ctypes.POINTER(struct_class(kind))] + ([ctypes.c_void_p] if kind != "lockstep_tensor" else [])
