@@ -210,7 +210,7 @@ LSK_INLINE void transpose(vf v[LSK_LANES]) {
 }
 
 // Strips of the left operand from rows of m x k elements. Transposed registers are stored whole, each over the
-// spare lanes of the one before: the buffer has room for one register more than the strips.
+// spare lanes of the one before, but for a strip's last: the next strip is another thread's.
 static void pack_strips(float *strips, const void *x, int32_t format, ptrdiff_t row_stride, ptrdiff_t m,
                         ptrdiff_t k) {
     const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
@@ -225,7 +225,10 @@ static void pack_strips(float *strips, const void *x, int32_t format, ptrdiff_t 
                 LSK_UNROLL
                 for (int i = 0; i < LSK_MR; i++) v[i] = vf_load_as(format, rows + i * row_stride * bytes, at);
                 transpose(v);
-                for (int i = 0; i < LSK_LANES; i++) vf_store(strips + (at + i) * LSK_MR, v[i]);
+                for (int i = 0; i < LSK_LANES; i++) {
+                    if (at + i < k - 1) vf_store(strips + (at + i) * LSK_MR, v[i]);
+                    else memcpy(strips + (at + i) * LSK_MR, &v[i], LSK_MR * sizeof(float));
+                }
             }
 #endif
         for (; at < k; at++)

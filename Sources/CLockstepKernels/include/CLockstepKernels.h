@@ -115,7 +115,6 @@ typedef struct {
     // The product of one row with four panels, each k x 32.
     void (*multiply_row)(float *c, const float *a, const void *panels, ptrdiff_t panel_bytes, int32_t format,
                          ptrdiff_t k);
-    // pack_strips writes up to 16 floats beyond the strips: leave room for them.
     void (*pack_strips)(float *strips, const void *x, int32_t format, ptrdiff_t row_stride, ptrdiff_t m,
                         ptrdiff_t k);
     void (*pack_strips_transposed)(float *strips, const float *x, ptrdiff_t row_stride, ptrdiff_t m,

@@ -117,7 +117,9 @@ final class Forward {
     func finalNorm(_ rows: UnsafeRawPointer, _ count: Int, into out: UnsafeMutableRawPointer) throws(Overflow)
     {
         norm(rows, model.finalNorm, count, into: out)
-        try check(out, count * configuration.hiddenSize, configuration.layers, "final norm")
+        if kernels.count_non_finite(out, format.rawValue, count * configuration.hiddenSize) > 0 {
+            throw Overflow(layer: configuration.layers, operation: "final norm")
+        }
     }
 
     /// The logits of rows that passed the final norm, in float32, before they are rounded: [count x vocab].
@@ -143,10 +145,11 @@ final class Forward {
     private func norm(
         _ rows: UnsafeRawPointer, _ weight: [Float], _ count: Int, into out: UnsafeMutableRawPointer
     ) {
-        for row in 0..<count {
+        forEachRow(count) { row in
             kernels.rms_norm(
                 out + row * hiddenBytes, rows + row * hiddenBytes, weight, format.rawValue,
                 configuration.hiddenSize, configuration.normEpsilon)
+            return 0
         }
     }
 
@@ -156,7 +159,8 @@ final class Forward {
         _ layer: Int,
         _ operation: StaticString
     ) throws(Overflow) {
-        packed.pack(MatrixView(rows, format, rows: count, columns: weight.hiddenSize), 0..<count)
+        packed.pack(
+            MatrixView(rows, format, rows: count, columns: weight.hiddenSize), 0..<count, threads: threads)
         let (width, format) = (weight.vocab, format)
         let tiles = (width + TileMultiplier.width - 1) / TileMultiplier.width
         let failures = Counter(threads)
@@ -178,25 +182,26 @@ final class Forward {
     private func place(_ layer: Model.Layer, _ spans: [TokenSpan], _ cacheLayer: Int) {
         let c = configuration
         let (size, width) = (format.byteCount, Forward.projectionWidth(c))
-        for span in spans {
-            for (offset, position) in span.positions.enumerated() {
-                let row = UnsafeMutableRawPointer(projected.base) + (span.row + offset) * width * size
-                for head in 0..<c.heads + c.keyValueHeads {
-                    let at = row + head * c.headSize * size
-                    if let norms = layer.headNorms {
-                        kernels.rms_norm(
-                            at, at, head < c.heads ? norms.query : norms.key, format.rawValue, c.headSize,
-                            c.normEpsilon)
-                    }
-                    kernels.rotate(
-                        at, rotary.cosines(at: position), rotary.sines(at: position), format.rawValue,
-                        c.headSize / 2)
+        let places = spans.flatMap { span in span.positions.map { (span.cache, $0) } }
+        forEachRow(places.count) { index in
+            let (cache, position) = places[index]
+            let row = UnsafeMutableRawPointer(projected.base) + index * width * size
+            for head in 0..<c.heads + c.keyValueHeads {
+                let at = row + head * c.headSize * size
+                if let norms = layer.headNorms {
+                    kernels.rms_norm(
+                        at, at, head < c.heads ? norms.query : norms.key, format.rawValue, c.headSize,
+                        c.normEpsilon)
                 }
-                let keys = row + c.heads * c.headSize * size
-                span.cache.put(
-                    keys: keys, values: keys + c.keyValueHeads * c.headSize * size, in: format,
-                    layer: cacheLayer, position: position, kernels)
+                kernels.rotate(
+                    at, rotary.cosines(at: position), rotary.sines(at: position), format.rawValue,
+                    c.headSize / 2)
             }
+            let keys = row + c.heads * c.headSize * size
+            cache.put(
+                keys: keys, values: keys + c.keyValueHeads * c.headSize * size, in: format,
+                layer: cacheLayer, position: position, kernels)
+            return 0
         }
     }
 
@@ -230,13 +235,13 @@ final class Forward {
     ) throws(Overflow) {
         let (size, width) = (format.byteCount, mlp.down.hiddenSize)
         try multiply(rows, count, by: mlp.gateAndUp, into: wide.base, layer, "MLP gate and up")
-        for row in 0..<count {
+        let failures = forEachRow(count) { row in
             let gate = UnsafeRawPointer(wide.base) + row * 2 * width * size
-            kernels.silu_multiply(
-                UnsafeMutableRawPointer(activated.base) + row * width * size, gate, gate + width * size,
-                format.rawValue, width)
+            let out = UnsafeMutableRawPointer(activated.base) + row * width * size
+            kernels.silu_multiply(out, gate, gate + width * size, format.rawValue, width)
+            return Int(kernels.count_non_finite(out, format.rawValue, width))
         }
-        try check(activated.base, count * width, layer, "MLP activation")
+        if failures > 0 { throw Overflow(layer: layer, operation: "MLP activation") }
         try multiply(activated.base, count, by: mlp.down, into: out, layer, "MLP down")
     }
 
@@ -299,17 +304,24 @@ final class Forward {
     private func addResidual(
         _ rows: UnsafeMutableRawPointer, _ count: Int, _ layer: Int, _ operation: StaticString
     ) throws(Overflow) {
-        kernels.add_times(
-            rows, rows, added.base, 1, format.rawValue, count * configuration.hiddenSize)
-        try check(rows, count * configuration.hiddenSize, layer, operation)
+        let hidden = configuration.hiddenSize
+        let failures = forEachRow(count) { row in
+            let at = rows + row * hiddenBytes
+            kernels.add_times(at, at, added.base + row * hiddenBytes, 1, format.rawValue, hidden)
+            return Int(kernels.count_non_finite(at, format.rawValue, hidden))
+        }
+        if failures > 0 { throw Overflow(layer: layer, operation: operation) }
     }
 
-    private func check(
-        _ values: UnsafeRawPointer, _ count: Int, _ layer: Int, _ operation: StaticString
-    ) throws(Overflow) {
-        if kernels.count_non_finite(values, format.rawValue, count) > 0 {
-            throw Overflow(layer: layer, operation: operation)
+    /// Calls `body` once for each row, some rows to a task, and adds up what it returns.
+    @discardableResult
+    private func forEachRow(_ count: Int, _ body: (_ row: Int) -> Int) -> Int {
+        let part = 16
+        let counter = Counter(threads)
+        parallelFor(tasks: (count + part - 1) / part, threads: threads) { task, worker in
+            for row in task * part..<min(count, (task + 1) * part) { counter[worker] += body(row) }
         }
+        return counter.total
     }
 }
 

@@ -16,17 +16,22 @@ final class PackedRows: @unchecked Sendable {
         self.kernels = kernels.pointee
         self.depth = depth
         let stripRows = kernels.pointee.strip_rows
-        // One register more than the strips: pack_strips stores whole registers.
-        strips = try Scratch(count: (rows + stripRows - 1) / stripRows * stripRows * depth + 16)
+        strips = try Scratch(count: (rows + stripRows - 1) / stripRows * stripRows * depth)
     }
 
     /// Packs rows of a matrix in any of the three formats.
-    func pack(_ matrix: MatrixView, _ range: Range<Int>) {
+    func pack(_ matrix: MatrixView, _ range: Range<Int>, threads: Int = 1) {
         rows = range.count
         depth = matrix.columns
         if rows == 0 || depth == 0 { return }
-        kernels.pack_strips(
-            strips.base, matrix.row(range.lowerBound), matrix.format.rawValue, matrix.rowStride, rows, depth)
+        let part = threads == 1 ? rows : 4 * kernels.strip_rows
+        let (base, depth, kernels) = (strips.base, depth, kernels)
+        parallelFor(tasks: (rows + part - 1) / part, threads: threads) { task, _ in
+            let first = task * part
+            kernels.pack_strips(
+                base + first * depth, matrix.row(range.lowerBound + first), matrix.format.rawValue,
+                matrix.rowStride, min(part, range.count - first), depth)
+        }
     }
 
     /// Multiplies every element, rounded once.
