@@ -7,6 +7,7 @@ let package = Package(
     dependencies: [.package(name: "lockstep", path: "../..")],
     targets: [
         "first", "batch_invariance", "mismatch", "linear_log_probs", "log", "accumulator", "monitor",
+        "corrections",
         "advantages",
     ]
     .map {

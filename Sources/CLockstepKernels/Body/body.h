@@ -17,6 +17,8 @@
 
 #include "divergence.h"
 
+#include "correction.h"
+
 const lsk_kernels LSK_TABLE = {
     .instruction_set = LSK_SET,
     .convert = convert,
@@ -44,6 +46,9 @@ const lsk_kernels LSK_TABLE = {
     .mismatch_evidence = mismatch_evidence,
     .mismatch_select = mismatch_select,
     .mismatch_terms = mismatch_terms,
+    .correction_check = correction_check,
+    .correct_sequence = correct_sequence,
+    .correction_select = correction_select,
     .exact_add = exact_add,
     .divergence_row = divergence_row,
     .divergence_sums = divergence_sums,

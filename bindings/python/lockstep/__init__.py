@@ -21,6 +21,7 @@ from . import _library
 from ._accumulator import MismatchAccumulator
 from ._advantages import advantages, overlong_penalty
 from ._causes import Cause, CauseEvidence
+from ._corrections import Correction, Rejection, RejectionCount, WeightStatistics, correct
 from ._errors import (
     BadDataError, FileError, InternalError, InvalidArgumentError, LockstepError, NonFiniteError,
     OutOfMemoryError, UnsupportedError,
@@ -43,11 +44,12 @@ from .certificate import Certificate, certify
 
 __all__ = [
     "LOG_RATIO_QUANTILES", "Advice", "Alarm", "BadDataError", "Cause", "CauseEvidence",
-    "Certificate", "ConvertCounts", "Converted", "Divergence", "Estimate", "ExactMismatch",
+    "Certificate", "ConvertCounts", "Converted", "Correction", "Divergence", "Estimate", "ExactMismatch",
     "FileError", "Head", "InternalError", "InvalidArgumentError", "LinearGradients",
     "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary",
     "LogWriter", "Mismatch", "MismatchAccumulator", "Model", "Monitor", "NonFiniteError",
-    "OutOfMemoryError", "Reading", "Rollout", "RolloutEngine", "Scores", "UnsupportedError", "advantages", "advise", "certify", "convert",
+    "OutOfMemoryError", "Reading", "Rejection", "RejectionCount", "Rollout", "RolloutEngine", "Scores",
+    "UnsupportedError", "WeightStatistics", "advantages", "advise", "certify", "convert", "correct",
     "exact_mismatch", "has_instruction_set", "linear_log_probs", "linear_log_probs_backward",
     "log_probs", "log_probs_backward", "metrics", "mismatch", "mismatch_profile",
     "mismatch_sequences", "overlong_penalty", "ulp_distance",
