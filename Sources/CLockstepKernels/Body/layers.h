@@ -160,7 +160,7 @@ static int64_t store_rows(void *out, ptrdiff_t out_stride, int32_t format, const
     return store_rows_as(out, out_stride, LSK_BF16, x, x_stride, rows, count);
 }
 
-LSK_INLINE int64_t count_non_finite_as(const void *x, int32_t format, ptrdiff_t count) {
+LSK_INLINE int64_t non_finite_values_as(const void *x, int32_t format, ptrdiff_t count) {
     vi found = {0};
     LSK_FOR_REGISTERS({
         vf v = LSK_LOAD(x);
@@ -172,10 +172,10 @@ LSK_INLINE int64_t count_non_finite_as(const void *x, int32_t format, ptrdiff_t 
 }
 
 // How many of `count` values are infinite or NaN.
-static int64_t count_non_finite(const void *x, int32_t format, ptrdiff_t count) {
-    if (format == LSK_FP32) return count_non_finite_as(x, LSK_FP32, count);
-    if (format == LSK_FP16) return count_non_finite_as(x, LSK_FP16, count);
-    return count_non_finite_as(x, LSK_BF16, count);
+static int64_t non_finite_values(const void *x, int32_t format, ptrdiff_t count) {
+    if (format == LSK_FP32) return non_finite_values_as(x, LSK_FP32, count);
+    if (format == LSK_FP16) return non_finite_values_as(x, LSK_FP16, count);
+    return non_finite_values_as(x, LSK_BF16, count);
 }
 
 #undef LSK_FOR_REGISTERS

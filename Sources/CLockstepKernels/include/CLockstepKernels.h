@@ -135,7 +135,7 @@ typedef struct {
                        ptrdiff_t count);
     int64_t (*store_rows)(void *out, ptrdiff_t out_stride, int32_t format, const float *x,
                           ptrdiff_t x_stride, ptrdiff_t rows, ptrdiff_t count);
-    int64_t (*count_non_finite)(const void *x, int32_t format, ptrdiff_t count);
+    int64_t (*non_finite_values)(const void *x, int32_t format, ptrdiff_t count);
 
     // mismatch.h. `histogram` and `profile` may be NULL.
     void (*mismatch_sums)(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_mismatch_profile *profile,

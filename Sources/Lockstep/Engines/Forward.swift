@@ -117,7 +117,7 @@ final class Forward {
     func finalNorm(_ rows: UnsafeRawPointer, _ count: Int, into out: UnsafeMutableRawPointer) throws(Overflow)
     {
         norm(rows, model.finalNorm, count, into: out)
-        if kernels.count_non_finite(out, format.rawValue, count * configuration.hiddenSize) > 0 {
+        if kernels.non_finite_values(out, format.rawValue, count * configuration.hiddenSize) > 0 {
             throw Overflow(layer: configuration.layers, operation: "final norm")
         }
     }
@@ -239,7 +239,7 @@ final class Forward {
             let gate = UnsafeRawPointer(wide.base) + row * 2 * width * size
             let out = UnsafeMutableRawPointer(activated.base) + row * width * size
             kernels.silu_multiply(out, gate, gate + width * size, format.rawValue, width)
-            return Int(kernels.count_non_finite(out, format.rawValue, width))
+            return Int(kernels.non_finite_values(out, format.rawValue, width))
         }
         if failures > 0 { throw Overflow(layer: layer, operation: "MLP activation") }
         try multiply(activated.base, count, by: mlp.down, into: out, layer, "MLP down")
@@ -308,7 +308,7 @@ final class Forward {
         let failures = forEachRow(count) { row in
             let at = rows + row * hiddenBytes
             kernels.add_times(at, at, added.base + row * hiddenBytes, 1, format.rawValue, hidden)
-            return Int(kernels.count_non_finite(at, format.rawValue, hidden))
+            return Int(kernels.non_finite_values(at, format.rawValue, hidden))
         }
         if failures > 0 { throw Overflow(layer: layer, operation: operation) }
     }

@@ -173,7 +173,7 @@ final class SafeTensors {
                 format == .fp64
                 ? UnsafeBufferPointer(start: out.assumingMemoryBound(to: Double.self), count: part)
                     .count { !$0.isFinite }
-                : Int(try Execution().kernels().pointee.count_non_finite(out, format.rawValue, part))
+                : Int(try Execution().kernels().pointee.non_finite_values(out, format.rawValue, part))
             guard lost == 0 else {
                 throw LockstepError(
                     .nonFinite,
