@@ -1670,6 +1670,34 @@ lockstep_status lockstep_engine_take(lockstep_rollout *rollout, lockstep_engine 
 /* Frees an engine. NULL is a no-op. */
 void lockstep_engine_destroy(lockstep_engine *engine);
 
+/* How magnitudes lie in the range of fp16, from 2^-24 over 2^-14 (its smallest normal number) to 65,504. Frozen. */
+typedef struct {
+    const char *name;  /* the tensor's, or the operation's; lives as long as the audit */
+    int32_t is_weight; /* 1: a tensor of the checkpoint; 0: what an operation gave */
+    int32_t layer;     /* of an operation: -1 the embedding, the number of layers what follows them */
+    int64_t count;     /* values looked at */
+    double largest;    /* magnitude, of finite values; log2(65504 / largest) bits are left above it */
+    int64_t subnormal;   /* not 0 and below 2^-14: fewer than 11 bits in fp16 */
+    int64_t vanishing;   /* of these, those that become 0: at most 2^-25 */
+    int64_t overflowing; /* finite, and infinite in fp16: 65,520 and more */
+    int64_t non_finite;
+} lockstep_headroom;
+
+/* The FP16 headroom of a checkpoint. */
+typedef struct lockstep_audit lockstep_audit;
+
+/* Looks at every tensor of a folder as it is stored and, given `tokens` and `offsets` as in
+ * lockstep_model_score (optional), at what every operation of every layer gives for them in float32. */
+lockstep_status lockstep_audit_create(lockstep_audit **audit, const char *path, const lockstep_tensor *tokens,
+                                      const lockstep_tensor *offsets, const lockstep_score_options *options);
+
+/* Row `index`, and how many there are; each optional. Tensors by name, then operations by layer. */
+lockstep_status lockstep_audit_read(lockstep_headroom *row, size_t *count, const lockstep_audit *audit,
+                                    size_t index);
+
+/* Frees an audit. NULL is a no-op. */
+void lockstep_audit_destroy(lockstep_audit *audit);
+
 #ifdef __cplusplus
 }
 #endif

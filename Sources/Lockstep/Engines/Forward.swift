@@ -27,6 +27,8 @@ final class Forward {
     static let rowLimit = 512
 
     let model: Model
+    /// Told what each operation gave: layer, operation, values in the recipe's activations, how many.
+    var observe: ((Int, StaticString, UnsafeRawPointer, Int) -> Void)?
     private let kernels: lsk_kernels
     private let threads: Int
     private let rotary: RotaryTable
@@ -96,14 +98,20 @@ final class Forward {
         let layer = model.layers[index]
         let count = spans.reduce(0) { $0 + $1.positions.count }
         norm(rows, layer.attentionNorm, count, into: normed.base)
+        observe?(index, "attention norm", normed.base, count * configuration.hiddenSize)
         try multiply(
             normed.base, count, by: layer.projection, into: projected.base, index, "attention projection")
         place(layer, spans, cacheLayer)
+        observe?(
+            index, "queries, keys and values", projected.base,
+            count * Forward.projectionWidth(configuration))
         try attend(spans, index, cacheLayer)
+        observe?(index, "attention", attended.base, count * configuration.heads * configuration.headSize)
         try multiply(attended.base, count, by: layer.output, into: added.base, index, "attention output")
         try addResidual(rows, count, index, "residual sum after attention")
 
         norm(rows, layer.mlpNorm, count, into: normed.base)
+        observe?(index, "MLP norm", normed.base, count * configuration.hiddenSize)
         switch layer.feedForward {
         case .dense(let mlp):
             try feedForward(mlp, normed.base, count, into: added.base, index)
@@ -120,6 +128,7 @@ final class Forward {
         if kernels.non_finite_values(out, format.rawValue, count * configuration.hiddenSize) > 0 {
             throw Overflow(layer: configuration.layers, operation: "final norm")
         }
+        observe?(configuration.layers, "final norm", out, count * configuration.hiddenSize)
     }
 
     /// The logits of rows that passed the final norm, in float32, before they are rounded: [count x vocab].
@@ -176,6 +185,7 @@ final class Forward {
                     TileMultiplier.width, count, columns))
         }
         if failures.total > 0 { throw Overflow(layer: layer, operation: operation) }
+        observe?(layer, operation, out, count * width)
     }
 
     /// Normalises and rotates queries and keys in place, and gives keys and values to the caches.
@@ -242,6 +252,7 @@ final class Forward {
             return Int(kernels.non_finite_values(out, format.rawValue, width))
         }
         if failures > 0 { throw Overflow(layer: layer, operation: "MLP activation") }
+        observe?(layer, "MLP activation", activated.base, count * width)
         try multiply(activated.base, count, by: mlp.down, into: out, layer, "MLP down")
     }
 
@@ -311,6 +322,7 @@ final class Forward {
             return Int(kernels.non_finite_values(at, format.rawValue, hidden))
         }
         if failures > 0 { throw Overflow(layer: layer, operation: operation) }
+        observe?(layer, operation, rows, count * hidden)
     }
 
     /// Calls `body` once for each row, some rows to a task, and adds up what it returns.

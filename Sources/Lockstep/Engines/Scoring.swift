@@ -63,18 +63,35 @@ extension Model {
         }
     }
 
+    /// Runs the forward pass over sequences as `score` does, and tells what each operation gave: layer (the number of
+    /// layers for what follows them), operation, values in the recipe's activations, how many.
+    func observe(
+        tokens: TokenView, offsets: TokenView?, execution: Execution,
+        _ body: @escaping (Int, StaticString, UnsafeRawPointer, Int) -> Void
+    ) throws(LockstepError) {
+        try withLockstepFloatMode { () throws(LockstepError) in
+            let layout = try SequenceLayout(rows: 1, columns: tokens.count, offsets: offsets, of: "tokens")
+            try check(tokens, layout)
+            if tokens.count == 0 { return }
+            _ = try hiddenStates(tokens, layout, execution, observe: body)
+        }
+    }
+
     /// What the output head is applied to, for every token: a layer at a time over all of them.
     private func hiddenStates(
-        _ tokens: TokenView, _ layout: SequenceLayout, _ execution: Execution
+        _ tokens: TokenView, _ layout: SequenceLayout, _ execution: Execution,
+        observe: ((Int, StaticString, UnsafeRawPointer, Int) -> Void)? = nil
     ) throws(LockstepError) -> Scratch<UInt8> {
         let rowBytes = configuration.hiddenSize * recipe.activations.byteCount
         let longest = (0..<layout.sequences).map { layout.length(of: $0) }.max() ?? 0
         let rows = try Scratch<UInt8>(count: tokens.count * rowBytes)
         let forward = try Forward(
             self, rows: min(Forward.rowLimit, tokens.count), positions: longest, execution)
+        forward.observe = observe
         let chunks = try chunks(layout)
         do throws(Overflow) {
             forward.embed((0..<tokens.count).lazy.map { tokens[$0] }, into: rows.base)
+            observe?(-1, "embedding", rows.base, tokens.count * configuration.hiddenSize)
             for index in layers.indices {
                 for chunk in chunks {
                     try forward.layer(index, cacheLayer: 0, rows.base + chunk.first * rowBytes, chunk.spans)

@@ -69,6 +69,17 @@ final class Checkpoint {
         try file.read(tensor, name, shape: shape, as: format, into: target)
     }
 
+    /// The headroom of each tensor, by name.
+    func headroom() throws(LockstepError) -> [Headroom] {
+        var found: [Headroom] = []
+        for (key, place) in tensors.sorted(by: { $0.key < $1.key }) where place.tensor.format != nil {
+            var headroom = Headroom(.weight, key)
+            try place.file.readFloats(place.tensor, key) { headroom.add($0) }
+            found.append(headroom)
+        }
+        return found
+    }
+
     /// Throws if tensors were left that nobody read.
     func checkAllRead(except known: (String) -> Bool) throws(LockstepError) {
         let left = unread.filter { !known($0) }.sorted()

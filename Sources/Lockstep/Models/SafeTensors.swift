@@ -183,6 +183,29 @@ final class SafeTensors {
         }
     }
 
+    /// Lends a tensor's values as floats to `body`, a part at a time; they may be infinite or NaN.
+    func readFloats(
+        _ tensor: Tensor, _ key: String, _ body: (UnsafeBufferPointer<Float>) -> Void
+    ) throws(LockstepError) {
+        guard let stored = tensor.format else { return }
+        let count = tensor.shape.reduce(1, *)
+        let chunk = 1 << 18
+        let buffer = try Scratch<UInt8>(count: min(chunk, count) * stored.byteCount)
+        let values = try Scratch<Float>(count: min(chunk, count))
+        for first in stride(from: 0, to: count, by: chunk) {
+            let part = min(chunk, count - first)
+            let bytes = part * stored.byteCount
+            let place = tensor.bytes.lowerBound + first * stored.byteCount
+            guard try file.read(into: buffer.base, at: place, count: bytes) == bytes else {
+                throw LockstepError(.badData, "\(name): was cut short while it was read")
+            }
+            try convert(
+                TensorView(buffer.base, stored, shape: [part]),
+                into: MutableTensorView(values.base, .fp32, shape: [part]), execution: Execution(threads: 1))
+            body(UnsafeBufferPointer(start: values.base, count: part))
+        }
+    }
+
     /// A tensor's values as floats.
     func floats(_ tensor: Tensor, _ key: String, shape: [Int]) throws(LockstepError) -> [Float] {
         let values = try Scratch<Float>(count: shape.reduce(1, *))

@@ -37,7 +37,7 @@ from ._mismatch import (
     LOG_RATIO_QUANTILES, Divergence, Estimate, ExactMismatch, Mismatch, exact_mismatch, mismatch,
     mismatch_profile, mismatch_sequences,
 )
-from ._models import Model, Rollout, RolloutEngine, Scores
+from ._models import Headroom, Model, Rollout, RolloutEngine, Scores, audit_headroom
 from ._monitor import Alarm, Monitor, Reading
 from .advice import Advice, advise
 from .certificate import Certificate, certify
@@ -45,11 +45,11 @@ from .certificate import Certificate, certify
 __all__ = [
     "LOG_RATIO_QUANTILES", "Advice", "Alarm", "BadDataError", "Cause", "CauseEvidence",
     "Certificate", "ConvertCounts", "Converted", "Correction", "Divergence", "Estimate", "ExactMismatch",
-    "FileError", "Head", "InternalError", "InvalidArgumentError", "LinearGradients",
+    "FileError", "Head", "Headroom", "InternalError", "InvalidArgumentError", "LinearGradients",
     "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary",
     "LogWriter", "Mismatch", "MismatchAccumulator", "Model", "Monitor", "NonFiniteError",
     "OutOfMemoryError", "Reading", "Rejection", "RejectionCount", "Rollout", "RolloutEngine", "Scores",
-    "UnsupportedError", "WeightStatistics", "advantages", "advise", "certify", "convert", "correct",
+    "UnsupportedError", "WeightStatistics", "advantages", "advise", "audit_headroom", "certify", "convert", "correct",
     "exact_mismatch", "has_instruction_set", "linear_log_probs", "linear_log_probs_backward",
     "log_probs", "log_probs_backward", "metrics", "mismatch", "mismatch_profile",
     "mismatch_sequences", "overlong_penalty", "ulp_distance",

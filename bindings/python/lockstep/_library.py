@@ -595,6 +595,14 @@ class Rollout(Structure):
     ]
 
 
+class Headroom(Structure):
+    _fields_ = [
+        ("name", c_char_p), ("is_weight", c_int32), ("layer", c_int32), ("count", c_int64),
+        ("largest", c_double), ("subnormal", c_int64), ("vanishing", c_int64), ("overflowing", c_int64),
+        ("non_finite", c_int64),
+    ]
+
+
 # Functions: name -> (result, arguments), in the header's order. Arrays of structs are plain addresses.
 
 _tensor = POINTER(Tensor)
@@ -689,6 +697,10 @@ SIGNATURES = {
     "lockstep_engine_step": (c_int32, [c_void_p, POINTER(c_size_t), POINTER(c_size_t)]),
     "lockstep_engine_take": (c_int32, [POINTER(Rollout), c_void_p, c_int32]),
     "lockstep_engine_destroy": (None, [c_void_p]),
+    "lockstep_audit_create": (
+        c_int32, [POINTER(c_void_p), c_char_p, _tensor, _tensor, POINTER(ScoreOptions)]),
+    "lockstep_audit_read": (c_int32, [POINTER(Headroom), POINTER(c_size_t), c_void_p, c_size_t]),
+    "lockstep_audit_destroy": (None, [c_void_p]),
 }
 
 FILE_NAME = "liblockstep.so.1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from . import _library as c
 from ._batch import Log, layout
 from ._errors import InvalidArgumentError
 from ._library import check, choice, int32, integer, library, real
-from ._tensors import FORMATS, Array, empty, format_code, view
+from ._tensors import FORMATS, Array, View, empty, format_code, view
 
 _PARTS = ("parameters", "activations", "cache", "probabilities", "logits")
 _FORMAT_NAMES = {code: name for name, code in FORMATS.items()}
@@ -52,6 +53,69 @@ class Rollout:
     kept_mass: NDArray[np.float64]
     #: "stop" (a stop id), "length" (max_tokens, or the end of the context), "running" (taken before it ended).
     finish: str
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """How the magnitudes of some values lie in the range of fp16: 2^-24, over 2^-14 (normal), to 65,504."""
+
+    #: The tensor's name, or the operation's.
+    name: str
+    #: True for a tensor of the checkpoint, False for what an operation gave.
+    is_weight: bool
+    #: Of an operation: -1 the embedding, the number of layers what follows them.
+    layer: int
+    #: Values looked at.
+    count: int
+    #: The largest magnitude of a finite value.
+    largest: float
+    #: Values not 0 with fewer than 11 bits in fp16 (below 2^-14); of these, those that become 0 (at most 2^-25).
+    subnormal: int
+    vanishing: int
+    #: Finite values that become infinite in fp16 (65,520 and more); values that are infinite or NaN.
+    overflowing: int
+    non_finite: int
+
+    @property
+    def bits(self) -> float:
+        """log2(65,504 / largest): factors of 2 that are left; below 0 it overflows; inf if all values are 0."""
+        return math.log2(65504 / self.largest) if self.largest else math.inf
+
+
+def audit_headroom(
+    path: str | os.PathLike[str], tokens: Log | None = None, offsets: Array | None = None, *, threads: int = 0,
+) -> list[Headroom]:
+    """The FP16 headroom of a checkpoint: of each tensor, and of what each operation gives for some tokens.
+
+    Args:
+        path: a Hugging Face folder, as in `Model`.
+        tokens: sequences as in `Model.score`, run in float32; without, the weights alone.
+        offsets: as in `Model.score`.
+        threads: 0 is one for each processor this process may use.
+
+    Returns:
+        Tensors by name, then operations by layer in the order they are done.
+
+    Raises:
+        as `Model` and `Model.score`.
+    """
+    ids, bounds = _tokens(tokens, offsets) if tokens is not None else (None, None)
+    options = c.ScoreOptions(sizeof(c.ScoreOptions), int32(threads, "threads"), 0, 0, 1.0)
+    handle = c_void_p()
+    check(library.lockstep_audit_create(
+        byref(handle), os.fsencode(path), None if ids is None else ids.tensor(),
+        None if bounds is None else bounds.tensor(), options))
+    try:
+        count, row, found = c_size_t(), c.Headroom(), []
+        check(library.lockstep_audit_read(None, byref(count), handle, 0))
+        for index in range(count.value):
+            check(library.lockstep_audit_read(row, None, handle, index))
+            found.append(Headroom(
+                row.name.decode(), bool(row.is_weight), row.layer, row.count, row.largest, row.subnormal,
+                row.vanishing, row.overflowing, row.non_finite))
+        return found
+    finally:
+        library.lockstep_audit_destroy(handle)
 
 
 class Model:
@@ -124,10 +188,7 @@ class Model:
             >>> model.score([[1, 5, 9], [2, 2]]).log_probs.shape               # doctest: +SKIP
             (5,)
         """
-        if isinstance(tokens, (list, tuple)) and any(isinstance(each, (list, tuple)) for each in tokens):
-            tokens = [np.asarray(each, np.int64) for each in tokens]
-        bounds, arrays = layout({"tokens": tokens}, offsets, "tokens")
-        ids = view(_ids(arrays["tokens"], "tokens"), "tokens")
+        ids, bounds = _tokens(tokens, offsets)
         outputs = [empty(ids.shape, c.FLOAT32, ids) for _ in range(2)]
         written = [view(each, name, written=True) for each, name in zip(outputs, ("log_probs", "entropy"))]
         options = c.ScoreOptions(
@@ -258,6 +319,14 @@ def _recipe(recipe: str | Mapping[str, str]) -> c.Recipe:
     for part in _PARTS:
         setattr(raw, part, format_code(recipe.get(part, "fp32"), f"recipe[{part!r}]"))
     return raw
+
+
+def _tokens(tokens: Log, offsets: Array | None) -> tuple[View, View | None]:
+    """Packed token ids and the bounds of their sequences."""
+    if isinstance(tokens, (list, tuple)) and any(isinstance(each, (list, tuple)) for each in tokens):
+        tokens = [np.asarray(each, np.int64) for each in tokens]
+    bounds, arrays = layout({"tokens": tokens}, offsets, "tokens")
+    return view(_ids(arrays["tokens"], "tokens"), "tokens"), bounds
 
 
 def _ids(tokens: object, name: str) -> Array:

@@ -14,6 +14,7 @@ import click
 import lockstep
 
 from .advise import advise
+from .audit import audit
 from .certify import certify
 from .convert import convert
 from .diagnose import diagnose
@@ -31,5 +32,5 @@ def commands() -> None:
             stream.reconfigure(errors="replace")
 
 
-for command in (diagnose, certify, advise, watch, convert):
+for command in (diagnose, certify, advise, watch, convert, audit):
     commands.add_command(command)

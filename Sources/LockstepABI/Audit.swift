@@ -1,0 +1,77 @@
+import CLockstep
+import Lockstep
+
+// Section 9 of the header: the FP16 headroom of a checkpoint.
+
+/// What a lockstep_audit points to: its rows, with names that are lent.
+private final class AuditBox {
+    let rows: [lockstep_headroom]
+    private let names: [UnsafeMutableBufferPointer<CChar>]
+
+    init(_ found: [Headroom]) {
+        let names = found.map { row in
+            let text = row.name.utf8CString
+            let name = UnsafeMutableBufferPointer<CChar>.allocate(capacity: text.count)
+            _ = name.initialize(from: text)
+            return name
+        }
+        rows = zip(found, names).map { row, name in
+            lockstep_headroom(
+                name: UnsafePointer(name.baseAddress), is_weight: row.kind == .weight ? 1 : 0,
+                layer: Int32(row.layer), count: Int64(row.count), largest: row.largest,
+                subnormal: Int64(row.subnormal), vanishing: Int64(row.vanishing),
+                overflowing: Int64(row.overflowing), non_finite: Int64(row.nonFinite))
+        }
+        self.names = names
+    }
+
+    deinit { for name in names { name.deallocate() } }
+}
+
+@_cdecl("lockstep_audit_create") @implementation
+public func lockstep_audit_create(
+    _ audit: UnsafeMutablePointer<OpaquePointer?>!, _ path: UnsafePointer<CChar>!,
+    _ tokens: UnsafePointer<lockstep_tensor>!, _ offsets: UnsafePointer<lockstep_tensor>!,
+    _ options: UnsafePointer<lockstep_score_options>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        guard let audit else { throw invalid("audit is NULL; give the address of a lockstep_audit pointer") }
+        let options = try read(options, defaults: lockstep_score_options())
+        let folder = try text(path, "path")
+        var (ids, bounds): (TokenView?, TokenView?) = (nil, nil)
+        if tokens != nil {
+            let tensor = try CheckedTensor(tokens, "tokens")
+            ids = try tensor.tokens("[tokens]")
+            bounds = try optionalOffsets(offsets, for: tensor)
+        }
+        let found = try auditHeadroom(
+            path: folder, tokens: ids, offsets: bounds,
+            execution: execution(threads: options.threads, options.instruction_set))
+        audit.pointee = OpaquePointer(Unmanaged.passRetained(AuditBox(found)).toOpaque())
+    }
+}
+
+@_cdecl("lockstep_audit_read") @implementation
+public func lockstep_audit_read(
+    _ row: UnsafeMutablePointer<lockstep_headroom>!, _ count: UnsafeMutablePointer<Int>!,
+    _ audit: OpaquePointer!, _ index: Int
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        guard let audit else { throw invalid("audit is NULL; make one with lockstep_audit_create") }
+        let rows = Unmanaged<AuditBox>.fromOpaque(UnsafeRawPointer(audit)).takeUnretainedValue().rows
+        if row != nil {
+            try checkArray(row, "row", count: 1)
+            guard rows.indices.contains(index) else {
+                throw invalid("index is \(UInt(bitPattern: index)) but there are \(rows.count) rows")
+            }
+            row.pointee = rows[index]
+        }
+        count?.pointee = rows.count
+    }
+}
+
+@_cdecl("lockstep_audit_destroy") @implementation
+public func lockstep_audit_destroy(_ audit: OpaquePointer!) {
+    guard let audit else { return }
+    Unmanaged<AuditBox>.fromOpaque(UnsafeRawPointer(audit)).release()
+}
