@@ -83,6 +83,8 @@ final class HeadroomCollector {
 /// - Parameters:
 ///   - path: a Hugging Face folder.
 ///   - tokens: sequences as in `Model.score`; nil for the weights alone.
+///   - offsets: the bounds of the sequences, as there.
+///   - execution: threads and instruction set; the result does not depend on them.
 /// - Throws: as `Model.init` and `Model.score`.
 /// - Returns: tensors by name, then operations by layer in the order they are done.
 public func auditHeadroom(
