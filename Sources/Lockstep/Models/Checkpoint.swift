@@ -62,11 +62,18 @@ final class Checkpoint {
     func read(
         _ name: String, shape: [Int], as format: Format, into target: UnsafeMutableRawPointer
     ) throws(LockstepError) {
+        try check(name, shape: shape)
+        guard let (file, tensor) = tensors[name] else { return }
+        unread.remove(name)
+        try file.read(tensor, name, shape: shape, as: format, into: target)
+    }
+
+    /// Throws unless a tensor is there and has a shape: before memory is asked for that it would not fill.
+    func check(_ name: String, shape: [Int]) throws(LockstepError) {
         guard let (file, tensor) = tensors[name] else {
             throw LockstepError(.badData, "\(path): tensor '\(name)' is missing")
         }
-        unread.remove(name)
-        try file.read(tensor, name, shape: shape, as: format, into: target)
+        try file.check(tensor, name, shape: shape)
     }
 
     /// Throws if tensors were left that nobody read.

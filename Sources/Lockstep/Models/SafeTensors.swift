@@ -146,11 +146,8 @@ final class SafeTensors {
     func read(
         _ tensor: Tensor, _ key: String, shape: [Int], as format: Format, into target: UnsafeMutableRawPointer
     ) throws(LockstepError) {
+        try check(tensor, key, shape: shape)
         let what = "\(name): tensor '\(key)'"
-        guard tensor.shape == shape else {
-            throw LockstepError(
-                .badData, "\(what): shape is \(tensor.shape); the configuration wants \(shape)")
-        }
         guard let stored = tensor.format, [.fp64, .fp32, .fp16, .bf16].contains(stored) else {
             throw LockstepError(
                 .unsupported, "\(what): dtype is \(tensor.dtype); known are F64, F32, F16 and BF16")
@@ -169,18 +166,34 @@ final class SafeTensors {
             try convert(
                 TensorView(buffer.base, stored, shape: [part]),
                 into: MutableTensorView(out, format, shape: [part]), execution: Execution(threads: 1))
-            let lost =
-                format == .fp64
-                ? UnsafeBufferPointer(start: out.assumingMemoryBound(to: Double.self), count: part)
-                    .count { !$0.isFinite }
-                : Int(try Execution().kernels().pointee.non_finite_values(out, format.rawValue, part))
-            guard lost == 0 else {
-                throw LockstepError(
-                    .nonFinite,
-                    "\(what): \(lost) of the values from \(first) on are NaN or infinite as \(format); use a "
-                        + "recipe with other parameters, or mend the checkpoint")
-            }
+            try SafeTensors.checkFinite(out, format, part, what, from: first)
         }
+    }
+
+    /// Throws unless a tensor has a shape.
+    func check(_ tensor: Tensor, _ key: String, shape: [Int]) throws(LockstepError) {
+        guard tensor.shape == shape else {
+            throw LockstepError(
+                .badData,
+                "\(name): tensor '\(key)': shape is \(tensor.shape); the configuration wants \(shape)")
+        }
+    }
+
+    /// Throws if one of `count` values, the first of which is number `first` of a tensor, is NaN or infinite.
+    static func checkFinite(
+        _ values: UnsafeRawPointer, _ format: Format, _ count: Int, _ what: String, from first: Int = 0
+    ) throws(LockstepError) {
+        let view = VectorView(values, format, count: count)
+        if format != .fp64,
+            try Execution().kernels().pointee.non_finite_values(values, format.rawValue, count) == 0
+        {
+            return
+        }
+        guard let index = (0..<count).first(where: { !view.double($0).isFinite }) else { return }
+        throw LockstepError(
+            .nonFinite,
+            "\(what): value \(first + index) is NaN or infinite as \(format); use a recipe with other "
+                + "parameters, or mend the checkpoint")
     }
 
     /// A tensor's values as floats.
