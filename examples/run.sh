@@ -3,13 +3,14 @@
 #
 # PREFIX is where `make install` put the library. The three languages share one expected output for
 # each example, bits included. Lines that start with "PyTorch" are shown but not compared: they are
-# another library's. --update writes the expected outputs from the C programs.
+# another library's. Each is given the folder of a small model, which most do not need. --update writes the expected outputs from the C programs.
 set -eu
 root=$(cd "$(dirname "$0")" && pwd)
 prefix=$1
 python=${PYTHON:-python3}
 swift=${SWIFT:-swift}
 build=$root/../build/examples
+model=$root/../Tests/Vectors/models/llama_untied
 mkdir -p "$build"
 export PKG_CONFIG_PATH="$prefix/lib/pkgconfig" LD_LIBRARY_PATH="$prefix/lib"
 passed=0 failed=0
@@ -38,13 +39,13 @@ for source in "$root"/c/*.c; do
     # shellcheck disable=SC2046
     gcc -std=c99 -O2 -Wall -Wextra -pedantic -Werror "$source" -o "$build/$name" \
         $(pkg-config --cflags --libs lockstep) -lm || true
-    [ "${2:-}" != --update ] || "$build/$name" > "$root/$name.expected"
-    compare c "$name" "$build/$name"
+    [ "${2:-}" != --update ] || "$build/$name" "$model" > "$root/$name.expected"
+    compare c "$name" "$build/$name" "$model"
 done
 
 echo "-- python"
 for source in "$root"/python/*.py; do
-    compare python "$(basename "$source" .py)" "$python" "$source"
+    compare python "$(basename "$source" .py)" "$python" "$source" "$model"
 done
 
 echo "-- swift"
@@ -53,7 +54,7 @@ if "$swift" build --package-path "$root/swift" --scratch-path "$scratch" -c rele
     bin=$("$swift" build --package-path "$root/swift" --scratch-path "$scratch" -c release --show-bin-path)
     for folder in "$root"/swift/Sources/*; do
         name=$(basename "$folder")
-        compare swift "$name" "$bin/$name"
+        compare swift "$name" "$bin/$name" "$model"
     done
 else
     cat "$build/swift.log"

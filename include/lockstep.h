@@ -271,9 +271,10 @@ typedef struct {
     int32_t ignore_index; /* rows with this target are skipped; -100 by default */
     double temperature;   /* in [1e-6, 1e6]; 1 by default. 0 is an error: a limit, not a policy */
     double soft_cap;      /* 0: none. Else y = soft_cap * tanh(x / soft_cap), before the temperature */
-    /* Keep only the top_k largest logits (0: all), then only the smallest set of the largest whose
-     * probability reaches top_p (1: all), both after the temperature, as samplers do. Logits equal
-     * to the smallest kept one are kept too, so the kept set does not depend on any order. */
+    /* Keep only the top_k largest logits (0: all), of them those at or above min_p (below), then only
+     * the smallest set of the largest whose probability reaches top_p (1: all) of what is left: all
+     * after the temperature, as samplers do. Logits equal to the smallest kept one are kept too, so the
+     * kept set does not depend on any order. */
     double top_p;
     int32_t top_k;
     /* Round each logit to this dtype before the log-softmax: LOCKSTEP_FLOAT16 or LOCKSTEP_BFLOAT16
@@ -281,10 +282,12 @@ typedef struct {
     int32_t logits_dtype;
     int32_t threads; /* 0: one for each processor this process may use */
     lockstep_instruction_set instruction_set;
+    /* Keep only logits whose probability is at least this share of the largest one's, in [0, 1]; 0: all. */
+    double min_p;
 } lockstep_log_probs_options;
 
 #define LOCKSTEP_LOG_PROBS_OPTIONS_INIT \
-    { sizeof(lockstep_log_probs_options), -100, 1.0, 0.0, 1.0, 0, 0, 0, 0 }
+    { sizeof(lockstep_log_probs_options), -100, 1.0, 0.0, 1.0, 0, 0, 0, 0, 0.0 }
 
 /* Log-prob of each row's target, from logits.
  *
@@ -292,13 +295,13 @@ typedef struct {
  * entropy      [tokens]          fp32 or fp64; optional
  * log_sum_exp  [tokens]          fp32 or fp64; optional. As fp64 it can be given to the backward.
  * kept_mass    [tokens]          fp32 or fp64; optional. The probability of the kept set before it
- *                                was cut: 1 without top_k and top_p
+ *                                was cut: 1 without top_k, top_p and min_p
  * logits       [tokens x vocab]  fp32, fp16 or bf16; the last dimension contiguous, any row stride
  * targets      [tokens]          int32 or int64, in [0, vocab) or ignore_index
  *
- * With top_k or top_p, log_probs, entropy and log_sum_exp are those of the kept set renormalised
+ * With top_k, top_p or min_p, log_probs, entropy and log_sum_exp are those of the kept set renormalised
  * (what a serving engine calls "processed"); a target outside it has log-prob -inf.
- * Reads each logit once. Extra memory: at most 1 MB + 64 bytes a token; with top_k or top_p, also 12
+ * Reads each logit once. Extra memory: at most 1 MB + 64 bytes a token; with a kept set, also 12
  * bytes a vocabulary entry for each thread. */
 lockstep_status lockstep_log_probs(const lockstep_tensor *log_probs,
                                    const lockstep_tensor *entropy,
@@ -321,7 +324,7 @@ lockstep_status lockstep_log_probs(const lockstep_tensor *log_probs,
  *
  * With p = softmax(y):  dL/dy_v = d_log_prob (1[v = target] - p_v) - d_entropy p_v (ln p_v + entropy),
  * then through temperature and soft-cap. Rows at ignore_index get zeros. Rounding to logits_dtype
- * passes gradients straight through. top_k and top_p: LOCKSTEP_ERROR_UNSUPPORTED. */
+ * passes gradients straight through. top_k, top_p and min_p: LOCKSTEP_ERROR_UNSUPPORTED. */
 lockstep_status lockstep_log_probs_backward(const lockstep_tensor *d_logits,
                                             const lockstep_tensor *d_log_probs,
                                             const lockstep_tensor *d_entropy,
@@ -339,7 +342,7 @@ lockstep_status lockstep_log_probs_backward(const lockstep_tensor *d_logits,
  * weight  [vocab x H]   fp32, fp16 or bf16 (need not be hidden's); the last dimension contiguous
  * bias    [vocab]       fp32, fp16 or bf16; optional
  *
- * top_k and top_p: LOCKSTEP_ERROR_UNSUPPORTED. Extra memory: at most 6 MB + 1 MB a thread + 64 bytes
+ * top_k, top_p and min_p: LOCKSTEP_ERROR_UNSUPPORTED. Extra memory: at most 6 MB + 1 MB a thread + 64 bytes
  * a token, for H up to 1,000,000. */
 lockstep_status lockstep_linear_log_probs(const lockstep_tensor *log_probs,
                                           const lockstep_tensor *entropy,

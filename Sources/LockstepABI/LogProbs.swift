@@ -6,12 +6,13 @@ import Lockstep
 private let logitFormats: [Format] = [.fp32, .fp16, .bf16]
 
 extension lockstep_log_probs_options: GrowableOptions {
-    static var firstSize: Int { MemoryLayout<lockstep_log_probs_options>.size }
+    static var firstSize: Int { 48 }
 
     static var defaults: lockstep_log_probs_options {
         lockstep_log_probs_options(
             struct_size: UInt32(MemoryLayout<lockstep_log_probs_options>.size), ignore_index: -100,
-            temperature: 1, soft_cap: 0, top_p: 1, top_k: 0, logits_dtype: 0, threads: 0, instruction_set: 0)
+            temperature: 1, soft_cap: 0, top_p: 1, top_k: 0, logits_dtype: 0, threads: 0, instruction_set: 0,
+            min_p: 0)
     }
 
     func core() throws(LockstepError) -> (LogProbOptions, Execution) {
@@ -27,7 +28,7 @@ extension lockstep_log_probs_options: GrowableOptions {
         }
         let options = LogProbOptions(
             temperature: temperature, softCap: soft_cap, ignoreIndex: Int(ignore_index), topK: Int(top_k),
-            topP: top_p, logitsFormat: format)
+            topP: top_p, minP: min_p, logitsFormat: format)
         return (options, try execution(threads: threads, instruction_set))
     }
 }

@@ -145,6 +145,9 @@ public func lockstep_model_score(
         var defaults = lockstep_score_options()
         defaults.temperature = 1
         let options = try read(options, defaults: defaults)
+        guard options.reserved == 0 else {
+            throw invalid("options: reserved is \(options.reserved); leave it 0")
+        }
         let ids = try CheckedTensor(tokens, "tokens")
         let view = try ids.tokens("[tokens]")
         guard let out = try optionalVector(log_probs, "log_probs", count: view.count) else {

@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The instruction set, the rows of a strip, and 24 kernels. */
-_Static_assert(sizeof(lsk_kernels) == 26 * sizeof(void *), "a kernel came or went: it needs a digest here");
+/* The instruction set, the rows of a strip, and 30 kernels. */
+_Static_assert(sizeof(lsk_kernels) == 32 * sizeof(void *), "a kernel came or went: it needs a digest here");
 
 /* ---- digests */
 
@@ -312,6 +312,45 @@ static void digest_pack_panel(int32_t format) {
     digest_end(name);
 }
 
+/* ---- layers.h */
+
+static void digest_layers(int32_t format) {
+    enum { LONG = 4099 };
+    static const ptrdiff_t counts[] = {1, 7, 16, 64, 65, 576, 2049, LONG};
+    static const float scales[] = {0.01f, 3, 90, 60000};
+    char name[64];
+    digest_begin();
+    for (size_t s = 0; s < sizeof scales / sizeof *scales; s++)
+        for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+            const ptrdiff_t count = counts[i];
+            const size_t bytes = (size_t)count * size_of(format);
+            void *a = random_values(format, LONG, scales[s]), *b = random_values(format, LONG, scales[s]);
+            void *out = room(2 * LONG * 4);
+            float *weight = random_values(LSK_FP32, LONG, 2), *wide = random_values(LSK_FP32, 2 * LONG, scales[s]);
+            kernels->rms_norm(out, a, weight, format, count, 1e-5);
+            digest_bytes(out, bytes);
+            kernels->silu_multiply(out, a, b, format, count);
+            digest_bytes(out, bytes);
+            kernels->add_times(out, a, b, 0.3f, format, count);
+            digest_bytes(out, bytes);
+            kernels->rotate(a, weight, wide, format, count / 2);
+            digest_bytes(a, bytes);
+            /* Two rows of a wider matrix into one of another width; 60,000 leaves the range of fp16 now and then. */
+            wide[count / 2] = 7e4f;
+            digest_integer(kernels->store_rows(out, count + 3, format, wide, LONG, 2, count));
+            digest_bytes(out, bytes);
+            digest_bytes((char *)out + (size_t)(count + 3) * size_of(format), bytes);
+            digest_integer(kernels->non_finite_values(out, format, count));
+            free(a);
+            free(b);
+            free(out);
+            free(weight);
+            free(wide);
+        }
+    snprintf(name, sizeof name, "layers_%s", name_of(format));
+    digest_end(name);
+}
+
 /* ---- mismatch.h */
 
 static void digest_sums(const lsk_mismatch_sums *sums) {
@@ -603,6 +642,7 @@ int main(int count, char **arguments) {
         digest_multiply(format, 1);
         digest_multiply_row(format);
         digest_pack_panel(format);
+        digest_layers(format);
     }
     digest_lse_tile();
     for (int32_t trainer = LSK_FP32; trainer <= LSK_FP64; trainer++)

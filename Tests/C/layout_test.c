@@ -66,6 +66,7 @@ OFFSET(lockstep_log_probs_options, top_k, 32);
 OFFSET(lockstep_log_probs_options, logits_dtype, 36);
 OFFSET(lockstep_log_probs_options, threads, 40);
 OFFSET(lockstep_log_probs_options, instruction_set, 44);
+OFFSET(lockstep_log_probs_options, min_p, 48);
 STATIC_CHECK(sizeof(lockstep_mismatch_evidence) >= 360);
 OFFSET(lockstep_mismatch_evidence, tokens, 8);
 OFFSET(lockstep_mismatch_evidence, sequences, 16);
@@ -257,7 +258,7 @@ static void init_macros_hold_the_defaults(void) {
     lockstep_log_probs_options log_probs = LOCKSTEP_LOG_PROBS_OPTIONS_INIT;
     CHECK(log_probs.struct_size == sizeof log_probs && log_probs.temperature == 1 && log_probs.soft_cap == 0);
     CHECK(log_probs.ignore_index == -100 && log_probs.top_k == 0 && log_probs.top_p == 1);
-    CHECK(log_probs.logits_dtype == 0 && log_probs.threads == 0 && log_probs.instruction_set == 0);
+    CHECK(log_probs.min_p == 0 && log_probs.logits_dtype == 0 && log_probs.threads == 0 && log_probs.instruction_set == 0);
     lockstep_convert_options convert = LOCKSTEP_CONVERT_OPTIONS_INIT;
     CHECK(convert.struct_size == sizeof convert && convert.rounding == LOCKSTEP_ROUND_NEAREST_EVEN);
     lockstep_mismatch_options mismatch = LOCKSTEP_MISMATCH_OPTIONS_INIT;

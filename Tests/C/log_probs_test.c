@@ -144,6 +144,9 @@ static void log_probs_refuses_bad_tensors(void) {
         REFUSED(call, INVALID_ARGUMENT, "top_p", f.options.log_probs.top_p = -0.5); \
         REFUSED(call, INVALID_ARGUMENT, "top_p", f.options.log_probs.top_p = 1.5); \
         REFUSED(call, INVALID_ARGUMENT, "top_p", f.options.log_probs.top_p = NAN); \
+        REFUSED(call, INVALID_ARGUMENT, "min_p", f.options.log_probs.min_p = -0.5); \
+        REFUSED(call, INVALID_ARGUMENT, "min_p", f.options.log_probs.min_p = 1.5); \
+        REFUSED(call, INVALID_ARGUMENT, "min_p", f.options.log_probs.min_p = NAN); \
         REFUSED(call, INVALID_ARGUMENT, "logits_dtype", f.options.log_probs.logits_dtype = 12345); \
         REFUSED(call, INVALID_ARGUMENT, "logits_dtype", f.options.log_probs.logits_dtype = LOCKSTEP_INT32); \
         REFUSED(call, INVALID_ARGUMENT, "logits_dtype", f.options.log_probs.logits_dtype = -1); \
@@ -260,6 +263,7 @@ static void backward_refuses_bad_input(void) {
             f.saved[2] = INFINITY);
     REFUSED(log_probs_backward, UNSUPPORTED, "top_k", f.options.log_probs.top_k = 2);
     REFUSED(log_probs_backward, UNSUPPORTED, "top_p", f.options.log_probs.top_p = 0.5);
+    REFUSED(log_probs_backward, UNSUPPORTED, "min_p", f.options.log_probs.min_p = 0.5);
 }
 
 /* The sums of a forward call are taken back, however large the logits: the same bits as without them. */
@@ -298,6 +302,7 @@ static void linear_refuses_bad_input(void) {
     REFUSED(linear, INVALID_ARGUMENT, "targets", f.targets.shape[0] = TOKENS - 1);
     REFUSED(linear, UNSUPPORTED, "top_k", f.options.log_probs.top_k = 2);
     REFUSED(linear, UNSUPPORTED, "top_p", f.options.log_probs.top_p = 0.5);
+    REFUSED(linear, UNSUPPORTED, "min_p", f.options.log_probs.min_p = 0.5);
 }
 
 static void linear_backward_refuses_bad_input(void) {
@@ -384,6 +389,17 @@ static void kept_set_is_renormalised(void) {
     CHECK(fabs(f.outputs.log_probs[1] - (2 - log(kept))) < 1e-5);
     CHECK(f.outputs.log_probs[2] == -INFINITY);
     CHECK(fabs(f.outputs.kept_mass[0] - kept / all) < 1e-6);
+
+    /* min_p a hair below e^-1 keeps the same two; a program built before there was min_p keeps all five. */
+    f.options.log_probs.top_k = 0;
+    f.options.log_probs.min_p = 0.36;
+    CHECK_OK(log_probs(&f));
+    CHECK(fabs(f.outputs.log_probs[1] - (2 - log(kept))) < 1e-5);
+    CHECK(f.outputs.log_probs[2] == -INFINITY);
+    CHECK(fabs(f.outputs.kept_mass[0] - kept / all) < 1e-6);
+    f.options.log_probs.struct_size = 48;
+    CHECK_OK(log_probs(&f));
+    CHECK(f.outputs.kept_mass[0] == 1);
 }
 
 /* One row alone has the bits it has in a batch, whatever the threads and the instruction set; and a head

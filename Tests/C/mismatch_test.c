@@ -274,6 +274,7 @@ static void exact_refuses_bad_input(void) {
     REFUSED(exact, INVALID_ARGUMENT, "soft_cap", f.options.log_probs.soft_cap = -1);
     REFUSED(exact, INVALID_ARGUMENT, "top_k", f.options.log_probs.top_k = 2);
     REFUSED(exact, INVALID_ARGUMENT, "top_p", f.options.log_probs.top_p = 0.5);
+    REFUSED(exact, INVALID_ARGUMENT, "min_p", f.options.log_probs.min_p = 0.5);
     REFUSED(exact, INVALID_ARGUMENT, "logits_dtype", f.options.log_probs.logits_dtype = 12345);
     REFUSED(exact, NON_FINITE, "trainer_logits", f.logits[0][4] = NAN);
     REFUSED(exact, NON_FINITE, "row 1", f.logits[1][5] = INFINITY);

@@ -14,7 +14,7 @@ sed -n 's/^ \*     //p; /^ \* The promises/q' "$root/include/lockstep.h" | sed '
 
 passed=0 failed=0
 compile() {
-    "${CC:-gcc}" -std=c99 -D_DEFAULT_SOURCE -O1 -g -Wall -Wextra -pedantic -Werror -I "$root/include" "$1" \
+    "${CC:-gcc}" -std=c99 -D_DEFAULT_SOURCE -O1 -g -Wall -Wextra -pedantic -Werror -I "$root/include" -DROOT="\"$root\"" "$1" \
         -o "$2" -L "$root/build" -llockstep -lm -pthread
 }
 note() { # name, status of the last command

@@ -76,6 +76,9 @@ LOG_PROBS = [
     ((LOGITS, TARGETS), {"top_p": 0}, INVALID, "top_p is 0"),
     ((LOGITS, TARGETS), {"top_p": 1.1}, INVALID, "top_p is 1.1"),
     ((LOGITS, TARGETS), {"top_p": NAN}, INVALID, "top_p is nan"),
+    ((LOGITS, TARGETS), {"min_p": -0.1}, INVALID, "min_p is -0.1"),
+    ((LOGITS, TARGETS), {"min_p": 1.1}, INVALID, "min_p is 1.1"),
+    ((LOGITS, TARGETS), {"min_p": NAN}, INVALID, "min_p is nan"),
     ((LOGITS, TARGETS), {"ignore_index": 2**31}, INVALID, "ignore_index is 2147483648"),
     ((LOGITS, TARGETS), {"logits_dtype": "fp12"}, INVALID, "logits_dtype is 'fp12'; give one of fp16"),
     ((LOGITS, TARGETS), {"logits_dtype": "fp64"}, INVALID, "logits_dtype"),
@@ -317,7 +320,7 @@ def test_counts_and_strides(extents, steps):
 
 
 @pytest.mark.parametrize("make", [
-    lambda: c.LogProbsOptions(0), lambda: c.LogProbsOptions(sizeof(c.LogProbsOptions) - 1),
+    lambda: c.LogProbsOptions(0), lambda: c.LogProbsOptions(47),
     lambda: c.LogProbsOptions(2**32 - 1),
 ], ids=["zero", "short", "huge"])
 def test_struct_size(make):

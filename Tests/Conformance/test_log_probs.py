@@ -165,6 +165,7 @@ options = st.fixed_dictionaries({
     "soft_cap": st.sampled_from([None, 30.0]),
     "top_k": st.sampled_from([None, 1, 5]),
     "top_p": st.sampled_from([None, 0.9]),
+    "min_p": st.sampled_from([None, 0.05]),
     "logits_dtype": st.sampled_from([None, "fp16", "bf16"]),
 })
 
@@ -304,6 +305,13 @@ def test_kept_sets():
     assert lockstep.log_probs(logits, [2], top_k=2)[0] == -np.inf
     # Ties with the smallest kept one are kept.
     assert np.isclose(lockstep.log_probs(logits, [3], top_k=3)[0], np.log(0.125), atol=1e-6)
+    share = lockstep.log_probs(logits, [1], min_p=0.4, kept_mass=True, dtype="fp64")
+    assert np.isclose(share.kept_mass[0], 0.75, atol=1e-7)
+    assert np.isclose(share.log_probs[0], np.log(0.25 / 0.75), atol=1e-7)
+    assert lockstep.log_probs(logits, [2], min_p=0.4)[0] == -np.inf
+    # The temperature comes first: at 2, a probability of 0.25 beside 0.5 is a share of 0.71.
+    assert lockstep.log_probs(logits, [1], min_p=0.6)[0] == -np.inf
+    assert lockstep.log_probs(logits, [1], min_p=0.6, temperature=2)[0] > -np.inf
     nucleus = lockstep.log_probs(logits, [1], top_p=0.7, dtype="fp64")
     assert np.isclose(nucleus[0], np.log(0.25 / 0.75), atol=1e-7)
 

@@ -204,6 +204,41 @@ import Testing
         #expect(try kept(.init(topK: 100), 0).mass == 1)
     }
 
+    /// The kept set of min-p, with the others and at a temperature, against a plain computation in float64.
+    @Test(arguments: [0.6, 1, 2], [(0, 1.0), (9, 1), (0, 0.7), (20, 0.5)])
+    func minPKeepsAShareOfTheLargest(temperature: Double, others: (topK: Int, topP: Double)) throws {
+        for minP in [0.05, 0.3, 1] { try checkMinP(minP, temperature, others) }
+    }
+
+    private func checkMinP(_ minP: Double, _ temperature: Double, _ others: (topK: Int, topP: Double)) throws {
+        var random = Random(21)
+        let logits = Stored(random.normal(60, scale: 3), .bf16)
+        let terms = logits.values.map { exponential(Double($0) / temperature) }
+        var kept = terms.sorted(by: >)
+        if others.topK > 0 { kept.removeLast(60 - others.topK) }
+        kept.removeAll { $0 < minP * terms.max()! * (1 - 1e-12) }
+        if others.topP < 1 {
+            var sum = 0.0
+            let wanted = others.topP * kept.reduce(0, +)
+            kept = Array(
+                kept.prefix { term in
+                    defer { sum += term }
+                    return sum < wanted
+                })
+        }
+        let options = LogProbOptions(
+            temperature: temperature, topK: others.topK, topP: others.topP, minP: minP)
+        let least = kept.last!
+        let all = terms.filter { $0 >= least }.reduce(0, +)
+        for target in 0..<60 {
+            let found = try Self.score(logits, rows: 1, columns: 60, [Int32(target)], options)
+            let isKept = terms[target] >= least
+            #expect((found[0][0] > -.infinity) == isKept)
+            if isKept { #expect(abs(found[0][0] - logarithm(terms[target] / all)) < 1e-6) }
+            #expect(abs(found[3][0] - all / terms.reduce(0, +)) < 1e-6)
+        }
+    }
+
     @Test func ignoredRowsAreNeverRead() throws {
         let values: [Float] = [1, 2, .nan, .nan, 3, 1]
         let result = try Self.score(Stored(values, .fp32), rows: 3, columns: 2, [1, -100, 0])

@@ -105,6 +105,107 @@ import Testing
         #expect(statistic < Double(cells) + 5 * (2 * Double(cells)).squareRoot())
     }
 
+    /// Prompts around pages of 128 positions and a chunk of 512 rows, whose groups share what they begin with.
+    @Test(arguments: ["llama_tied_rope_llama3", "qwen3_moe"], ["fp32", "fp16"])
+    func prefixesAreSharedAcrossPages(family: String, recipe: String) throws {
+        var checkpoint = try TinyCheckpoint(family)
+        checkpoint.config["max_position_embeddings"] = .integer(2048)
+        let model = try checkpoint.model(Recipe(named: recipe))
+        let lengths = [1, 126, 127, 128, 129, 255, 256, 300, 511, 512, 513, 1100]
+        let prompts = lengths.map { ModelTests.tokens($0, vocab: 97, seed: UInt64($0)) }
+        func rollouts(_ capacity: Int, _ threads: Int, alone: Bool = false) throws -> [Rollout] {
+            var found: [Rollout] = []
+            var engine = try RolloutEngine(
+                model, settings: SamplingSettings(seed: 2, maxTokens: 6), capacity: capacity,
+                execution: .init(threads: threads))
+            for (index, prompt) in prompts.enumerated() {
+                try engine.add(prompt: prompt, ids: (0..<3).map { UInt64(index * 3 + $0) })
+                if alone {
+                    while !engine.isIdle { found += try engine.step() }
+                    engine = try RolloutEngine(
+                        model, settings: SamplingSettings(seed: 2, maxTokens: 6), capacity: capacity)
+                }
+            }
+            while !engine.isIdle { found += try engine.step() }
+            return found.sorted { $0.id < $1.id }
+        }
+        let found = try rollouts(32, 1)
+        #expect(found.map(\.id) == Array(0..<UInt64(3 * lengths.count)))
+        let scores = try ModelTests.score(model, found.map { prompts[Int($0.id / 3)] + $0.tokens })
+        for (rollout, score) in zip(found, scores) {
+            #expect(rollout.rawLogProbs == Array(score.suffix(6)), "\(prompts[Int(rollout.id / 3)].count)")
+        }
+        #expect(try rollouts(5, 2) == found)
+        #expect(try rollouts(4, 1, alone: true) == found)
+    }
+
+    @Test func theContextEnds() throws {
+        let model = try Model(path: "\(ModelTests.folder)/llama_untied", recipe: Recipe(.fp32))
+        let engine = try RolloutEngine(model, settings: SamplingSettings(maxTokens: 1000))
+        try engine.add(prompt: ModelTests.tokens(120, vocab: 97, seed: 1), ids: [0, 1])
+        try engine.add(prompt: ModelTests.tokens(127, vocab: 97, seed: 1), ids: [2])
+        var found: [Rollout] = []
+        while !engine.isIdle { found += try engine.step() }
+        #expect(found.allSatisfy { $0.finish == .length })
+        #expect(found.map(\.id) == [2, 0, 1] && found.map(\.tokens.count) == [1, 8, 8])
+    }
+
+    /// What is taken before the end is the beginning of what would have been drawn.
+    @Test(arguments: [0, 1, 2, 5]) func anInterruptedEngineKeepsWhatItDrew(steps: Int) throws {
+        let model = try Model(path: "\(ModelTests.folder)/llama_untied", recipe: Recipe(.fp32))
+        let settings = SamplingSettings(seed: 3, stopIDs: [4], maxTokens: 9)
+        let whole = try Self.roll(model, settings, capacity: 4, .init(threads: 1))
+        let engine = try RolloutEngine(model, settings: settings, capacity: 4)
+        for (index, prompt) in Self.prompts(model).enumerated() {
+            try engine.add(prompt: prompt, ids: (0..<3).map { UInt64(index * 3 + $0) })
+        }
+        var found: [Rollout] = []
+        for _ in 0..<steps { found += try engine.step() }
+        #expect(engine.count == 15 - found.count)
+        found += engine.removeAll()
+        #expect(engine.isIdle && engine.count == 0)
+        #expect(found.map(\.id).sorted() == Array(0..<15))
+        for rollout in found {
+            let wanted = whole[Int(rollout.id)]
+            #expect(Array(wanted.tokens.prefix(rollout.tokens.count)) == rollout.tokens)
+            #expect(Array(wanted.rawLogProbs.prefix(rollout.tokens.count)) == rollout.rawLogProbs)
+            if rollout.finish != .running { #expect(rollout == wanted) }
+        }
+        #expect((found.map(\.tokens.count).max() ?? 0) >= min(steps, 1))
+        // The engine goes on with others.
+        try engine.add(prompt: [1], ids: [77])
+        while !engine.isIdle { #expect(try engine.step().allSatisfy { $0.id == 77 }) }
+    }
+
+    /// Logits that fp16 cannot hold, of some sequences and after some tokens.
+    @Test func afterAnOverflowWhatWasDrawnIsKept() throws {
+        var checkpoint = try TinyCheckpoint("llama_untied")
+        var head = checkpoint.values("lm_head.weight").map(Float.init)
+        for k in 0..<64 { head[96 * 64 + k] = head[96 * 64 + k] < 0 ? -4e3 : 4e3 }
+        checkpoint.set("lm_head.weight", [97, 64], head)
+        let model = try checkpoint.model(Recipe(.fp16))
+        let settings = SamplingSettings(seed: 5, maxTokens: 40)
+        let engine = try RolloutEngine(model, settings: settings, capacity: 6)
+        for id in 0..<4 { try engine.add(prompt: [Int32(id) + 9], ids: [UInt64(2 * id), UInt64(2 * id + 1)]) }
+        var found: [Rollout] = []
+        let error = #expect(throws: LockstepError.self) {
+            while !engine.isIdle { found += try engine.step() }
+        }
+        #expect(error?.kind == .nonFinite && error?.message.contains("position") == true)
+        // No step goes on from here, and says the same; nothing is lost.
+        #expect(throws: try #require(error)) { try engine.step() }
+        found += engine.removeAll()
+        #expect(found.map(\.id).sorted() == Array(0..<8))
+        let drawn = found.filter { !$0.tokens.isEmpty }
+        #expect(!drawn.isEmpty)
+        let alone = try ModelTests.score(model, drawn.map { [Int32($0.id / 2) + 9] + $0.tokens })
+        for (rollout, score) in zip(drawn, alone) {
+            #expect(rollout.rawLogProbs == Array(score.dropFirst()) && rollout.finish == .running)
+        }
+        #expect(engine.isIdle)
+        #expect(try engine.step().isEmpty)
+    }
+
     @Test func badPromptsAreRefused() throws {
         let model = try Model(path: "\(ModelTests.folder)/llama_untied", recipe: Recipe(.fp16))
         let engine = try RolloutEngine(model)

@@ -8,7 +8,7 @@ let package = Package(
     targets: [
         "first", "batch_invariance", "mismatch", "linear_log_probs", "log", "accumulator", "monitor",
         "corrections",
-        "advantages",
+        "advantages", "models",
     ]
     .map {
         .executableTarget(name: $0, dependencies: [.product(name: "Lockstep", package: "lockstep")])

@@ -99,7 +99,7 @@ static void rotate(void *x, const float *cosines, const float *sines, int32_t fo
     else rotate_as(x, cosines, sines, LSK_BF16, count);
 }
 
-// x / (1 + e^-x): 0 below -88, where e^-x would overflow.
+// x / (1 + e^-x): 0 below -88, where e^-x would overflow; NaN stays.
 LSK_INLINE vf vf_silu(vf x) {
     vf y = -x;
     y = vf_select(y > vf_splat(88.0f), vf_splat(88.0f), y);
@@ -108,7 +108,7 @@ LSK_INLINE vf vf_silu(vf x) {
     vf power = (vf)((vi)t << 23);
     vf n = t - vf_splat(LSK_MAGIC + 127.0f);
     vf e = vf_exp_p(vf_exp_r(y, n)) * power;
-    return x / (e + vf_splat(1.0f));
+    return vf_select(x < vf_splat(-88.0f), vf_splat(0.0f), x / (e + vf_splat(1.0f)));
 }
 
 LSK_INLINE void silu_multiply_as(void *out, const void *gate, const void *up, int32_t format, ptrdiff_t count) {

@@ -108,9 +108,7 @@ final class Attention: @unchecked Sendable {
         let out = UnsafeMutableRawPointer(probabilities.base) + row * capacity * size
         (out + count * size).initializeMemory(as: UInt8.self, repeating: 0, count: (total - count) * size)
         return withUnsafePointer(to: rule) { rule in
-            kernels.lse_row(sums.base, scores, Format.fp32.rawValue, count, rule, 0)
-            let blocks = UnsafeBufferPointer(start: sums.base, count: blockCount(count))
-            guard let sum = try? RowSum(blocks) else { return 1 }
+            guard let sum = try? sum(scores, count, rule) else { return 1 }
             // p = 0 - p * -1: the softmax's gradient with respect to a target that is not there.
             var gradient = lsk_gradient_row()
             gradient.d_log_prob = -1
@@ -119,6 +117,24 @@ final class Attention: @unchecked Sendable {
             kernels.gradient_row(
                 out, recipe.probabilities.rawValue, scores, Format.fp32.rawValue, count, -1, rule, &gradient)
             return 0
+        }
+    }
+
+    /// The sum of the exponentials of `count` scores; where some are beyond 2^20, of all less the largest.
+    private func sum(
+        _ scores: UnsafeMutablePointer<Float>, _ count: Int, _ rule: UnsafePointer<lsk_logit_rule>
+    ) throws(RowSum.Failure) -> RowSum {
+        let blocks = UnsafeBufferPointer(start: sums.base, count: blockCount(count))
+        kernels.lse_row(sums.base, scores, Format.fp32.rawValue, count, rule, 0)
+        do {
+            return try RowSum(blocks)
+        } catch {
+            guard error == .wide else { throw error }
+            var largest = -Float.infinity
+            for index in 0..<count { largest = max(largest, scores[index]) }
+            for index in 0..<count { scores[index] -= largest }
+            kernels.lse_row(sums.base, scores, Format.fp32.rawValue, count, rule, 0)
+            return try RowSum(blocks)
         }
     }
 

@@ -101,7 +101,7 @@ final class Forward {
         observe?(index, "attention norm", normed.base, count * configuration.hiddenSize)
         try multiply(
             normed.base, count, by: layer.projection, into: projected.base, index, "attention projection")
-        place(layer, spans, cacheLayer)
+        try place(layer, spans, index, cacheLayer)
         observe?(
             index, "queries, keys and values", projected.base,
             count * Forward.projectionWidth(configuration))
@@ -154,7 +154,7 @@ final class Forward {
     private func norm(
         _ rows: UnsafeRawPointer, _ weight: [Float], _ count: Int, into out: UnsafeMutableRawPointer
     ) {
-        forEachRow(count) { row in
+        forEachRow(count) { row, _ in
             kernels.rms_norm(
                 out + row * hiddenBytes, rows + row * hiddenBytes, weight, format.rawValue,
                 configuration.hiddenSize, configuration.normEpsilon)
@@ -189,13 +189,16 @@ final class Forward {
     }
 
     /// Normalises and rotates queries and keys in place, and gives keys and values to the caches.
-    private func place(_ layer: Model.Layer, _ spans: [TokenSpan], _ cacheLayer: Int) {
+    private func place(
+        _ layer: Model.Layer, _ spans: [TokenSpan], _ index: Int, _ cacheLayer: Int
+    ) throws(Overflow) {
         let c = configuration
         let (size, width) = (format.byteCount, Forward.projectionWidth(c))
         let places = spans.flatMap { span in span.positions.map { (span.cache, $0) } }
-        forEachRow(places.count) { index in
-            let (cache, position) = places[index]
-            let row = UnsafeMutableRawPointer(projected.base) + index * width * size
+        let rotated = Counter(threads)
+        let kept = forEachRow(places.count) { place, worker in
+            let (cache, position) = places[place]
+            let row = UnsafeMutableRawPointer(projected.base) + place * width * size
             for head in 0..<c.heads + c.keyValueHeads {
                 let at = row + head * c.headSize * size
                 if let norms = layer.headNorms {
@@ -208,11 +211,15 @@ final class Forward {
                     c.headSize / 2)
             }
             let keys = row + c.heads * c.headSize * size
-            cache.put(
-                keys: keys, values: keys + c.keyValueHeads * c.headSize * size, in: format,
-                layer: cacheLayer, position: position, kernels)
-            return 0
+            let values = keys + c.keyValueHeads * c.headSize * size
+            // An infinite key makes scores of -inf too, which would hide its token.
+            rotated[worker] += Int(
+                kernels.non_finite_values(row, format.rawValue, (c.heads + c.keyValueHeads) * c.headSize))
+            return cache.put(
+                keys: keys, values: values, in: format, layer: cacheLayer, position: position, kernels)
         }
+        if rotated.total > 0 { throw Overflow(layer: index, operation: "head norm or rotation") }
+        if kept > 0 { throw Overflow(layer: index, operation: "cached keys and values") }
     }
 
     private func attend(_ spans: [TokenSpan], _ layer: Int, _ cacheLayer: Int) throws(Overflow) {
@@ -245,7 +252,7 @@ final class Forward {
     ) throws(Overflow) {
         let (size, width) = (format.byteCount, mlp.down.hiddenSize)
         try multiply(rows, count, by: mlp.gateAndUp, into: wide.base, layer, "MLP gate and up")
-        let failures = forEachRow(count) { row in
+        let failures = forEachRow(count) { row, _ in
             let gate = UnsafeRawPointer(wide.base) + row * 2 * width * size
             let out = UnsafeMutableRawPointer(activated.base) + row * width * size
             kernels.silu_multiply(out, gate, gate + width * size, format.rawValue, width)
@@ -316,7 +323,7 @@ final class Forward {
         _ rows: UnsafeMutableRawPointer, _ count: Int, _ layer: Int, _ operation: StaticString
     ) throws(Overflow) {
         let hidden = configuration.hiddenSize
-        let failures = forEachRow(count) { row in
+        let failures = forEachRow(count) { row, _ in
             let at = rows + row * hiddenBytes
             kernels.add_times(at, at, added.base + row * hiddenBytes, 1, format.rawValue, hidden)
             return Int(kernels.non_finite_values(at, format.rawValue, hidden))
@@ -327,11 +334,11 @@ final class Forward {
 
     /// Calls `body` once for each row, some rows to a task, and adds up what it returns.
     @discardableResult
-    private func forEachRow(_ count: Int, _ body: (_ row: Int) -> Int) -> Int {
+    private func forEachRow(_ count: Int, _ body: (_ row: Int, _ worker: Int) -> Int) -> Int {
         let part = 16
         let counter = Counter(threads)
         parallelFor(tasks: (count + part - 1) / part, threads: threads) { task, worker in
-            for row in task * part..<min(count, (task + 1) * part) { counter[worker] += body(row) }
+            for row in task * part..<min(count, (task + 1) * part) { counter[worker] += body(row, worker) }
         }
         return counter.total
     }

@@ -73,21 +73,27 @@ final class KeyValueCache {
     func advance(to position: Int) { count = position }
 
     /// Keeps a token's keys and values, one head's after another, rounded to the cache's format.
+    ///
+    /// - Returns: how many of them are infinite or NaN there.
     func put(
         keys: UnsafeRawPointer, values: UnsafeRawPointer, in source: Format, layer: Int, position: Int,
         _ kernels: lsk_kernels
-    ) {
+    ) -> Int {
+        var failures: Int64 = 0
         let page = pages[layer][position / KeyValueCache.pagePositions].bytes.base
         let place = position % KeyValueCache.pagePositions
         withUnsafeTemporaryAllocation(byteCount: headSize * format.byteCount, alignment: 64) { row in
             for head in 0..<heads {
                 let offset = head * headSize * source.byteCount
                 convert(keys + offset, source, to: row.baseAddress!, kernels)
+                failures += kernels.non_finite_values(row.baseAddress!, format.rawValue, headSize)
                 scatterKey(row.baseAddress!, into: page + head * keyBytes, place)
                 convert(values + offset, source, to: row.baseAddress!, kernels)
+                failures += kernels.non_finite_values(row.baseAddress!, format.rawValue, headSize)
                 placeValue(row.baseAddress!, into: page + heads * keyBytes + head * valueBytes, place)
             }
         }
+        return Int(failures)
     }
 
     private func convert(

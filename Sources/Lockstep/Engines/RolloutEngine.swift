@@ -92,7 +92,7 @@ public final class RolloutEngine {
         /// Tokens whose keys and values are not yet cached: the prompt at first, then the last token drawn.
         var pending: ArraySlice<Int32>
         var cache: KeyValueCache
-        /// Others with the same prompt, which fork this one's cache when it has read the prompt.
+        /// Others with the same prompt, the next one last, which fork this one's cache when it has read the prompt.
         var followers: [UInt64] = []
         let promptCount: Int
 
@@ -166,20 +166,28 @@ public final class RolloutEngine {
         let cache = KeyValueCache(
             model.configuration, model.recipe.cache, layers: model.configuration.layers)
         let member = Member(id: first, pending: tokens[...], cache: cache, promptCount: prompt.count)
-        member.followers = Array(ids.dropFirst())
+        member.followers = ids.dropFirst().reversed()
         waiting.append(member)
     }
 
     /// Draws one token for every running sequence, after reading what prompts fit; returns those that ended.
     ///
-    /// - Throws: `.nonFinite` naming layer and operation of an overflow. What was drawn before is kept: see `removeAll`.
+    /// - Throws: `.nonFinite` naming layer and operation of an overflow; so does every call after it, until
+    ///   `removeAll` has taken what was drawn before.
     public func step() throws(LockstepError) -> [Rollout] {
-        try withLockstepFloatMode { () throws(LockstepError) in
+        if let failure { throw failure }
+        return try withLockstepFloatMode { () throws(LockstepError) -> [Rollout] in
             while active.count < capacity, !waiting.isEmpty { active.append(waiting.removeFirst()) }
             let (members, spans) = try plan()
             if members.isEmpty { return [] }
-            try run(members, spans)
-            return try draw(members, spans)
+            do throws(LockstepError) {
+                try run(members, spans)
+                return try draw(members, spans)
+            } catch {
+                // Some have drawn their token and others not: no step could go on from here.
+                failure = error
+                throw error
+            }
         }
     }
 
@@ -188,8 +196,9 @@ public final class RolloutEngine {
 
     /// Takes all sequences out of the engine, as far as they have come: after a failure, or to stop early.
     public func removeAll() -> [Rollout] {
-        defer { (active, waiting) = ([], []) }
-        return (active + waiting).flatMap { [$0.rollout] + $0.followers.map { Rollout(id: $0) } }
+        defer { (active, waiting, ended, failure) = ([], [], [], nil) }
+        return ended
+            + (active + waiting).flatMap { [$0.rollout] + $0.followers.reversed().map { Rollout(id: $0) } }
     }
 
     /// Which tokens of which sequences are worked on: at most 512.
@@ -237,7 +246,7 @@ public final class RolloutEngine {
         for (index, (member, _)) in ready.enumerated() {
             let logits = UnsafeRawPointer(logits.base + index * model.configuration.vocab)
             // The group's other members begin where the prompt ends, with draws of their own.
-            for id in member.followers {
+            while let id = member.followers.last {
                 let follower = Member(
                     id: id, pending: [], cache: try member.cache.forked(), promptCount: member.promptCount)
                 try draw(follower, logits)
@@ -246,8 +255,8 @@ public final class RolloutEngine {
                 } else {
                     ended.append(follower.rollout)
                 }
+                member.followers.removeLast()
             }
-            member.followers = []
             try draw(member, logits)
         }
         defer { ended = [] }
@@ -256,7 +265,10 @@ public final class RolloutEngine {
         return over.map(\.rollout) + ended
     }
 
+    /// Of the step at hand, those that ended with their first token.
     private var ended: [Rollout] = []
+    /// What stopped the engine.
+    private var failure: LockstepError?
 
     /// The logits of some rows, one row after another.
     private func formLogits(_ chosen: [Int]) throws(LockstepError) {

@@ -153,7 +153,7 @@ extension Model {
         let scores = try Scratch<Double>(count: 2 * tokens.count)
         let (found, entropies) = (scores.base, scores.base + tokens.count)
         try targets.withTokenView { (targets) throws(LockstepError) in
-            try head.logProbs(
+            try scoreRows(
                 hidden: MatrixView(
                     hidden.base, recipe.activations, rows: tokens.count, columns: configuration.hiddenSize),
                 targets: targets, options: options,
@@ -170,6 +170,23 @@ extension Model {
                 outputs.logProbs.store(position == 0 ? 0 : found[row - 1], at: row)
                 outputs.entropy?.store(position == 0 ? 0 : entropies[row - 1], at: row)
             }
+        }
+    }
+
+    /// The head's log-probs, with an error that speaks of the model and not of rows.
+    private func scoreRows(
+        hidden: MatrixView, targets: TokenView, options: LogProbOptions, into outputs: LogProbOutputs,
+        execution: Execution
+    ) throws(LockstepError) {
+        do {
+            try head.logProbs(
+                hidden: hidden, targets: targets, options: options, into: outputs, execution: execution)
+        } catch {
+            guard error.kind == .nonFinite else { throw error }
+            throw LockstepError(
+                .nonFinite,
+                "output head: a logit is infinite or NaN as \(recipe.logits); use a recipe with wider logits, or "
+                    + "look at the model's headroom")
         }
     }
 

@@ -1,9 +1,9 @@
-/// Which logits top-k and top-p keep: all at or above one threshold, so that the set depends on values
+/// Which logits top-k, min-p and top-p keep: all at or above one threshold, so that the set depends on values
 /// alone, never on the order of equal ones.
 ///
-/// top-k: the threshold is the k-th largest logit. min-p: the largest logit plus `temperature ln minP`. top-p, after both: logits in descending order, their
-/// terms `e^((x - max) / temperature)` added in float64; the threshold is the first logit at which the sum
-/// reaches `topP` times the sum of all that they kept.
+/// top-k: the threshold is the k-th largest logit. min-p: it is the largest logit plus `temperature ln minP`, in
+/// float64. top-p, after both: logits in descending order, their terms `e^((x - max) / temperature)` added in
+/// float64; the threshold is the first logit at which the sum reaches `topP` times the sum of all that they kept.
 final class KeptSet: @unchecked Sendable {
     private let options: LogProbOptions
     private let keys: Scratch<UInt32>

@@ -57,7 +57,8 @@ struct LinearScorer {
         guard !options.truncates else {
             throw LockstepError(
                 .unsupported,
-                "top_k and top_p need whole rows of logits; form the logits and use lockstep_log_probs")
+                "top_k, top_p and min_p need whole rows of logits; form the logits and use "
+                    + "lockstep_log_probs")
         }
         try checkTargets(
             targets, tokens: hidden.rows, vocab: columns.count, ignoreIndex: options.ignoreIndex)

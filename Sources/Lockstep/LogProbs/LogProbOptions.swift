@@ -24,8 +24,7 @@ public struct LogProbOptions: Sendable {
     /// Creates options; the defaults are those of an untruncated policy at temperature 1.
     public init(
         temperature: Double = 1, softCap: Double = 0, ignoreIndex: Int = -100, topK: Int = 0,
-        topP: Double = 1, minP: Double = 0,
-        logitsFormat: Format = .fp32
+        topP: Double = 1, minP: Double = 0, logitsFormat: Format = .fp32
     ) {
         self.temperature = temperature
         self.softCap = softCap

@@ -122,7 +122,7 @@ public func logProbsBackward(
         let rule = try options.rule()
         guard !options.truncates else {
             throw LockstepError(
-                .unsupported, "top_k and top_p have no backward; use the untruncated log-prob")
+                .unsupported, "top_k, top_p and min_p have no backward; use the untruncated log-prob")
         }
         let kernels = try execution.kernels()
         let threads = try execution.threadCount()

@@ -82,8 +82,8 @@ private func divergenceRule(_ options: LogProbOptions) throws(LockstepError) -> 
     guard !options.truncates else {
         throw LockstepError(
             .invalidArgument,
-            "top_k is \(options.topK) and top_p is \(options.topP), but exact divergences are over the whole "
-                + "vocabulary; leave them at 0 and 1")
+            "top_k is \(options.topK), top_p \(options.topP) and min_p \(options.minP), but exact divergences are "
+                + "over the whole vocabulary; leave them at 0, 1 and 0")
     }
     guard options.ignoreIndex == LogProbOptions().ignoreIndex else {
         throw LockstepError(

@@ -24,14 +24,25 @@ final class Adapter {
         else { throw LockstepError(.badData, "\(config): r or lora_alpha is missing or no count") }
         for (key, unchanged) in [
             ("use_dora", JSON.bool(false)), ("bias", .string("none")), ("rank_pattern", .object([:])),
-            ("alpha_pattern", .object([:])), ("fan_in_fan_out", .bool(false)),
+            ("alpha_pattern", .object([:])), ("fan_in_fan_out", .bool(false)), ("use_qalora", .bool(false)),
+            ("layer_replication", .null), ("alora_invocation_tokens", .null),
         ] {
             if let value = json[key], value != unchanged {
                 throw LockstepError(.unsupported, "\(config): \(key) is set; known is only its default")
             }
         }
+        // Some ways to begin change the base's weights, which are then not those of the checkpoint.
+        let beginning = json["init_lora_weights"]?.string ?? "gaussian"
+        guard ["gaussian", "orthogonal", "eva"].contains(beginning) else {
+            throw LockstepError(
+                .unsupported,
+                "\(config): init_lora_weights is '\(beginning)', which changes the model's own weights; convert "
+                    + "the adapter to a plain LoRA first, as PEFT explains")
+        }
+        guard let isScaledByRoot = json["use_rslora"] == nil ? false : json["use_rslora"]?.bool else {
+            throw LockstepError(.badData, "\(config): use_rslora is not true or false")
+        }
         self.rank = rank
-        let isScaledByRoot = json["use_rslora"]?.bool ?? false
         scale = alpha / (isScaledByRoot ? Double(rank).squareRoot() : Double(rank))
         file = try SafeTensors(path: "\(path)/adapter_model.safetensors")
         unread = Set(file.tensors.keys)
@@ -42,17 +53,24 @@ final class Adapter {
         throws(LockstepError)
     {
         let stem = "base_model.model.\(name.dropLast(".weight".count))"
-        guard let a = try matrix("\(stem).lora_A.weight", rows: rank, columns: columns),
-            let b = try matrix("\(stem).lora_B.weight", rows: rows, columns: rank)
-        else { return }
+        let names = ["\(stem).lora_A.weight", "\(stem).lora_B.weight"]
+        guard let a = try matrix(names[0], rows: rank, columns: columns) else {
+            if file.tensors[names[1]] == nil { return }
+            throw LockstepError(.badData, "\(path): tensor '\(names[0])' is missing, but lora_B is there")
+        }
+        guard let b = try matrix(names[1], rows: rows, columns: rank) else {
+            throw LockstepError(.badData, "\(path): tensor '\(names[1])' is missing, but lora_A is there")
+        }
+        let sums = try Scratch<Double>(count: columns)
         for row in 0..<rows {
+            sums.base.update(repeating: 0, count: columns)
+            for k in 0..<rank {
+                let factor = Double(b[row * rank + k])
+                for column in 0..<columns { sums.base[column] += factor * Double(a[k * columns + column]) }
+            }
+            let target = values + row * columns
             for column in 0..<columns {
-                var sum = 0.0
-                for k in 0..<rank {
-                    sum += Double(b[row * rank + k]) * Double(a[k * columns + column])
-                }
-                let place = row * columns + column
-                values[place] = Float(Double(values[place]) + scale * sum)
+                target[column] = Float(Double(target[column]) + scale * sums.base[column])
             }
         }
     }

@@ -62,11 +62,18 @@ final class Checkpoint {
     func read(
         _ name: String, shape: [Int], as format: Format, into target: UnsafeMutableRawPointer
     ) throws(LockstepError) {
+        try check(name, shape: shape)
+        guard let (file, tensor) = tensors[name] else { return }
+        unread.remove(name)
+        try file.read(tensor, name, shape: shape, as: format, into: target)
+    }
+
+    /// Throws unless a tensor is there and has a shape: before memory is asked for that it would not fill.
+    func check(_ name: String, shape: [Int]) throws(LockstepError) {
         guard let (file, tensor) = tensors[name] else {
             throw LockstepError(.badData, "\(path): tensor '\(name)' is missing")
         }
-        unread.remove(name)
-        try file.read(tensor, name, shape: shape, as: format, into: target)
+        try file.check(tensor, name, shape: shape)
     }
 
     /// The headroom of each tensor, by name.
@@ -74,7 +81,7 @@ final class Checkpoint {
         var found: [Headroom] = []
         for (key, place) in tensors.sorted(by: { $0.key < $1.key }) where place.tensor.format != nil {
             var headroom = Headroom(.weight, key)
-            try place.file.readFloats(place.tensor, key) { headroom.add($0) }
+            try place.file.readFloats(place.tensor) { headroom.add($0) }
             found.append(headroom)
         }
         return found

@@ -141,6 +141,7 @@ private struct WeightLoader {
     ///
     /// It is rounded to the parameters' format, and kept as floats.
     func vector(_ name: String, _ count: Int) throws(LockstepError) -> [Float] {
+        try checkpoint.check("\(name).weight", shape: [count])
         let stored = try Scratch<UInt8>(count: count * recipe.parameters.byteCount)
         try checkpoint.read("\(name).weight", shape: [count], as: recipe.parameters, into: stored.base)
         let view = VectorView(stored.base, recipe.parameters, count: count)
@@ -152,6 +153,7 @@ private struct WeightLoader {
         _ parts: [(name: String, rows: Int)], columns: Int, hasBias: Bool = false
     ) throws(LockstepError) -> Head {
         let format = recipe.parameters
+        for (name, count) in parts { try checkpoint.check("\(name).weight", shape: [count, columns]) }
         let rows = parts.reduce(0) { $0 + $1.rows }
         let weights = try Scratch<UInt8>(count: rows * columns * format.byteCount)
         let biases = try Scratch<UInt8>(count: rows * format.byteCount)
@@ -182,5 +184,7 @@ private struct WeightLoader {
         try convert(
             TensorView(values.base, .fp32, shape: [values.count]),
             into: MutableTensorView(target, recipe.parameters, shape: [values.count]))
+        try SafeTensors.checkFinite(
+            target, recipe.parameters, values.count, "\(checkpoint.path): tensor '\(name)' with the adapter")
     }
 }

@@ -103,13 +103,14 @@ public struct ModelConfiguration: Equatable, Sendable {
         keyValueHeads = try reader.count("num_key_value_heads", default: heads)
         headSize = try reader.count("head_dim", default: max(hiddenSize / heads, 1), atMost: 65_536)
         normEpsilon = try reader.number("rms_norm_eps")
-        positions = try reader.count("max_position_embeddings")
+        // Up to here the angles of the rotary embedding are exact to the last bit of a float (`sineAndCosine`).
+        positions = try reader.count("max_position_embeddings", atMost: 1 << 20)
         isTied = try reader.flag("tie_word_embeddings", default: false)
         let attentionBias = try reader.flag("attention_bias", default: false)
         hasQueryBias = family == .qwen2 || attentionBias
         hasOutputBias = family != .qwen2 && attentionBias
         hasMLPBias = try reader.flag("mlp_bias", default: false)
-        (ropeTheta, ropeScaling) = try reader.rope()
+        (ropeTheta, ropeScaling) = try reader.rope(family)
         experts = try reader.experts(family, layers: layers)
 
         guard heads % keyValueHeads == 0 else {
@@ -120,7 +121,7 @@ public struct ModelConfiguration: Equatable, Sendable {
         guard heads.multipliedReportingOverflow(by: headSize).partialValue <= 1 << 24 else {
             throw reader.bad("num_attention_heads x head_dim is too large")
         }
-        try reader.checkTheRest()
+        try reader.checkTheRest(family, positions: positions)
     }
 }
 
@@ -152,11 +153,23 @@ extension ModelConfiguration {
             return value
         }
 
-        func number(_ key: String, in json: JSON? = nil) throws(LockstepError) -> Double {
-            guard let value = (json ?? self.json)[key]?.double, value > 0 else {
-                throw bad("\(key) is missing or not a number above 0")
+        func number(
+            _ key: String, in json: JSON? = nil, atLeast least: Double = .leastNonzeroMagnitude
+        ) throws(LockstepError) -> Double {
+            guard let value = (json ?? self.json)[key]?.double, value >= least else {
+                throw bad("\(key) is missing or not a number \(least < 1 ? "above 0" : "of at least \(least)")")
             }
             return value
+        }
+
+        func list<Element>(
+            _ key: String, of what: String, _ element: (JSON) -> Element?
+        ) throws(LockstepError) -> [Element] {
+            guard let found = json[key] else { return [] }
+            guard let values = found.array, case let elements = values.compactMap(element),
+                elements.count == values.count
+            else { throw bad("\(key) is not a list of \(what)") }
+            return elements
         }
 
         func flag(_ key: String, default fallback: Bool) throws(LockstepError) -> Bool {
@@ -166,31 +179,51 @@ extension ModelConfiguration {
         }
 
         /// The base and the stretching: since transformers 5 under rope_parameters, before at two places.
-        func rope() throws(LockstepError) -> (Double, Llama3Scaling?) {
+        ///
+        /// Both are at least 1, or angles would outgrow what their sines can be had of.
+        func rope(_ family: Family) throws(LockstepError) -> (Double, Llama3Scaling?) {
             let scaling = json["rope_parameters"] ?? json["rope_scaling"]
+            let place = json["rope_parameters"]?["rope_theta"] == nil ? json : json["rope_parameters"]
+            let fallback = family == .mixtral ? 1e6 : 10_000  // as transformers
             let theta =
-                json["rope_parameters"]?["rope_theta"] == nil
-                ? json["rope_theta"] == nil ? 10_000 : try number("rope_theta")
-                : try number("rope_theta", in: json["rope_parameters"])
+                place?["rope_theta"] == nil ? fallback : try number("rope_theta", in: place, atLeast: 1)
+            try checkShare(of: json)
             guard let scaling else { return (theta, nil) }
-            if let share = scaling["partial_rotary_factor"]?.double, share != 1 {
-                throw unsupported("partial_rotary_factor is \(share); only 1 is known")
+            guard case .object(let members) = scaling else {
+                throw bad("rope_parameters, or rope_scaling, is not an object")
             }
-            switch (scaling["rope_type"] ?? scaling["type"])?.string ?? "default" {
+            for (key, value) in members {
+                if case .object = value {
+                    throw unsupported("rope_parameters has an object '\(key)'; known is one rope for all layers")
+                }
+            }
+            try checkShare(of: scaling)
+            let type = scaling["rope_type"] ?? scaling["type"] ?? .string("default")
+            guard let type = type.string else { throw bad("rope_type is not a text") }
+            switch type {
             case "default": return (theta, nil)
             case "llama3":
                 guard let original = scaling["original_max_position_embeddings"]?.integer, original > 0 else {
                     throw bad("original_max_position_embeddings is missing or not a count")
                 }
                 let found = Llama3Scaling(
-                    factor: try number("factor", in: scaling),
+                    factor: try number("factor", in: scaling, atLeast: 1),
                     lowFrequency: try number("low_freq_factor", in: scaling),
                     highFrequency: try number("high_freq_factor", in: scaling), originalPositions: original)
                 guard found.lowFrequency < found.highFrequency else {
                     throw bad("low_freq_factor is not below high_freq_factor")
                 }
                 return (theta, found)
-            case let type: throw unsupported("rope_type is '\(type)'; known are default and llama3")
+            default: throw unsupported("rope_type is '\(type)'; known are default and llama3")
+            }
+        }
+
+        /// How much of a head is rotated: all of it.
+        private func checkShare(of place: JSON) throws(LockstepError) {
+            guard let share = place["partial_rotary_factor"] else { return }
+            guard let share = share.double else { throw bad("partial_rotary_factor is not a number") }
+            guard share == 1 else {
+                throw unsupported("partial_rotary_factor is \(share); only 1 is known")
             }
         }
 
@@ -207,9 +240,7 @@ extension ModelConfiguration {
                     denseLayers: [])
             }
             let step = try self.count("decoder_sparse_step", default: 1)
-            let listed = json["mlp_only_layers"]?.array ?? []
-            let dense = Set(listed.compactMap(\.integer))
-            guard listed.count == dense.count else { throw bad("mlp_only_layers is not a list of layers") }
+            let dense = Set(try list("mlp_only_layers", of: "layers", \.integer))
             return Experts(
                 count: count, perToken: perToken, intermediateSize: try self.count("moe_intermediate_size"),
                 normalized: try flag("norm_topk_prob", default: false),
@@ -217,24 +248,34 @@ extension ModelConfiguration {
         }
 
         /// Settings that would change the result, and are known only where they do not.
-        func checkTheRest() throws(LockstepError) {
-            if let activation = json["hidden_act"]?.string, activation != "silu" {
+        func checkTheRest(_ family: Family, positions: Int) throws(LockstepError) {
+            let activation = json["hidden_act"] == nil ? "silu" : try text("hidden_act")
+            guard activation == "silu" else {
                 throw unsupported("hidden_act is '\(activation)'; known is silu")
             }
             if json["quantization_config"] != nil {
                 throw unsupported("quantization_config is given; load the weights as they were before")
             }
-            if json["use_sliding_window"]?.bool ?? true, let window = json["sliding_window"]?.integer,
-                window < (json["max_position_embeddings"]?.integer ?? 0)
-            {
+            // Qwen's configurations carry a window that is used only if another setting says so.
+            let isQwen = [.qwen2, .qwen3, .qwen3MoE].contains(family)
+            let usesWindow = try flag("use_sliding_window", default: !isQwen)
+            if usesWindow, let window = try window(family), window < positions {
                 throw unsupported(
                     "sliding_window is \(window), less than max_position_embeddings; known is full attention, "
                         + "so set max_position_embeddings to the window to use the model up to there")
             }
-            let types = Set(json["layer_types"]?.array?.compactMap(\.string) ?? [])
+            let types = Set(try list("layer_types", of: "texts", \.string))
             if let other = types.subtracting(["full_attention"]).min() {
                 throw unsupported("layer_types has '\(other)'; known is full_attention")
             }
+        }
+
+        /// The tokens that attention reaches back; Mistral has a default, which null turns off.
+        private func window(_ family: Family) throws(LockstepError) -> Int? {
+            if case .object(let members) = json, members["sliding_window"] == nil {
+                return family == .mistral ? 4096 : nil
+            }
+            return json["sliding_window"] == nil ? nil : try count("sliding_window")
         }
     }
 }

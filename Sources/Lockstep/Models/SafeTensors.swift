@@ -146,64 +146,81 @@ final class SafeTensors {
     func read(
         _ tensor: Tensor, _ key: String, shape: [Int], as format: Format, into target: UnsafeMutableRawPointer
     ) throws(LockstepError) {
+        try check(tensor, key, shape: shape)
         let what = "\(name): tensor '\(key)'"
-        guard tensor.shape == shape else {
-            throw LockstepError(
-                .badData, "\(what): shape is \(tensor.shape); the configuration wants \(shape)")
-        }
         guard let stored = tensor.format, [.fp64, .fp32, .fp16, .bf16].contains(stored) else {
             throw LockstepError(
                 .unsupported, "\(what): dtype is \(tensor.dtype); known are F64, F32, F16 and BF16")
         }
-        let count = shape.reduce(1, *)
-        let chunk = 1 << 20  // values read at a time
-        let buffer = try Scratch<UInt8>(count: min(chunk, count) * stored.byteCount)
-        for first in stride(from: 0, to: count, by: chunk) {
-            let part = min(chunk, count - first)
-            let bytes = part * stored.byteCount
-            let place = tensor.bytes.lowerBound + first * stored.byteCount
-            guard try file.read(into: buffer.base, at: place, count: bytes) == bytes else {
-                throw LockstepError(.badData, "\(name): was cut short while it was read")
-            }
-            let out = target + first * format.byteCount
-            try convert(
-                TensorView(buffer.base, stored, shape: [part]),
-                into: MutableTensorView(out, format, shape: [part]), execution: Execution(threads: 1))
-            let lost =
-                format == .fp64
-                ? UnsafeBufferPointer(start: out.assumingMemoryBound(to: Double.self), count: part)
-                    .count { !$0.isFinite }
-                : Int(try Execution().kernels().pointee.non_finite_values(out, format.rawValue, part))
-            guard lost == 0 else {
-                throw LockstepError(
-                    .nonFinite,
-                    "\(what): \(lost) of the values from \(first) on are NaN or infinite as \(format); use a "
-                        + "recipe with other parameters, or mend the checkpoint")
-            }
+        try forEachPart(of: tensor, stored, as: format, into: { target + $0 * format.byteCount }) {
+            (values, first, count) throws(LockstepError) in
+            try SafeTensors.checkFinite(values, format, count, what, from: first)
         }
     }
 
     /// Lends a tensor's values as floats to `body`, a part at a time; they may be infinite or NaN.
     func readFloats(
-        _ tensor: Tensor, _ key: String, _ body: (UnsafeBufferPointer<Float>) -> Void
+        _ tensor: Tensor, _ body: (UnsafeBufferPointer<Float>) -> Void
     ) throws(LockstepError) {
         guard let stored = tensor.format else { return }
-        let count = tensor.shape.reduce(1, *)
-        let chunk = 1 << 18
-        let buffer = try Scratch<UInt8>(count: min(chunk, count) * stored.byteCount)
-        let values = try Scratch<Float>(count: min(chunk, count))
-        for first in stride(from: 0, to: count, by: chunk) {
-            let part = min(chunk, count - first)
-            let bytes = part * stored.byteCount
-            let place = tensor.bytes.lowerBound + first * stored.byteCount
-            guard try file.read(into: buffer.base, at: place, count: bytes) == bytes else {
+        let values = try Scratch<Float>(count: SafeTensors.part)
+        let base = UnsafeMutableRawPointer(values.base)
+        try forEachPart(of: tensor, stored, as: .fp32, into: { _ in base }) {
+            (part, _, count) throws(LockstepError) in
+            body(UnsafeBufferPointer(start: part.assumingMemoryBound(to: Float.self), count: count))
+        }
+    }
+
+    /// Values read and converted at a time.
+    private static let part = 1 << 18
+
+    /// Reads a tensor a part at a time, converts each to where `place` of its first value's number says, and calls
+    /// `body` with it, that number, and how many there are.
+    private func forEachPart(
+        of tensor: Tensor, _ stored: Format, as format: Format, into place: (Int) -> UnsafeMutableRawPointer,
+        _ body: (UnsafeMutableRawPointer, Int, Int) throws(LockstepError) -> Void
+    ) throws(LockstepError) {
+        let total = tensor.shape.reduce(1, *)
+        let buffer = try Scratch<UInt8>(count: min(SafeTensors.part, total) * stored.byteCount)
+        for first in stride(from: 0, to: total, by: SafeTensors.part) {
+            let count = min(SafeTensors.part, total - first)
+            let bytes = count * stored.byteCount
+            let start = tensor.bytes.lowerBound + first * stored.byteCount
+            guard try file.read(into: buffer.base, at: start, count: bytes) == bytes else {
                 throw LockstepError(.badData, "\(name): was cut short while it was read")
             }
+            let values = place(first)
             try convert(
-                TensorView(buffer.base, stored, shape: [part]),
-                into: MutableTensorView(values.base, .fp32, shape: [part]), execution: Execution(threads: 1))
-            body(UnsafeBufferPointer(start: values.base, count: part))
+                TensorView(buffer.base, stored, shape: [count]),
+                into: MutableTensorView(values, format, shape: [count]), execution: Execution(threads: 1))
+            try body(values, first, count)
         }
+    }
+
+    /// Throws unless a tensor has a shape.
+    func check(_ tensor: Tensor, _ key: String, shape: [Int]) throws(LockstepError) {
+        guard tensor.shape == shape else {
+            throw LockstepError(
+                .badData,
+                "\(name): tensor '\(key)': shape is \(tensor.shape); the configuration wants \(shape)")
+        }
+    }
+
+    /// Throws if one of `count` values, the first of which is number `first` of a tensor, is NaN or infinite.
+    static func checkFinite(
+        _ values: UnsafeRawPointer, _ format: Format, _ count: Int, _ what: String, from first: Int = 0
+    ) throws(LockstepError) {
+        let view = VectorView(values, format, count: count)
+        if format != .fp64,
+            try Execution().kernels().pointee.non_finite_values(values, format.rawValue, count) == 0
+        {
+            return
+        }
+        guard let index = (0..<count).first(where: { !view.double($0).isFinite }) else { return }
+        throw LockstepError(
+            .nonFinite,
+            "\(what): value \(first + index) is NaN or infinite as \(format); use a recipe with other "
+                + "parameters, or mend the checkpoint")
     }
 
     /// A tensor's values as floats.

@@ -139,7 +139,7 @@ public enum ReferenceLogProbs {
     }
 
     /// The fixed tree: lane i takes lane i + 32, then + 16, and so on to + 1, in float64.
-    private static func tree(_ lanes: [Float]) -> Double {
+    static func tree(_ lanes: [Float]) -> Double {
         var sums = lanes.map(Double.init)
         for half in [32, 16, 8, 4, 2, 1] {
             for lane in 0..<half { sums[lane] += sums[lane + half] }

@@ -109,7 +109,7 @@ class LogProbsOptions(Structure):
     _fields_ = [
         ("struct_size", c_uint32), ("ignore_index", c_int32), ("temperature", c_double),
         ("soft_cap", c_double), ("top_p", c_double), ("top_k", c_int32), ("logits_dtype", c_int32),
-        ("threads", c_int32), ("instruction_set", c_int32),
+        ("threads", c_int32), ("instruction_set", c_int32), ("min_p", c_double),
     ]
 
 

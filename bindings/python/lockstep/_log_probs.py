@@ -24,7 +24,7 @@ class LogProbs(NamedTuple):
     entropy: Array | None = None
     #: ln sum exp of each row, fp64: hand it to the backward to save it a pass.
     log_sum_exp: Array | None = None
-    #: The probability of the kept set before it was cut; 1 without top_k and top_p.
+    #: The probability of the kept set before it was cut; 1 without top_k, top_p and min_p.
     kept_mass: Array | None = None
 
 
@@ -45,6 +45,7 @@ def log_probs(
     ignore_index: int = -100,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
     logits_dtype: object = None,
     entropy: bool = False,
     log_sum_exp: bool = False,
@@ -61,7 +62,7 @@ def log_probs(
 
     The bits of a row depend on that row and the options alone: not on the batch it came in, nor on
     `threads`, nor on `instruction_set`. A logit of -inf contributes exactly nothing; a target at -inf has
-    log-prob -inf. With top_k or top_p the results are those of the kept set renormalised (what a serving
+    log-prob -inf. With top_k, top_p or min_p the results are those of the kept set renormalised (what a serving
     engine calls "processed"), and a target outside it has log-prob -inf.
 
     Args:
@@ -71,7 +72,8 @@ def log_probs(
         soft_cap: y = soft_cap * tanh(logits / soft_cap), before the temperature; None for none.
         ignore_index: rows with this target are never read; their results are 0.
         top_k: keep only this many of the largest logits; None for all. Ties with the last are kept.
-        top_p: then keep only the smallest set of the largest whose probability reaches this.
+        top_p: then, after min_p, keep only the smallest set of the largest whose probability reaches this.
+        min_p: keep only logits whose probability is at least this share of the largest one's.
         logits_dtype: round the logits to "fp16" or "bf16" first, as a 16-bit head does.
         entropy: also return the entropy.
         log_sum_exp: also return ln sum exp (fp64).
@@ -97,7 +99,7 @@ def log_probs(
     shape = rows.shape[:-1]
     labels = token_vector(targets, "targets", shape, "logits")
     options = _options(
-        temperature, soft_cap, ignore_index, logits_dtype, threads, instruction_set, top_k, top_p)
+        temperature, soft_cap, ignore_index, logits_dtype, threads, instruction_set, top_k, top_p, min_p)
     results = _results(rows, dtype, entropy, log_sum_exp, kept_mass)
     outputs = [_flat(each) for each in results]
     for start, (block,) in row_blocks(rows):
@@ -388,7 +390,7 @@ class Head:
 
 
 def _options(
-    temperature, soft_cap, ignore_index, logits_dtype, threads, instruction_set, top_k=None, top_p=None
+    temperature, soft_cap, ignore_index, logits_dtype, threads, instruction_set, top_k=None, top_p=None, min_p=None
 ) -> c.LogProbsOptions:
     return c.LogProbsOptions(
         sizeof(c.LogProbsOptions),
@@ -399,7 +401,8 @@ def _options(
         0 if top_k is None else int32(top_k, "top_k"),
         0 if logits_dtype is None else format_code(logits_dtype, "logits_dtype"),
         int32(threads, "threads"),
-        choice(c.INSTRUCTION_SETS, instruction_set, "instruction_set"))
+        choice(c.INSTRUCTION_SETS, instruction_set, "instruction_set"),
+        0.0 if min_p is None else real(min_p, "min_p"))
 
 
 def _results(rows: View, dtype, entropy, log_sum_exp, kept_mass=False) -> list[Array | None]:

@@ -1,0 +1,343 @@
+/* Section 9 from C: a model is loaded, scored and sampled from with the same bits, and every misuse is refused
+ * by name. */
+#include "arguments.h"
+
+#include <math.h>
+#include <stddef.h>
+
+#define FOLDER ROOT "/Tests/Vectors/models/llama_untied"
+
+enum { TOKENS = 7, SEQUENCES = 2, VOCAB = 97 };
+
+static lockstep_model *shared_model;
+
+typedef struct {
+    lockstep_recipe recipe;
+    lockstep_score_options score_options;
+    lockstep_engine_options engine_options;
+    argument log_probs, entropy, tokens, offsets;
+    int32_t token_data[TOKENS], stop_ids[1];
+    int64_t offset_data[SEQUENCES + 1];
+    const char *path, *adapter, *name;
+    const lockstep_model *model;
+    uint32_t info_size;
+    struct {
+        double log_probs[TOKENS], entropy[TOKENS];
+        lockstep_model *model;
+        lockstep_engine *engine;
+        unsigned char recipe[sizeof(lockstep_recipe)], info[sizeof(lockstep_model_info)];
+    } outputs;
+} fixture;
+
+static void fixture_init(fixture *f) {
+    static const int32_t ids[TOKENS] = {5, 9, 96, 0, 3, 3, 3};
+    lockstep_score_options score_options = LOCKSTEP_SCORE_OPTIONS_INIT;
+    lockstep_engine_options engine_options = LOCKSTEP_ENGINE_OPTIONS_INIT;
+    memset(f, 0, sizeof *f);
+    memcpy(f->token_data, ids, sizeof ids);
+    f->offset_data[1] = 4;
+    f->offset_data[2] = TOKENS;
+    argument_init(&f->log_probs, f->outputs.log_probs, LOCKSTEP_FLOAT64, TOKENS, 0);
+    argument_init(&f->entropy, f->outputs.entropy, LOCKSTEP_FLOAT64, TOKENS, 0);
+    argument_init(&f->tokens, f->token_data, LOCKSTEP_INT32, TOKENS, 0);
+    argument_init(&f->offsets, f->offset_data, LOCKSTEP_INT64, SEQUENCES + 1, 0);
+    f->score_options = score_options;
+    f->engine_options = engine_options;
+    f->engine_options.max_tokens = 4;
+    f->engine_options.threads = f->score_options.threads = 1;
+    f->recipe.struct_size = sizeof f->recipe;
+    f->recipe.parameters = f->recipe.activations = f->recipe.cache = f->recipe.probabilities = f->recipe.logits =
+        LOCKSTEP_FLOAT16;
+    f->path = FOLDER;
+    f->name = "fp16";
+    f->model = shared_model;
+    f->info_size = sizeof(lockstep_model_info);
+}
+
+static lockstep_status recipe_named(fixture *f) {
+    lockstep_recipe recipe;
+    memset(&recipe, TEST_CANARY, sizeof recipe);
+    recipe.struct_size = f->info_size == 0 ? 0 : (uint32_t)sizeof recipe;
+    lockstep_status status = lockstep_recipe_named(&recipe, f->name);
+    if (status == LOCKSTEP_OK) memcpy(f->outputs.recipe, &recipe, sizeof recipe);
+    return status;
+}
+
+static lockstep_status load(fixture *f) {
+    lockstep_model *model = NULL;
+    lockstep_status status = lockstep_model_load(&model, f->path, f->adapter, &f->recipe);
+    if (status == LOCKSTEP_OK) lockstep_model_destroy(model);
+    else CHECK(model == NULL);
+    return status;
+}
+
+static lockstep_status get_info(fixture *f) {
+    lockstep_model_info info;
+    memset(&info, TEST_CANARY, sizeof info);
+    info.struct_size = f->info_size;
+    lockstep_status status = lockstep_model_get_info(&info, f->model);
+    if (status == LOCKSTEP_OK) memcpy(f->outputs.info, &info, sizeof info);
+    return status;
+}
+
+static lockstep_status score(fixture *f) {
+    return lockstep_model_score(given(&f->log_probs), given(&f->entropy), f->model, given(&f->tokens),
+                                given(&f->offsets), &f->score_options);
+}
+
+static lockstep_status engine(fixture *f) {
+    lockstep_engine *engine = NULL;
+    lockstep_status status = lockstep_engine_create(&engine, f->model, &f->engine_options);
+    if (status == LOCKSTEP_OK) lockstep_engine_destroy(engine);
+    else CHECK(engine == NULL);
+    return status;
+}
+
+/* An engine of the fixture's options that is given the first sequence as a prompt. */
+static lockstep_status add(fixture *f) {
+    static const uint64_t ids[3] = {7, 8, 1u << 31};
+    lockstep_engine *engine;
+    lockstep_status status = lockstep_engine_create(&engine, f->model, &f->engine_options);
+    if (status != LOCKSTEP_OK) return status;
+    status = lockstep_engine_add(engine, given(&f->tokens), ids, 3);
+    lockstep_engine_destroy(engine);
+    return status;
+}
+
+static void a_model_says_what_it_is(void) {
+    lockstep_model_info info = {.struct_size = sizeof info};
+    CHECK_OK(lockstep_model_get_info(&info, shared_model));
+    CHECK(info.layers == 2 && info.vocab == VOCAB && info.hidden_size == 64 && info.positions == 128);
+    CHECK(strcmp(info.family, "llama") == 0 && info.parameters > 50000 && info.parameters < 60000);
+    lockstep_recipe recipe = {.struct_size = sizeof recipe};
+    CHECK_OK(lockstep_recipe_named(&recipe, "bf16-fp32head"));
+    CHECK(recipe.parameters == LOCKSTEP_BFLOAT16 && recipe.cache == LOCKSTEP_BFLOAT16);
+    CHECK(recipe.logits == LOCKSTEP_FLOAT32);
+    lockstep_model_destroy(NULL);
+    lockstep_engine_destroy(NULL);
+}
+
+/* The proof from C: what the engine says of its tokens is what scoring says of them. */
+static void the_engine_has_the_bits_of_scoring(void) {
+    fixture f;
+    fixture_init(&f);
+    lockstep_engine *engine;
+    f.engine_options.max_tokens = 9;
+    f.engine_options.seed = 11;
+    f.stop_ids[0] = 3;
+    f.engine_options.stop_ids = f.stop_ids;
+    f.engine_options.stop_id_count = 1;
+    CHECK_OK(lockstep_engine_create(&engine, shared_model, &f.engine_options));
+    static const uint64_t ids[5] = {0, 1, 2, UINT64_MAX, 4};
+    int64_t shape[1] = {TOKENS};
+    lockstep_tensor prompt = lockstep_tensor_of(f.token_data, LOCKSTEP_INT32, 1, shape);
+    CHECK_OK(lockstep_engine_add(engine, &prompt, ids, 5));
+    CHECK_OK(lockstep_engine_add(engine, &prompt, NULL, 0));
+    size_t running = 5, finished = 0, taken = 0;
+    while (running > 0) {
+        CHECK_OK(lockstep_engine_step(engine, &running, &finished));
+        CHECK(running + finished + taken == 5);
+        lockstep_rollout rollout;
+        for (;;) {
+            CHECK_OK(lockstep_engine_take(&rollout, engine, 0));
+            if (rollout.token_count < 0) break;
+            taken++;
+            CHECK(rollout.token_count >= 1 && rollout.token_count <= 9);
+            int32_t last = rollout.tokens[rollout.token_count - 1];
+            CHECK(rollout.finish == (last == 3 ? LOCKSTEP_FINISH_STOP : LOCKSTEP_FINISH_LENGTH));
+            int32_t whole[TOKENS + 9];
+            double found[TOKENS + 9];
+            memcpy(whole, f.token_data, sizeof f.token_data);
+            memcpy(whole + TOKENS, rollout.tokens, (size_t)rollout.token_count * sizeof(int32_t));
+            int64_t length[1] = {TOKENS + rollout.token_count};
+            lockstep_tensor tokens = lockstep_tensor_of(whole, LOCKSTEP_INT32, 1, length);
+            lockstep_tensor out = lockstep_tensor_of(found, LOCKSTEP_FLOAT64, 1, length);
+            CHECK_OK(lockstep_model_score(&out, NULL, shared_model, &tokens, NULL, NULL));
+            CHECK(memcmp(found + TOKENS, rollout.raw_log_probs, (size_t)rollout.token_count * sizeof(double)) == 0);
+            CHECK(rollout.kept_mass[0] == 1 && rollout.processed_log_probs[0] == rollout.raw_log_probs[0]);
+        }
+    }
+    CHECK(taken == 5);
+    CHECK_OK(lockstep_engine_step(engine, NULL, NULL));
+    lockstep_engine_destroy(engine);
+}
+
+static void what_was_drawn_can_be_taken_early(void) {
+    fixture f;
+    fixture_init(&f);
+    lockstep_engine *engine;
+    CHECK_OK(lockstep_engine_create(&engine, shared_model, &f.engine_options));
+    static const uint64_t ids[2] = {5, 6};
+    CHECK_OK(lockstep_engine_add(engine, &f.tokens.tensor, ids, 2));
+    CHECK_OK(lockstep_engine_step(engine, NULL, NULL));
+    lockstep_rollout rollout;
+    CHECK_OK(lockstep_engine_take(&rollout, engine, 0));
+    CHECK(rollout.token_count == -1);
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(lockstep_engine_take(&rollout, engine, 1));
+        CHECK(rollout.token_count == 1 && rollout.finish == LOCKSTEP_FINISH_RUNNING);
+    }
+    CHECK_OK(lockstep_engine_take(&rollout, engine, 1));
+    CHECK(rollout.token_count == -1);
+    size_t running = 9;
+    CHECK_OK(lockstep_engine_step(engine, &running, NULL));
+    CHECK(running == 0);
+    /* The engine keeps its model alive. */
+    lockstep_model *model;
+    lockstep_engine *other;
+    CHECK_OK(lockstep_model_load(&model, FOLDER, NULL, NULL));
+    CHECK_OK(lockstep_engine_create(&other, model, NULL));
+    lockstep_model_destroy(model);
+    CHECK_OK(lockstep_engine_add(other, &f.tokens.tensor, ids, 2));
+    CHECK_OK(lockstep_engine_step(other, &running, NULL));
+    CHECK(running == 2);
+    lockstep_engine_destroy(other);
+    lockstep_engine_destroy(engine);
+}
+
+static void loading_refuses(void) {
+    ACCEPTED(load, (void)0);
+    REFUSED(load, INVALID_ARGUMENT, "path", f.path = NULL);
+    REFUSED(load, INVALID_ARGUMENT, "path", f.path = "\xff\xfe");
+    REFUSED(load, FILE, "config.json", f.path = "");
+    REFUSED(load, FILE, "/nowhere/config.json", f.path = "/nowhere");
+    REFUSED(load, FILE, "adapter_config.json", f.adapter = "/nowhere");
+    REFUSED(load, FILE, "adapter_config.json", f.adapter = f.path);
+    REFUSED(load, INVALID_ARGUMENT, "struct_size", f.recipe.struct_size = 0);
+    REFUSED(load, INVALID_ARGUMENT, "struct_size", f.recipe.struct_size = 5);
+    REFUSED(load, INVALID_ARGUMENT, "struct_size", f.recipe.struct_size = UINT32_MAX);
+    REFUSED(load, INVALID_ARGUMENT, "parameters", f.recipe.parameters = 0);
+    REFUSED(load, INVALID_ARGUMENT, "activations", f.recipe.activations = LOCKSTEP_FLOAT64);
+    REFUSED(load, INVALID_ARGUMENT, "cache", f.recipe.cache = LOCKSTEP_INT32);
+    REFUSED(load, INVALID_ARGUMENT, "probabilities", f.recipe.probabilities = INT32_MIN);
+    REFUSED(load, INVALID_ARGUMENT, "logits", f.recipe.logits = 12345);
+    fixture f;
+    fixture_init(&f);
+    test_refused(__FILE__, __LINE__, "model NULL", lockstep_model_load(NULL, FOLDER, NULL, NULL),
+                 LOCKSTEP_ERROR_INVALID_ARGUMENT, "model is NULL", "", 0);
+}
+
+static void recipes_refuse(void) {
+    ACCEPTED(recipe_named, (void)0);
+    REFUSED(recipe_named, INVALID_ARGUMENT, "name", f.name = NULL);
+    REFUSED(recipe_named, INVALID_ARGUMENT, "fp16-fp32head", f.name = "FP16");
+    REFUSED(recipe_named, INVALID_ARGUMENT, "name", f.name = "\xff");
+    REFUSED(recipe_named, INVALID_ARGUMENT, "struct_size", f.info_size = 0);
+    test_refused(__FILE__, __LINE__, "recipe NULL", lockstep_recipe_named(NULL, "fp16"),
+                 LOCKSTEP_ERROR_INVALID_ARGUMENT, "recipe", "", 0);
+    ACCEPTED(get_info, (void)0);
+    REFUSED(get_info, INVALID_ARGUMENT, "model is NULL", f.model = NULL);
+    REFUSED(get_info, INVALID_ARGUMENT, "struct_size", f.info_size = 0);
+    REFUSED(get_info, INVALID_ARGUMENT, "struct_size", f.info_size = 47);
+    test_refused(__FILE__, __LINE__, "info NULL", lockstep_model_get_info(NULL, shared_model),
+                 LOCKSTEP_ERROR_INVALID_ARGUMENT, "info", "", 0);
+}
+
+static void scoring_refuses(void) {
+    ACCEPTED(score, (void)0);
+    ACCEPTED(score, f.entropy.absent = 1);
+    ACCEPTED(score, f.offsets.absent = 1);
+    static const argument_place places[] = {PLACE(log_probs, REQUIRED | OUTPUT), PLACE(entropy, OUTPUT),
+                                            PLACE(tokens, REQUIRED), PLACE(offsets, 0)};
+    REFUSES_SPOILED_ARGUMENTS(score, places);
+    REFUSED(score, INVALID_ARGUMENT, "model is NULL", f.model = NULL);
+    REFUSED(score, INVALID_ARGUMENT, "tokens[2] is 97", f.token_data[2] = VOCAB);
+    REFUSED(score, INVALID_ARGUMENT, "tokens[6] is -1", f.token_data[6] = -1);
+    REFUSED(score, INVALID_ARGUMENT, "tokens[0] is 2147483647", f.token_data[0] = INT32_MAX);
+    REFUSED(score, INVALID_ARGUMENT, "sequence 1 is empty", f.offset_data[1] = TOKENS);
+    REFUSED(score, INVALID_ARGUMENT, "offsets", f.offset_data[1] = TOKENS + 1);
+    REFUSED(score, INVALID_ARGUMENT, "offsets", f.offset_data[1] = -1);
+    REFUSED(score, INVALID_ARGUMENT, "offsets", f.offset_data[0] = 1);
+    REFUSED(score, INVALID_ARGUMENT, "offsets", f.offset_data[2] = TOKENS - 1);
+    REFUSED(score, INVALID_ARGUMENT, "struct_size", f.score_options.struct_size = 0);
+    REFUSED(score, INVALID_ARGUMENT, "struct_size", f.score_options.struct_size = 23);
+    REFUSED(score, INVALID_ARGUMENT, "struct_size", f.score_options.struct_size = UINT32_MAX);
+    REFUSED(score, INVALID_ARGUMENT, "threads", f.score_options.threads = -1);
+    REFUSED(score, INVALID_ARGUMENT, "instruction_set", f.score_options.instruction_set = 77);
+    REFUSED(score, INVALID_ARGUMENT, "reserved", f.score_options.reserved = 1);
+    REFUSED(score, INVALID_ARGUMENT, "temperature", f.score_options.temperature = 0);
+    REFUSED(score, INVALID_ARGUMENT, "temperature", f.score_options.temperature = NAN);
+    /* Longer than the context of 128. */
+    int32_t ids[129] = {0};
+    double out[129];
+    int64_t shape[1] = {129};
+    lockstep_tensor tokens = lockstep_tensor_of(ids, LOCKSTEP_INT32, 1, shape);
+    lockstep_tensor log_probs = lockstep_tensor_of(out, LOCKSTEP_FLOAT64, 1, shape);
+    memset(out, TEST_CANARY, sizeof out);
+    test_refused(__FILE__, __LINE__, "too long",
+                 lockstep_model_score(&log_probs, NULL, shared_model, &tokens, NULL, NULL),
+                 LOCKSTEP_ERROR_INVALID_ARGUMENT, "129 tokens", out, sizeof out);
+}
+
+static void engines_refuse(void) {
+    ACCEPTED(engine, (void)0);
+    REFUSED(engine, INVALID_ARGUMENT, "model is NULL", f.model = NULL);
+    REFUSED(engine, INVALID_ARGUMENT, "struct_size", f.engine_options.struct_size = 0);
+    REFUSED(engine, INVALID_ARGUMENT, "struct_size", f.engine_options.struct_size = 79);
+    REFUSED(engine, INVALID_ARGUMENT, "top_k", f.engine_options.top_k = -1);
+    REFUSED(engine, INVALID_ARGUMENT, "temperature", f.engine_options.temperature = -1);
+    REFUSED(engine, INVALID_ARGUMENT, "temperature", f.engine_options.temperature = NAN);
+    REFUSED(engine, INVALID_ARGUMENT, "temperature", f.engine_options.temperature = 1e-9);
+    REFUSED(engine, INVALID_ARGUMENT, "top_p", f.engine_options.top_p = 0);
+    REFUSED(engine, INVALID_ARGUMENT, "min_p", f.engine_options.min_p = 2);
+    REFUSED(engine, INVALID_ARGUMENT, "max_tokens", f.engine_options.max_tokens = 0);
+    REFUSED(engine, INVALID_ARGUMENT, "max_tokens", f.engine_options.max_tokens = INT64_MIN);
+    REFUSED(engine, INVALID_ARGUMENT, "capacity", f.engine_options.capacity = 0);
+    REFUSED(engine, INVALID_ARGUMENT, "capacity", f.engine_options.capacity = 513);
+    REFUSED(engine, INVALID_ARGUMENT, "threads", f.engine_options.threads = -1);
+    REFUSED(engine, INVALID_ARGUMENT, "stop_ids", f.engine_options.stop_id_count = 1);
+    ACCEPTED(engine, f.engine_options.temperature = 0);
+
+    ACCEPTED(add, (void)0);
+    static const argument_place places[] = {{"prompt", offsetof(fixture, tokens), REQUIRED}};
+    REFUSES_SPOILED_ARGUMENTS(add, places);
+}
+
+static void calls_without_an_engine_are_refused(void) {
+    fixture f;
+    fixture_init(&f);
+    static const uint64_t ids[1] = {1};
+    lockstep_rollout rollout;
+    lockstep_engine *engine;
+    size_t running, finished;
+    memset(&rollout, TEST_CANARY, sizeof rollout);
+    memset(&running, TEST_CANARY, sizeof running);
+    memset(&finished, TEST_CANARY, sizeof finished);
+    test_refused(__FILE__, __LINE__, "add", lockstep_engine_add(NULL, &f.tokens.tensor, ids, 1),
+                 LOCKSTEP_ERROR_INVALID_ARGUMENT, "engine is NULL", "", 0);
+    test_refused(__FILE__, __LINE__, "step", lockstep_engine_step(NULL, &running, &finished),
+                 LOCKSTEP_ERROR_INVALID_ARGUMENT, "engine is NULL", &running, sizeof running);
+    test_refused(__FILE__, __LINE__, "take", lockstep_engine_take(&rollout, NULL, 0),
+                 LOCKSTEP_ERROR_INVALID_ARGUMENT, "engine is NULL", &rollout, sizeof rollout);
+    test_refused(__FILE__, __LINE__, "create", lockstep_engine_create(NULL, shared_model, NULL),
+                 LOCKSTEP_ERROR_INVALID_ARGUMENT, "engine is NULL", "", 0);
+    CHECK_OK(lockstep_engine_create(&engine, shared_model, NULL));
+    test_refused(__FILE__, __LINE__, "take", lockstep_engine_take(NULL, engine, 0),
+                 LOCKSTEP_ERROR_INVALID_ARGUMENT, "rollout", "", 0);
+    test_refused(__FILE__, __LINE__, "ids", lockstep_engine_add(engine, &f.tokens.tensor, NULL, 1),
+                 LOCKSTEP_ERROR_INVALID_ARGUMENT, "ids", "", 0);
+    test_refused(__FILE__, __LINE__, "count", lockstep_engine_add(engine, &f.tokens.tensor, ids, SIZE_MAX),
+                 LOCKSTEP_ERROR_INVALID_ARGUMENT, "count", "", 0);
+    test_refused(__FILE__, __LINE__, "prompt", lockstep_engine_add(engine, NULL, ids, 1),
+                 LOCKSTEP_ERROR_INVALID_ARGUMENT, "prompt", "", 0);
+    f.token_data[3] = VOCAB;
+    test_refused(__FILE__, __LINE__, "token", lockstep_engine_add(engine, &f.tokens.tensor, ids, 1),
+                 LOCKSTEP_ERROR_INVALID_ARGUMENT, "prompt[3] is 97", "", 0);
+    CHECK_OK(lockstep_engine_step(engine, &running, &finished));
+    CHECK(running == 0 && finished == 0);
+    lockstep_engine_destroy(engine);
+}
+
+int main(void) {
+    CHECK_OK(lockstep_model_load(&shared_model, FOLDER, NULL, NULL));
+    TEST(a_model_says_what_it_is);
+    TEST(the_engine_has_the_bits_of_scoring);
+    TEST(what_was_drawn_can_be_taken_early);
+    TEST(loading_refuses);
+    TEST(recipes_refuse);
+    TEST(scoring_refuses);
+    TEST(engines_refuse);
+    TEST(calls_without_an_engine_are_refused);
+    lockstep_model_destroy(shared_model);
+    return test_report();
+}
