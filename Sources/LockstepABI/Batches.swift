@@ -68,6 +68,19 @@ struct CheckedBatch {
         return MutableMatrixView(
             tensor.base, view.format, rows: view.rows, columns: view.columns, rowStride: view.rowStride)
     }
+
+    /// An optional output of one byte for each token, uint8 or bool; NULL gives nil.
+    func maskOutput(
+        _ pointer: UnsafePointer<lockstep_tensor>?, _ name: StaticString
+    ) throws(LockstepError) -> MutableMaskView? {
+        guard let view = try optionalMask(pointer, name, like: ("the batch", shape)) else { return nil }
+        guard view.rows <= 1 || view.columns == 0 || view.rowStride.magnitude >= UInt(view.columns) else {
+            throw invalid("\(name): strides[0] is \(view.rowStride); rows of an output must not overlap")
+        }
+        return MutableMaskView(
+            UnsafeMutablePointer(mutating: view.base), rows: view.rows, columns: view.columns,
+            rowStride: view.rowStride)
+    }
 }
 
 private func values(

@@ -15,6 +15,8 @@
 
 #include "divergence.h"
 
+#include "objective.h"
+
 const lsk_kernels LSK_TABLE = {
     .instruction_set = LSK_SET,
     .convert = convert,
@@ -38,4 +40,8 @@ const lsk_kernels LSK_TABLE = {
     .mismatch_terms = mismatch_terms,
     .divergence_row = divergence_row,
     .divergence_sums = divergence_sums,
+    .objective_count = objective_count,
+    .objective_level = objective_level,
+    .objective_terms = objective_terms,
+    .objective_kl = objective_kl,
 };
