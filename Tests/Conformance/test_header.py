@@ -14,7 +14,7 @@ import pytest
 import lockstep
 from conftest import ROOT
 from lockstep import _library as c
-from lockstep import _accumulator, _log_file, _mismatch, _monitor
+from lockstep import _accumulator, _log_file, _mismatch, _monitor, _objectives
 
 HEADER = re.sub(r"/\*.*?\*/", " ", (ROOT / "include" / "lockstep.h").read_text(), flags=re.S)
 
@@ -106,7 +106,7 @@ def allowed(declaration: str) -> list:
         kind = "int32_t"
     if not pointer:
         plain = {"int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "size_t": ctypes.c_size_t,
-                 "float": ctypes.c_float, "void": None}
+                 "float": ctypes.c_float, "double": ctypes.c_double, "void": None}
         return [plain[kind]] if kind in plain else [struct_class(kind)]
     if kind == "char":
         return [ctypes.c_char_p]
@@ -153,6 +153,11 @@ def test_option_defaults_are_the_macros(run_c):
             ctypes.sizeof(c.MismatchAccumulatorOptions)),
         "lockstep_monitor_options": _monitor._options(
             **{name: each.default for name, each in inspect.signature(lockstep.Monitor).parameters.items()}),
+        "lockstep_objective_options": _objectives._options(),
+        "lockstep_covariance_options": c.CovarianceOptions(
+            ctypes.sizeof(c.CovarianceOptions), *(
+                inspect.signature(lockstep.covariance_select).parameters[name].default if name != "rule" else 0
+                for name, _ in c.CovarianceOptions._fields_[1:])),
     }
     for name, options in defaults.items():
         assert bytes(options) == run_c(
@@ -164,6 +169,9 @@ def test_results_have_the_structs_fields():
         each for each in STRUCTS["lockstep_mismatch"] if each not in ("struct_size", "reserved")]
     assert list(lockstep.Divergence._fields) == STRUCTS["lockstep_divergence"]
     assert list(lockstep.ConvertCounts._fields) == STRUCTS["lockstep_convert_counts"]
+    assert [each.name for each in fields(lockstep.ObjectiveReport)] == [
+        each for each in STRUCTS["lockstep_objective_report"] if each != "struct_size"]
+    assert list(lockstep.ObjectiveCounts._fields) == STRUCTS["lockstep_objective_counts"]
     assert list(lockstep.Estimate._fields) == STRUCTS["lockstep_estimate"]
     assert {each.name for each in fields(lockstep.Alarm)} == set(STRUCTS["lockstep_monitor_alarm"]) - {"struct_size"}
     assert [each.name for each in fields(lockstep.Reading)] == STRUCTS["lockstep_monitor_reading"]

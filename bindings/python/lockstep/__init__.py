@@ -36,19 +36,24 @@ from ._mismatch import (
     mismatch_profile, mismatch_sequences,
 )
 from ._monitor import Alarm, Monitor, Reading
+from ._objectives import (
+    Objective, ObjectiveCounts, ObjectiveLoss, ObjectiveReport, adapted_kl_coefficient, covariance_select,
+    kl_penalty, objective_loss,
+)
 from .advice import Advice, advise
 from .certificate import Certificate, certify
 
 __all__ = [
-    "LOG_RATIO_QUANTILES", "Advice", "Alarm", "BadDataError", "Cause", "CauseEvidence",
-    "Certificate", "ConvertCounts", "Converted", "Divergence", "Estimate", "ExactMismatch",
-    "FileError", "Head", "InternalError", "InvalidArgumentError", "LinearGradients",
-    "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary",
-    "LogWriter", "Mismatch", "MismatchAccumulator", "Monitor", "NonFiniteError",
-    "OutOfMemoryError", "Reading", "UnsupportedError", "advise", "certify", "convert",
-    "exact_mismatch", "has_instruction_set", "linear_log_probs", "linear_log_probs_backward",
+    "Advice", "Alarm", "BadDataError", "Cause", "CauseEvidence", "Certificate", "ConvertCounts",
+    "Converted", "Divergence", "Estimate", "ExactMismatch", "FileError", "Head", "InternalError",
+    "InvalidArgumentError", "LOG_RATIO_QUANTILES", "LinearGradients", "LockstepError", "LogHeader",
+    "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter", "Mismatch",
+    "MismatchAccumulator", "Monitor", "NonFiniteError", "Objective", "ObjectiveCounts",
+    "ObjectiveLoss", "ObjectiveReport", "OutOfMemoryError", "Reading", "UnsupportedError",
+    "adapted_kl_coefficient", "advise", "certify", "convert", "covariance_select", "exact_mismatch",
+    "has_instruction_set", "kl_penalty", "linear_log_probs", "linear_log_probs_backward",
     "log_probs", "log_probs_backward", "metrics", "mismatch", "mismatch_profile",
-    "mismatch_sequences", "ulp_distance",
+    "mismatch_sequences", "objective_loss", "ulp_distance",
 ]
 
 #: The version of the library that is loaded.
