@@ -215,6 +215,10 @@ public struct ObjectiveOptions: Sendable {
             throw LockstepError(
                 .unsupported, "options: \(term) has a ratio of its own; leave ratio_level at token")
         }
+        if brought != nil, kl != .none, klGradient == .ratio {
+            throw LockstepError(
+                .unsupported, "options: kl_gradient is ratio, and the ratio of \(term) is not a token's")
+        }
     }
 
     private func require(
