@@ -159,6 +159,7 @@ LSK_INLINE vl load_moves(const lsk_objective_chunk *chunk, int64_t at) {
 }
 
 static void begin_chunks(lsk_objective_chunk *chunk, const lsk_objective_span *span) {
+    memset(chunk->selected, 0, sizeof chunk->selected);
     for (int input = 0; input < LSK_OBJECTIVE_INPUTS; input++) {
         if (span->input[input]) continue;
         double value = input == LSK_ADVANTAGE ? span->advantage : input == LSK_WEIGHT ? 1 : 0;
@@ -166,8 +167,23 @@ static void begin_chunks(lsk_objective_chunk *chunk, const lsk_objective_span *s
     }
 }
 
+typedef uint8_t lsk_flags __attribute__((vector_size(LSK_WIDTH)));
+
+LSK_INLINE lsk_flags flags_load(const uint8_t *p) { lsk_flags v; __builtin_memcpy(&v, p, sizeof v); return v; }
+LSK_INLINE void flags_store(uint8_t *p, lsk_flags v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// flags &= mask != 0, of up to 256 bytes; with `inverse`, flags &= mask == 0.
+static void and_flags(uint8_t *flags, const uint8_t *mask, int64_t count, int inverse) {
+    uint8_t bytes[LSK_OBJECTIVE_CHUNK];
+    memcpy(bytes, mask, (size_t)count);
+    for (int64_t i = 0; i < count; i += LSK_WIDTH) {
+        lsk_flags set = (lsk_flags)(flags_load(bytes + i) != 0);
+        flags_store(flags + i, flags_load(flags + i) & (inverse ? ~set : set));
+    }
+}
+
 // Which of the chunk's tokens count, and of which the policy term does, as far as the masks say; returns 0
-// if none counts.
+// if none counts. All 256 flags are set.
 static int load_masks(lsk_objective_chunk *chunk, const lsk_objective_span *span,
                       const lsk_objective_rule *rule, int64_t start) {
     int64_t count = span->count - start;
@@ -176,23 +192,34 @@ static int load_masks(lsk_objective_chunk *chunk, const lsk_objective_span *span
     chunk->padded = (count + 7) / 8 * 8;
     chunk->non_finite = 0;
     memset(chunk->counted, 1, (size_t)count);
-    memset(chunk->counted + count, 0, (size_t)(chunk->padded - count));
-    if (span->mask)
-        for (int64_t i = 0; i < count; i++) chunk->counted[i] = span->mask[start + i] != 0;
-    memcpy(chunk->acting, chunk->counted, (size_t)chunk->padded);
-    if (span->kept)
-        for (int64_t i = 0; i < count; i++) chunk->acting[i] &= span->kept[start + i] != 0;
-    if (rule->drop_rejected) memcpy(chunk->counted, chunk->acting, (size_t)chunk->padded);
-    memset(chunk->selected, 0, (size_t)chunk->padded);
+    memset(chunk->counted + count, 0, (size_t)(LSK_OBJECTIVE_CHUNK - count));
+    if (span->mask) and_flags(chunk->counted, span->mask + start, count, 0);
+    memcpy(chunk->acting, chunk->counted, LSK_OBJECTIVE_CHUNK);
+    if (span->kept) and_flags(chunk->acting, span->kept + start, count, 0);
+    if (rule->drop_rejected) memcpy(chunk->counted, chunk->acting, LSK_OBJECTIVE_CHUNK);
     if (span->selected) {
+        memset(chunk->selected, 0, LSK_OBJECTIVE_CHUNK);
         memcpy(chunk->selected, span->selected + start, (size_t)count);
         // A token that a covariance rule takes out of the clipped objective keeps only its regularisers.
-        if (rule->term == LSK_CLIP)
-            for (int64_t i = 0; i < count; i++) chunk->acting[i] &= chunk->selected[i] == 0;
+        if (rule->term == LSK_CLIP) and_flags(chunk->acting, chunk->selected, count, 1);
     }
-    uint8_t any = 0;
-    for (int64_t i = 0; i < chunk->padded; i++) any |= chunk->counted[i];
-    return any;
+    lsk_flags any = {0};
+    for (int i = 0; i < LSK_OBJECTIVE_CHUNK; i += LSK_WIDTH) any |= flags_load(chunk->counted + i);
+    uint64_t words[LSK_WIDTH / 8], found = 0;
+    __builtin_memcpy(words, &any, sizeof words);
+    for (int i = 0; i < LSK_WIDTH / 8; i++) found |= words[i];
+    return found != 0;
+}
+
+// How many of 256 flags, each 1 or 0, are set.
+static int64_t count_flags(const uint8_t *flags) {
+    uint64_t total = 0;
+    for (int i = 0; i < LSK_OBJECTIVE_CHUNK; i += 8) {
+        uint64_t word;
+        __builtin_memcpy(&word, flags + i, 8);
+        total += word;  // at most 32 in each byte
+    }
+    return (int64_t)((total & 0x00ff00ff00ff00ff) + (total >> 8 & 0x00ff00ff00ff00ff)) * 0x0001000100010001 >> 48;
 }
 
 // Takes the tokens with a value that is not finite out, and counts them.
@@ -280,11 +307,8 @@ static void objective_count(lsk_objective_counts *counts, const lsk_objective_sp
             careful.exclude = 1;
             load_objective(&chunk, span, &careful, start);
         }
-        int64_t tokens = 0, acting = 0;
-        for (int64_t i = 0; i < chunk.padded; i++) tokens += chunk.counted[i];
-        for (int64_t i = 0; i < chunk.padded; i++) acting += chunk.acting[i];
-        counts->tokens += tokens;
-        counts->acting += acting;
+        counts->tokens += count_flags(chunk.counted);
+        counts->acting += count_flags(chunk.acting);
         counts->non_finite += chunk.non_finite;
     }
 }
@@ -587,9 +611,14 @@ LSK_PASS write_constant(char *out, int32_t format, const lsk_objective_chunk *ch
 // The sums of a sequence and, unless NULL, the gradient with respect to its log-probs and its entropies.
 // `level`: NULL where each token has a ratio of its own.
 static void objective_terms(lsk_objective_sums *sums, void *gradient, int32_t format, void *d_entropies,
-                            int32_t d_entropies_format, const lsk_objective_span *span,
+                            int32_t d_entropies_format, const lsk_objective_span *all,
                             const lsk_objective_rule *rule, const lsk_objective_level *level,
                             const lsk_objective_scale *scale) {
+    const int uneven = level && (rule->level == LSK_RATIO_SEQUENCE_SUM || rule->term == LSK_GMPO);
+    lsk_objective_span needed = *all;
+    const lsk_objective_span *span = &needed;
+    // All that a sequence's ratio wants of the trainer's log-probs is in `level`.
+    if (level && !uneven && !rule->exclude) needed.input[LSK_TRAINER] = NULL;
     const int64_t size = size_of(format), d_size = size_of(d_entropies_format);
     lsk_objective_chunk chunk;
     lsk_ratio_sums r = {0};
@@ -604,7 +633,6 @@ static void objective_terms(lsk_objective_sums *sums, void *gradient, int32_t fo
     const lsk_objective_level none = {.ratio = 1};
     const int own_ratios = !level && span->input[LSK_TRAINER];
     if (!own_ratios) spread_level(&chunk, level ? level : &none);
-    const int uneven = level && (rule->level == LSK_RATIO_SEQUENCE_SUM || rule->term == LSK_GMPO);
     for (int64_t start = 0; start < span->count; start += LSK_OBJECTIVE_CHUNK) {
         char *out = gradient ? (char *)gradient + start * size : NULL;
         char *d_out = d_entropies ? (char *)d_entropies + start * d_size : NULL;
@@ -613,7 +641,7 @@ static void objective_terms(lsk_objective_sums *sums, void *gradient, int32_t fo
             if (d_out) memset(d_out, 0, (size_t)(chunk.count * d_size));
             continue;
         }
-        for (int64_t i = 0; i < chunk.padded; i++) tokens += chunk.counted[i];
+        tokens += count_flags(chunk.counted);
         if (own_ratios) find_ratios(&r, &chunk, rule);
         if (uneven) find_moves(&chunk, level, rule);
         terms_passes[rule->term](&t, &chunk, rule, level);
