@@ -158,7 +158,9 @@ def test_golden_divergences(case):
     wanted = case.get("exact", case["expected"])
     # Two peers compute in float32, NeMo takes exp(x) - 1 - x as it stands.
     rtol, atol = (1e-5, 3e-7) if system in ("slime", "openrlhf") else (1e-9, 1e-14)
-    large = np.abs(numbers(arrays["logprob"]) - numbers(arrays["ref_logprob"])) > 80  # beyond float32
+    # Left out: what overflows float32, and where NeMo's k1 stands exactly at a clamp (its slope is 0 there, ours 1).
+    apart = np.abs(numbers(arrays["logprob"]) - numbers(arrays["ref_logprob"]))
+    large = (apart > 80) | (apart == (options.get("kl_output_max") or -1))
     for mine, theirs in ((values, numbers(wanted["value"])), (slopes, numbers(wanted["grad"]))):
         np.testing.assert_allclose(mine[~large], theirs[~large], rtol=rtol, atol=atol)
 
