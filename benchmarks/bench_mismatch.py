@@ -2,9 +2,10 @@
 
     python benchmarks/bench_mismatch.py [--quick] [--rounds N]
 
-fp32 log-probs with a mask, packed, one thread; the accumulator, which also keeps profiles, histograms, a sample
-and the worst tokens, with two threads too. Both sides run in one process, pinned to one core, turn by
-turn; medians. Their results are compared before anything is timed. --quick takes a small log, to see that
+fp32 log-probs with a mask, packed, one thread. Then the accumulator, with two threads too: everything (profiles,
+histograms, a sample, the worst tokens and the evidence of causes as well) and its summary, beside NumPy's code for
+the plain means over tokens, which have neither errors nor quantiles nor sequences. Both sides run in one process,
+pinned to as many cores as threads, turn by turn; medians. Their results are compared before anything is timed. --quick takes a small log, to see that
 everything runs; its figures mean nothing and are not written.
 """
 
@@ -89,12 +90,32 @@ def numpy_statistics(trainer, rollout, mask, offsets):
     }
 
 
+def numpy_means(trainer, rollout, mask, offsets):
+    """The plain means over tokens, no errors: what a trainer logs at the least. Every array is made once."""
+    a, b = trainer[mask].astype(np.float64), rollout[mask].astype(np.float64)
+    d = a - b
+    size, r = np.abs(d), np.exp(d)
+    gap = np.abs(np.exp(a) - np.exp(b))
+    mean_ratio, mean_square = r.mean(), (r * r).mean()
+    return {
+        "mean_log_ratio": d.mean(), "k2": (d * d).mean() / 2, "k3": (r - 1 - d).mean(),
+        "mean_abs_log_ratio": size.mean(), "max_abs_log_ratio": size.max(), "mean_abs_prob_diff": gap.mean(),
+        "max_abs_prob_diff": gap.max(), "chi_square": mean_square - 1, "mean_ratio": mean_ratio,
+        "ess": mean_ratio ** 2 / mean_square, "mean_exp_abs_log_ratio": np.maximum(r, 1 / r).mean(),
+        "mean_rollout_log_prob": b.mean(),
+        "share_outside_mlperf": ((r < 0.999) | (r > 1.002)).mean(),
+        "share_outside_1pct": ((r < 0.99) | (r > 1.01)).mean(),
+        "share_outside_5pct": ((r < 0.95) | (r > 1.05)).mean(),
+        "share_outside_10pct": ((r < 0.9) | (r > 1.1)).mean(),
+    }
+
+
 def check(ours, theirs):
     """Every figure of NumPy's is ours."""
     for name, value in theirs.items():
         mine = getattr(ours, name)
         if hasattr(mine, "standard_error"):
-            mine = mine.value, mine.standard_error
+            mine = (mine.value, mine.standard_error) if np.ndim(value) else mine.value
         # A reduceat sum of 10 M tokens carries about 1e-12; a token at a band's edge may fall either way.
         np.testing.assert_allclose(
             list(mine) if np.ndim(value) else mine, value, rtol=1e-6 if "share" in name else 1e-9,
@@ -106,9 +127,11 @@ def check(ours, theirs):
 OPERATIONS = 126
 
 
-def accumulate(*log, threads):
+def accumulate(*log, threads, summary=False):
     """What adding a part of a log costs."""
-    MismatchAccumulator().update(*log, threads=threads)
+    accumulator = MismatchAccumulator(summary=summary)
+    accumulator.update(*log, threads=threads)
+    return accumulator
 
 
 def rollouts(tokens, sequences):
@@ -131,9 +154,9 @@ def main():
     tokens, sequences = (100_000, 200) if arguments.quick else (10_000_000, 20_000)
     log = rollouts(tokens, sequences)
     check(measure(*log, threads=1), numpy_statistics(*log))
+    check(accumulate(*log, threads=1, summary=True).report(), numpy_means(*log))
     median = harness.interleaved(
-        arguments.rounds, ours=lambda: measure(*log, threads=1), numpy=lambda: numpy_statistics(*log),
-        accumulator=lambda: accumulate(*log, threads=1))
+        arguments.rounds, ours=lambda: measure(*log, threads=1), numpy=lambda: numpy_statistics(*log))
 
     limits = harness.Limits()
     read, flops = limits.gb_s(), limits.gflops() / 2  # float64 has half the lanes of float32
@@ -155,25 +178,35 @@ def main():
     print(f"  Floors   {row['arithmetic_floor_ms']:8.1f} ms   {OPERATIONS} float64 operations a token at "
           f"{flops:.0f} GFLOP/s ({100 * row['share_of_limit']:.0f} % reached); two reads of the input at "
           f"{read:.1f} GB/s: {row['read_floor_ms']:.1f} ms")
-    rows = [row, accumulator_row(row, 1, median["accumulator"], log)]
-    if len(harness.processors()) > 1:
-        harness.pin(2)
-        both = harness.interleaved(
-            arguments.rounds, one=lambda: accumulate(*log, threads=1), two=lambda: accumulate(*log, threads=2))
-        rows.append(accumulator_row(row, 2, both["two"], log, speedup=both["one"] / both["two"]))
+    rows = [row] + accumulator_rows(row, log, arguments.rounds)
     if not arguments.quick:
         harness.write("mismatch", rows, numpy=np.__version__)
 
 
-def accumulator_row(measured, threads, seconds, log, **more):
-    """The accumulator beside NumPy's plain statistics, which are less."""
-    row = {name: measured[name] for name in ("tokens", "sequences", "format", "mask", "numpy_ms")} | {
-        "work": "accumulator, everything", "threads": threads, "ours_ms": 1e3 * seconds,
-        "numpy_ratio": measured["numpy_ms"] / (1e3 * seconds), "ns_a_token": 1e9 * seconds / measured["tokens"],
-        "extra_mb": harness.extra_memory(lambda: accumulate(*log, threads=threads)), **more}
-    print(f"  Accumulator, {threads} thread{'s' * (threads > 1)} {row['ours_ms']:8.1f} ms   {row['extra_mb']:.0f} MB"
-          + (f", {row['speedup']:.2f} times as fast as one" if more else ""))
-    return row
+def accumulator_rows(measured, log, rounds):
+    """The accumulator, everything and a summary, on one thread and on two, beside NumPy's plain means."""
+    threads = [1, 2] if len(harness.processors()) > 1 else [1]
+    harness.pin(len(threads))
+    median = harness.interleaved(
+        rounds, numpy=lambda: numpy_means(*log),
+        **{f"{summary} {count}": lambda summary=summary, count=count: accumulate(*log, threads=count, summary=summary)
+           for summary in (False, True) for count in threads})
+    print(f"  NumPy, plain means {1e3 * median['numpy']:8.1f} ms")
+    rows = []
+    for summary in (False, True):
+        for count in threads:
+            seconds = median[f"{summary} {count}"]
+            row = {name: measured[name] for name in ("tokens", "sequences", "format", "mask")} | {
+                "work": "accumulator, summary" if summary else "accumulator, everything", "threads": count,
+                "ours_ms": 1e3 * seconds, "numpy_means_ms": 1e3 * median["numpy"],
+                "numpy_means_ratio": median["numpy"] / seconds, "ns_a_token": 1e9 * seconds / measured["tokens"],
+                "speedup": median[f"{summary} 1"] / seconds,
+                "extra_mb": harness.extra_memory(lambda: accumulate(*log, threads=count, summary=summary))}
+            rows.append(row)
+            print(f"  {row['work'].capitalize()}, {count} thread{'s' * (count > 1)} {row['ours_ms']:8.1f} ms   NumPy's "
+                  f"means take {row['numpy_means_ratio']:.1f} times as long, {row['extra_mb']:.0f} MB"
+                  + (f", {row['speedup']:.2f} times as fast as one thread" if count > 1 else ""))
+    return rows
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@
  * Logarithms are natural; entropies and divergences are in nats.
  *
  * Sections: 1 version, status, errors.  2 tensors and number formats.  3 log-probs.  4 mismatch.
- * 5 logs.  6 corrections.
+ * 5 logs.  6 corrections.  7 advantages.
  */
 #ifndef LOCKSTEP_H
 #define LOCKSTEP_H
@@ -1196,7 +1196,158 @@ typedef struct {
 
 /* ---------------------------------------------------------------------------------------------
  * 7. Advantages
+ *
+ * What a sequence earned, compared with what was to be expected:
+ *
+ *     A = (R - baseline) / scale
+ *
+ * An estimator is a choice of baseline and scale. R is the reward of a sequence, or the sum of the rewards of
+ * its tokens; n, mean and std are those of its group, the sequences that answer the same prompt. Groups may
+ * have any sizes, and their sequences stand anywhere in the batch.
+ *
+ *     GRPO                     (R - mean) / (std + epsilon)
+ *     DR_GRPO                  R - mean
+ *     LEAVE_ONE_OUT            R - mean of the group's others = n / (n - 1) (R - mean): RLOO
+ *     REINFORCE_PLUS_PLUS      G_t, whitened
+ *     REINFORCE_PLUS_PLUS_BASELINE   R - mean, whitened
+ *     OPO                      R - sum(length R) / sum(length)
+ *     REMAX                    R - the baseline that is given: the reward of the prompt's greedy answer
+ *     GPG                      (R - mean) / share of the batch's rewards that are not 0
+ *     PASS_AT_K                R - second best, over std + epsilon, for the group's best; 0 for the others
+ *     MAX_RL                   (R - mean) / (mean + epsilon)
+ *     GDPO                     sum over kinds of reward of weight (R - mean) / (std + epsilon), whitened
+ *     GAE                      e_t + gamma lambda A_(t+1), e_t = r_t + gamma V_(t+1) - V_t; whitened
+ *     OPTIMAL_TOKEN_BASELINE   G_t - sum(G_t W_t) / (sum(W_t) + epsilon) over the group's sequences that have
+ *                              a token at t, W_t = sum up to t of (1 - 2 p + sum of squared p) weight^2
+ *     MULTI_TURN_TOKEN_BASELINE   the same, t counting only the tokens that count
+ *
+ * r_t is the reward of a token, G_t = r_t + gamma G_(t+1) the discounted reward to go, t + 1 being the next token
+ * that counts (a tool's answer between two turns discounts nothing). Whitened: minus the mean
+ * over the batch's tokens, over sqrt(variance + 1e-8). Deviations are over n - 1.
+ *
+ * Conventions. Where a scale is 0 (all rewards equal) the difference, usually 0 too, stays as it is. The rewards of
+ * a group that are equal give advantages of exactly 0. A sequence without a token that counts does not exist.
+ * Everything is computed in fp64 from exact sums: the order of sequences and groups and padding do not change a
+ * bit. Sequences that stand in no group with another, and truncated ones, as the options say.
  * ------------------------------------------------------------------------------------------ */
+
+/* How rewards become advantages. */
+typedef int32_t lockstep_advantage_estimator;
+enum {
+    LOCKSTEP_ADVANTAGE_GRPO = 0,
+    LOCKSTEP_ADVANTAGE_DR_GRPO = 1,
+    LOCKSTEP_ADVANTAGE_LEAVE_ONE_OUT = 2,
+    LOCKSTEP_ADVANTAGE_REINFORCE_PLUS_PLUS = 3,
+    LOCKSTEP_ADVANTAGE_REINFORCE_PLUS_PLUS_BASELINE = 4,
+    LOCKSTEP_ADVANTAGE_OPO = 5,
+    LOCKSTEP_ADVANTAGE_REMAX = 6,
+    LOCKSTEP_ADVANTAGE_GPG = 7,
+    LOCKSTEP_ADVANTAGE_PASS_AT_K = 8,
+    LOCKSTEP_ADVANTAGE_MAX_RL = 9,
+    LOCKSTEP_ADVANTAGE_GDPO = 10,
+    LOCKSTEP_ADVANTAGE_GAE = 11,
+    LOCKSTEP_ADVANTAGE_OPTIMAL_TOKEN_BASELINE = 12,
+    LOCKSTEP_ADVANTAGE_MULTI_TURN_TOKEN_BASELINE = 13
+};
+
+/* What R - baseline is divided by. */
+typedef int32_t lockstep_advantage_scale;
+enum {
+    LOCKSTEP_SCALE_OF_ESTIMATOR = 0,
+    LOCKSTEP_SCALE_NONE = 1,
+    LOCKSTEP_SCALE_GROUP_STD = 2,      /* + epsilon */
+    LOCKSTEP_SCALE_OTHERS_STD = 3,     /* of the group's others, + epsilon (with LEAVE_ONE_OUT: NeMo RL's GRPO) */
+    LOCKSTEP_SCALE_BATCH_STD = 4,      /* of the batch's rewards, + epsilon */
+    LOCKSTEP_SCALE_GROUP_MEAN = 5,     /* + epsilon; rewards must not be negative */
+    LOCKSTEP_SCALE_NON_ZERO_SHARE = 6  /* the share of the batch's rewards that are not 0 */
+};
+
+/* Whether advantages are whitened over the tokens of the batch. */
+typedef int32_t lockstep_advantage_whitening;
+enum { LOCKSTEP_WHITEN_AS_ESTIMATOR = 0, LOCKSTEP_WHITEN_NO = 1, LOCKSTEP_WHITEN_YES = 2 };
+
+/* What a group of one gets, which has nothing to be compared with. */
+typedef int32_t lockstep_single_sequence;
+enum {
+    LOCKSTEP_SINGLE_ZERO = 0, /* advantage 0, and no part in whitening */
+    LOCKSTEP_SINGLE_RAW = 1   /* as if the mean were 0 and the std 1 (verl's grpo, rloo, opo, gpg) */
+};
+
+/* What becomes of a response that was cut off at the length limit. */
+typedef int32_t lockstep_truncated_response;
+enum {
+    LOCKSTEP_TRUNCATED_KEEP = 0, /* nothing special; `truncated` is not read */
+    LOCKSTEP_TRUNCATED_ZERO = 1, /* its reward counts in baselines and scales, its advantage is 0 */
+    LOCKSTEP_TRUNCATED_DROP = 2  /* its reward is not read and counts nowhere, its advantage is 0 */
+};
+
+/* What sequences earned, and what some estimators compare it with. fp32 or fp64: 16 bits are refused, as they
+ * cannot hold differences of rewards. Every value that is read must be finite, and of a magnitude of 1e100 at
+ * most; a token that does not count is not read. Growable: appended members read as NULL when struct_size is
+ * smaller. */
+typedef struct {
+    uint32_t struct_size;
+    uint32_t reserved;                   /* 0 */
+    const lockstep_tensor *rewards;      /* [sequences]; or one for each token, in the layout of the batch (what
+                                          * fits both is read so); GDPO: [sequences x kinds] */
+    const lockstep_tensor *truncated;    /* [sequences] uint8 or bool: cut off at the length limit */
+    const lockstep_tensor *baselines;    /* [sequences]; REMAX */
+    const lockstep_tensor *values;       /* a critic's, one for each token; GAE */
+    const lockstep_tensor *squared_mass; /* one for each token: the sum of squared probabilities over the
+                                          * vocabulary, exp(log_sum_exp(2 y) - 2 log_sum_exp(y)); OPTIMAL_... */
+    const lockstep_tensor *kind_weights; /* [kinds]; GDPO; NULL: 1 each */
+} lockstep_rewards;
+
+#define LOCKSTEP_REWARDS_INIT { sizeof(lockstep_rewards), 0, 0, 0, 0, 0, 0, 0 }
+
+/* Growable: appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    lockstep_advantage_estimator estimator;
+    lockstep_advantage_scale scale; /* estimators with a baseline for each sequence; else leave it 0 */
+    lockstep_advantage_whitening whiten;
+    lockstep_single_sequence singles;
+    lockstep_truncated_response truncated;
+    int32_t population_std; /* 1: standard deviations over n, not n - 1 */
+    /* OPTIMAL_TOKEN_BASELINE: where the longest sequence of a group goes on after the second longest has
+     * ended, the only baseline is its own. 0: subtract none there (as verl does); 1: subtract it. The end of
+     * the second longest is its number of counted tokens. */
+    int32_t tail_baseline;
+    double epsilon;         /* added to the scale; -1: 1e-6 (OPTIMAL_TOKEN_BASELINE: 1e-8) */
+    double gamma;           /* in [0, 1]; REINFORCE++, REMAX with rewards of tokens, GAE, OPTIMAL_... */
+    double lambda;          /* in [0, 1]; GAE */
+} lockstep_advantage_options;
+
+#define LOCKSTEP_ADVANTAGE_OPTIONS_INIT \
+    { sizeof(lockstep_advantage_options), 0, 0, 0, 0, 0, 0, 0, -1.0, 1.0, 1.0 }
+
+/* Advantages of a batch.
+ *
+ * advantages  [sequences], or in the layout of the batch: then 0 at tokens that do not count. fp32 or fp64
+ * returns     likewise; optional. What was compared: R, or G_t (GAE: its advantages before whitening + values,
+ *             what a critic is to learn). 0 for a sequence without an advantage (GAE: the values)
+ * rewards     see lockstep_rewards
+ * batch       may be NULL, or have nothing but `groups`, where neither lengths nor single tokens are needed.
+ *             `groups` for all estimators with a mean or std of the group; `mask`, `offsets` (or any other
+ *             array of tokens) for lengths and tokens; `trainer_log_probs` and, optional, `weights` for
+ *             OPTIMAL_TOKEN_BASELINE
+ *
+ * REINFORCE_PLUS_PLUS, GAE and both optimal token baselines give each token its own advantage, as does REMAX
+ * when rewards are one for each token: [sequences] is then an error. A reward of a sequence is taken as that of its
+ * last token. A PASS_AT_K group of one is an error. Memory: 16 bytes a token where tokens differ, else
+ * about 100 a sequence. */
+lockstep_status lockstep_advantages(const lockstep_tensor *advantages, const lockstep_tensor *returns,
+                                    const lockstep_rewards *rewards, const lockstep_batch *batch,
+                                    const lockstep_advantage_options *options);
+
+/* DAPO's soft penalty of long responses, to be added to rewards: 0 up to max_length - buffer tokens, then falling
+ * evenly to -factor at max_length, and staying there.
+ *
+ * penalties  [sequences]  fp32 or fp64
+ * lengths    [sequences]  int32 or int64: tokens of each response, 0 or more
+ * `buffer` is in 1 ... max_length; `factor`, 0 or more. */
+lockstep_status lockstep_overlong_penalty(const lockstep_tensor *penalties, const lockstep_tensor *lengths,
+                                          int64_t max_length, int64_t buffer, double factor);
 
 /* ---------------------------------------------------------------------------------------------
  * 8. Objectives

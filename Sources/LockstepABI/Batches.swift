@@ -48,7 +48,7 @@ struct CheckedBatch {
         batch.selected = try optionalMask(raw.selected, "selected", like: like)
         batch.advantages = try tokenValues(raw.advantages, "advantages", shape, layout.sequences)
         batch.groups = try optionalIntegers(raw.groups, "groups")
-        batch.ids = try optionalIntegers(raw.ids, "ids")
+        batch.ids = try optionalIntegers(raw.ids, "ids", orUnsigned: true)
         try batch.validate()
         self.batch = batch
         self.shape = shape
@@ -109,13 +109,15 @@ func tokenValues(
             tensor.base, try tensor.format([.fp32, .fp64]), count: sequences, stride: tensor.strides[0]))
 }
 
-private func optionalIntegers(
-    _ pointer: UnsafePointer<lockstep_tensor>?, _ name: StaticString
+/// One integer for each sequence; NULL gives nil.
+func optionalIntegers(
+    _ pointer: UnsafePointer<lockstep_tensor>?, _ name: StaticString, orUnsigned: Bool = false
 ) throws(LockstepError) -> TokenView? {
     guard let pointer else { return nil }
     let tensor = try CheckedTensor(pointer, name)
-    guard [LOCKSTEP_INT32, LOCKSTEP_INT64, LOCKSTEP_UINT64].contains(Int(tensor.code)) else {
-        throw invalid("\(name): dtype must be int32, int64 or uint64")
+    let isUnsigned = orUnsigned && Int(tensor.code) == LOCKSTEP_UINT64
+    guard isUnsigned || [LOCKSTEP_INT32, LOCKSTEP_INT64].contains(Int(tensor.code)) else {
+        throw invalid("\(name): dtype must be int32\(orUnsigned ? ", int64 or uint64" : " or int64")")
     }
     try tensor.expect(dimensions: 1, "[sequences]")
     return TokenView(

@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The instruction set, the rows of a strip, and 23 kernels. */
-_Static_assert(sizeof(lsk_kernels) == 26 * sizeof(void *), "a kernel came or went: it needs a digest here");
+/* The instruction set, the rows of a strip, and 25 kernels. */
+_Static_assert(sizeof(lsk_kernels) == 27 * sizeof(void *), "a kernel came or went: it needs a digest here");
 
 /* ---- digests */
 
@@ -364,7 +364,8 @@ static void digest_mismatch(int32_t trainer_format, int32_t rollout_format) {
     static const float spreads[] = {0.001f, 0.5f, 30};
     static uint64_t histogram[LSK_MISMATCH_BINS];
     static uint64_t octaves[LSK_EVIDENCE_COPIES * LSK_EVIDENCE_BINS];
-    static uint8_t mask[COUNT], wanted[LSK_MISMATCH_BINS], counted[ROOM];
+    static uint8_t mask[COUNT], counted[ROOM];
+    static lsk_bin_range ranges[LSK_MISMATCH_BINS];
     static double log_ratio[ROOM], k3[ROOM], probability[ROOM];
     char name[64];
     digest_begin();
@@ -382,7 +383,13 @@ static void digest_mismatch(int32_t trainer_format, int32_t rollout_format) {
             void *trainer = room(COUNT * 8), *rollout = room(COUNT * 8);
             kernels->convert(trainer, trainer_format, a, LSK_FP32, COUNT, LSK_NEAREST_EVEN, 0, 0, &ignored);
             kernels->convert(rollout, rollout_format, b, LSK_FP32, COUNT, LSK_NEAREST_EVEN, 0, 0, &ignored);
-            for (int bin = 0; bin < LSK_MISMATCH_BINS - 1; bin++) wanted[bin] = random_bits() % 2;
+            int64_t range_count = 0;
+            for (int bin = 0; bin < LSK_MISMATCH_BINS - 1; bin++) {
+                if (random_bits() % 2 == 0) continue;
+                const lsk_bin_range *last = ranges + range_count - 1;
+                if (range_count > 0 && last->first + (int)last->count == bin) ranges[range_count - 1].count++;
+                else ranges[range_count++] = (lsk_bin_range){bin, 1};
+            }
             for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
                 const lsk_mismatch_span span = {
                     trainer, rollout, masked ? mask : NULL, trainer_format, rollout_format, counts[i]};
@@ -400,7 +407,7 @@ static void digest_mismatch(int32_t trainer_format, int32_t rollout_format) {
                 digest_evidence(&evidence);
                 for (int copy = 0; copy < LSK_EVIDENCE_COPIES; copy++)
                     digest_bytes(octaves + copy * LSK_EVIDENCE_BINS, (LSK_EVIDENCE_BINS - 1) * sizeof *octaves);
-                int64_t found = kernels->mismatch_select(log_ratio, wanted, &span);
+                int64_t found = kernels->mismatch_select(log_ratio, ranges, range_count, &span);
                 digest_integer(found);
                 digest_bytes(log_ratio, (size_t)found * sizeof *log_ratio);
                 digest_integer(kernels->mismatch_terms(log_ratio, k3, probability, counted, &span));
@@ -416,6 +423,26 @@ static void digest_mismatch(int32_t trainer_format, int32_t rollout_format) {
         }
     snprintf(name, sizeof name, "mismatch_%s_%s", name_of(trainer_format), name_of(rollout_format));
     digest_end(name);
+}
+
+/* ---- exact.h */
+
+static void digest_exact(int products) {
+    enum { COUNT = 45, STRIDE = 48 };
+    static double sums[3 * STRIDE], a[STRIDE], b[STRIDE];
+    digest_begin();
+    memset(sums, 0, sizeof sums);
+    for (int round = 0; round < 200; round++) {
+        uint64_t refused = 0;
+        for (int i = 0; i < COUNT; i++) {
+            a[i] = __builtin_ldexp((double)random_float(1), (int)(random_bits() % (round < 100 ? 80 : 1600)) - 700);
+            b[i] = (double)random_float(1);
+        }
+        digest_integer(kernels->exact_add(sums, STRIDE, a, products ? b : NULL, COUNT, &refused));
+        digest_integer((int64_t)refused);
+    }
+    digest_bytes(sums, sizeof sums);
+    digest_end(products ? "exact_products" : "exact_values");
 }
 
 /* ---- divergence.h */
@@ -558,6 +585,8 @@ int main(int count, char **arguments) {
         for (int32_t rollout = LSK_FP32; rollout <= LSK_FP64; rollout++) digest_mismatch(trainer, rollout);
     for (int32_t trainer = LSK_FP32; trainer <= LSK_BF16; trainer++)
         for (int32_t rollout = LSK_FP32; rollout <= LSK_BF16; rollout++) digest_divergence(trainer, rollout);
+    digest_exact(0);
+    digest_exact(1);
     for (int32_t term = LSK_CLIP; term <= LSK_VESPO; term++)
         for (int32_t level = LSK_RATIO_TOKEN; level <= LSK_RATIO_SEQUENCE_SUM; level++) digest_objective(term, level);
     lsk_float_mode_leave(mode);

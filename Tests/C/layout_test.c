@@ -150,6 +150,15 @@ STATIC_CHECK(sizeof(lockstep_batch) == 112);
 OFFSET(lockstep_batch, trainer_log_probs, 8);
 OFFSET(lockstep_batch, mask, 64);
 OFFSET(lockstep_batch, ids, 104);
+STATIC_CHECK(sizeof(lockstep_rewards) == 56);
+OFFSET(lockstep_rewards, rewards, 8);
+OFFSET(lockstep_rewards, squared_mass, 40);
+OFFSET(lockstep_rewards, kind_weights, 48);
+STATIC_CHECK(sizeof(lockstep_advantage_options) == 56);
+OFFSET(lockstep_advantage_options, estimator, 4);
+OFFSET(lockstep_advantage_options, tail_baseline, 28);
+OFFSET(lockstep_advantage_options, epsilon, 32);
+OFFSET(lockstep_advantage_options, lambda, 48);
 OFFSET(lockstep_mismatch, max_sequence_length, 560);
 OFFSET(lockstep_mismatch, ess_standard_error, 568);
 STATIC_CHECK(sizeof(lockstep_monitor_options) >= 16);
@@ -208,6 +217,18 @@ STATIC_CHECK(LOCKSTEP_MONITOR_LEARNING == 0 && LOCKSTEP_MONITOR_OK == 1 && LOCKS
              LOCKSTEP_MONITOR_ALARM == 3);
 STATIC_CHECK(LOCKSTEP_MONITOR_K3 == 0 && LOCKSTEP_MONITOR_CHI_SQUARE == 1 && LOCKSTEP_MONITOR_ESS_LOSS == 2 &&
              LOCKSTEP_MONITOR_MAX_ABS_LOG_RATIO == 3);
+STATIC_CHECK(LOCKSTEP_ADVANTAGE_GRPO == 0 && LOCKSTEP_ADVANTAGE_DR_GRPO == 1 &&
+             LOCKSTEP_ADVANTAGE_LEAVE_ONE_OUT == 2 && LOCKSTEP_ADVANTAGE_REINFORCE_PLUS_PLUS == 3 &&
+             LOCKSTEP_ADVANTAGE_REINFORCE_PLUS_PLUS_BASELINE == 4 && LOCKSTEP_ADVANTAGE_OPO == 5 &&
+             LOCKSTEP_ADVANTAGE_REMAX == 6 && LOCKSTEP_ADVANTAGE_GPG == 7 && LOCKSTEP_ADVANTAGE_PASS_AT_K == 8 &&
+             LOCKSTEP_ADVANTAGE_MAX_RL == 9 && LOCKSTEP_ADVANTAGE_GDPO == 10 && LOCKSTEP_ADVANTAGE_GAE == 11 &&
+             LOCKSTEP_ADVANTAGE_OPTIMAL_TOKEN_BASELINE == 12 && LOCKSTEP_ADVANTAGE_MULTI_TURN_TOKEN_BASELINE == 13);
+STATIC_CHECK(LOCKSTEP_SCALE_OF_ESTIMATOR == 0 && LOCKSTEP_SCALE_NONE == 1 && LOCKSTEP_SCALE_GROUP_STD == 2 &&
+             LOCKSTEP_SCALE_OTHERS_STD == 3 && LOCKSTEP_SCALE_BATCH_STD == 4 && LOCKSTEP_SCALE_GROUP_MEAN == 5 &&
+             LOCKSTEP_SCALE_NON_ZERO_SHARE == 6);
+STATIC_CHECK(LOCKSTEP_WHITEN_AS_ESTIMATOR == 0 && LOCKSTEP_WHITEN_NO == 1 && LOCKSTEP_WHITEN_YES == 2);
+STATIC_CHECK(LOCKSTEP_SINGLE_ZERO == 0 && LOCKSTEP_SINGLE_RAW == 1);
+STATIC_CHECK(LOCKSTEP_TRUNCATED_KEEP == 0 && LOCKSTEP_TRUNCATED_ZERO == 1 && LOCKSTEP_TRUNCATED_DROP == 2);
 
 /* The code of a dtype is the bytes of DLPack's struct: code, bits, lanes. */
 static void dtype_codes_are_dlpacks(void) {
@@ -253,6 +274,11 @@ static void init_macros_hold_the_defaults(void) {
     CHECK(writer.struct_size == sizeof writer && writer.mode == LOCKSTEP_LOG_CREATE && writer.sync_every == 0);
     lockstep_log_reader_options reader = LOCKSTEP_LOG_READER_OPTIONS_INIT;
     CHECK(reader.struct_size == sizeof reader && reader.damage == LOCKSTEP_LOG_DAMAGE_STRICT);
+    lockstep_rewards rewards = LOCKSTEP_REWARDS_INIT;
+    CHECK(rewards.struct_size == sizeof rewards && rewards.rewards == NULL && rewards.kind_weights == NULL);
+    lockstep_advantage_options advantages = LOCKSTEP_ADVANTAGE_OPTIONS_INIT;
+    CHECK(advantages.struct_size == sizeof advantages && advantages.estimator == LOCKSTEP_ADVANTAGE_GRPO);
+    CHECK(advantages.epsilon == -1 && advantages.gamma == 1 && advantages.lambda == 1);
     lockstep_monitor_options monitor = LOCKSTEP_MONITOR_OPTIONS_INIT;
     CHECK(monitor.struct_size == sizeof monitor && monitor.learning_steps == 40 &&
           monitor.false_alarms_per_1000 == 1);

@@ -458,14 +458,54 @@ def test_the_console_command_from_outside():
 
 
 @pytest.mark.parametrize("package", ["click", "rich", "jinja2", "matplotlib"])
-def test_without_its_packages_the_command_says_how_to_get_them(package):
+def test_without_its_packages_the_command_says_how_to_get_them(tmp_path, package):
+    write(tmp_path / "log.jsonl", "no log, which the command must not have come to\n")
     code = (
         "import sys\n"
         f"sys.modules[{package!r}] = None\n"
         "from lockstep.cli import main\n"
-        f"sys.argv = ['lockstep', 'diagnose', {str(SHIPPED['fp16'])!r}]\n"
+        "sys.argv = ['lockstep', 'diagnose', 'log.jsonl']\n"
         "main()\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr == f"lockstep: the command line needs {package}: pip install 'lockstep[report]'\n"
+
+
+# Diagnoses a log and prints the peak of its memory in kilobytes; sees that matplotlib comes after reading.
+MEASURE = """
+import re, sys
+from lockstep.cli import main
+from lockstep.survey import Survey
+add_batch, loaded = Survey.add_batch, []
+def watched(self, batch, **options):
+    loaded.append("matplotlib" in sys.modules)
+    add_batch(self, batch, **options)
+Survey.add_batch = watched
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+assert loaded and not any(loaded) and "matplotlib" in sys.modules, "matplotlib takes memory while a log is read"
+print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1], file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_long_log_takes_no_more_memory_than_a_short_one(tmp_path):
+    rng = np.random.default_rng(0)
+    rollout = np.log(rng.beta(3, 0.6, 2_000)).astype(np.float32)
+    trainer = rollout + np.float32(0.01) * rng.standard_normal(2_000, np.float32)
+    peaks = []
+    for sequences in (500, 4_000):
+        with lockstep.LogWriter(tmp_path / f"{sequences}.lockstep") as writer:
+            for index in range(sequences):
+                writer.append(id=index, step=0, rollout=rollout, trainer=trainer, mask=rollout < 0,
+                              token_ids=np.arange(2_000, dtype=np.int32))
+        result = subprocess.run(
+            [sys.executable, "-c", MEASURE, "diagnose", f"{sequences}.lockstep", "--json", "--html", "report.html"],
+            capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        peaks.append(int(result.stderr.split()[-1]) / 1024)
+    # 7 million tokens more, of 13 bytes each.
+    assert peaks[1] - peaks[0] < 30, f"peaks of {peaks} MB"

@@ -77,6 +77,11 @@ LINES = {
     "of one engine": text()[:-2].replace('"trainer"', '"other"') + "}\n",
     "without token ids": text(token_ids="null"),
     "without an id": text(id="null"),
+    "columns of other lengths": text(rollout="[-1, -2]"),
+    "columns of one engine's length": text(mask="[1, 1]", trainer="[-1, -2]"),
+    "an array where one value is expected": text(step="[1]"),
+    "one value where an array is expected": text(trainer="-1"),
+    "a recipe that is an object": text(recipe='{"a": [1]}'),
     "blanks": "  " + text(),
     "a byte order mark": "\ufeff" + text(),
     "more": text()[:-1] + " 1\n",
@@ -92,6 +97,15 @@ def test_a_line_of_named_columns(tmp_path, line, options):
     path = write(tmp_path / "log.jsonl", changed(GOOD, id=100), changed(GOOD, id=101), line, changed(GOOD, id=102))
     fast, slow = with_and_without(path, **options)
     assert fast == slow
+
+
+@pytest.mark.parametrize("options", [{"mixed": True}, {}])
+def test_a_bad_line_before_another_recipe(tmp_path, options):
+    lines = [changed(GOOD, id=index, temperature=1 if index < 4 else 0.5) for index in range(6)]
+    path = write(tmp_path / "log.jsonl", *lines[:3], changed(lines[3], mask=[0, 2, 1]), *lines[4:])
+    fast, slow = with_and_without(path, skip_bad=True, **options)
+    assert fast == slow
+    assert fast[1]["temperature"] == ("mixed" if options else 1)
 
 
 @pytest.mark.parametrize("skip_bad", [False, True])
@@ -144,8 +158,11 @@ def test_what_is_as_expected_is_read_once(tmp_path, monkeypatch, records, others
 
 def test_what_is_as_expected_becomes_arrays(tmp_path):
     path = write(tmp_path / "log.jsonl", *(sequence(step=step) for step in range(9)))
-    source = json_arrays.ArrayReader({"trainer_logprobs": "d", "token_ids": "i", "loss_mask": "b", "step": ""})
-    for line in path.read_bytes().splitlines():
-        record = source.read(line)
-        assert {name: getattr(value, "dtype", type(value)) for name, value in record.items()} == {
-            "trainer_logprobs": np.float64, "token_ids": np.int64, "loss_mask": np.bool_, "step": int}
+    about = json_arrays.About(None, -1, "")
+    source = json_arrays.ArrayReader({"trainer": "trainer_logprobs", "token_ids": "token_ids", "mask": "loss_mask"},
+                                     lambda record: about, ["step"])
+    lines = [source.read(line) for line in path.read_bytes().splitlines()]
+    assert {line.kind for line in lines} == {("trainer", "mask", "token_ids", True)}
+    rows = source.pack(lines, range(1, 10))
+    assert [len(column) for column in (rows.trainer, rows.mask, rows.token_ids)] == [sum(rows.lengths)] * 3
+    assert [rows.trainer.dtype, rows.mask.dtype, rows.token_ids.dtype] == [np.float32, np.bool_, np.int32]

@@ -109,6 +109,55 @@ import Testing
         }
     }
 
+    /// Many terms at a time, of every size, into sums with one slot and with two: what one at a time gives, on
+    /// every instruction set, and after a merge.
+    @Test func manyAtATimeAreTheSame() throws {
+        let owners = Array(0..<11) + [0, 3, 3, 5, 5] + [7, 7, 7]
+        for set in instructionSets {
+            let kernels = try Execution(instructionSet: set).kernels()
+            var random = Random(5)
+            for round in 0..<30 {
+                // Alike, alike but for a few, and of all sizes.
+                let spread = [3, 70, 1040][round % 3]
+                func term() -> Double {
+                    switch Int.random(in: 0..<400, using: &random) {
+                    case 0 where round > 20:
+                        return [.infinity, -.infinity, .nan].randomElement(using: &random)!
+                    case 1..<40: return 0
+                    default:
+                        let power = Int.random(in: -spread...min(spread, 1000), using: &random)
+                        return Double(
+                            sign: .plus, exponent: power, significand: .random(in: -2..<2, using: &random))
+                    }
+                }
+                var many = ExactSums(count: 11, slots: owners)
+                var one = ExactSums(count: 11)
+                let factors = FactorPairs(count: owners.count)
+                var values = [Double](repeating: 0, count: 24)
+                for _ in 0..<40 {
+                    let first = Bool.random(using: &random) ? 0 : 8
+                    for slot in owners.indices {
+                        let (x, y) = (term(), term())
+                        factors.set(slot, x, y)
+                        if slot >= first { one.addProduct(x, y, to: owners[slot]) }
+                        values[slot] = term()
+                        one.add(values[slot], to: owners[slot])
+                    }
+                    many.addProducts(factors, first..<owners.count, kernels)
+                    many.add(values, kernels)
+                }
+                var merged = ExactSums(count: 11, slots: owners)
+                merged.merge(many)
+                for index in 0..<11 {
+                    #expect(many.number(index) == one.number(index), "\(set), sum \(index)")
+                    #expect(merged.number(index) == one.number(index), "\(set), sum \(index)")
+                    #expect(many.special(index)?.bitPattern == one.special(index)?.bitPattern)
+                    #expect(merged.special(index)?.bitPattern == one.special(index)?.bitPattern)
+                }
+            }
+        }
+    }
+
     @Test func infinitiesAreRemembered() {
         var sums = ExactSums(count: 4)
         sums.add(.infinity, to: 0)

@@ -5,8 +5,11 @@ import PackageDescription
 let package = Package(
     name: "examples",
     dependencies: [.package(name: "lockstep", path: "../..")],
-    targets: ["first", "batch_invariance", "mismatch", "linear_log_probs", "log", "accumulator", "monitor"]
-        .map {
-            .executableTarget(name: $0, dependencies: [.product(name: "Lockstep", package: "lockstep")])
-        }
+    targets: [
+        "first", "batch_invariance", "mismatch", "linear_log_probs", "log", "accumulator", "monitor",
+        "advantages",
+    ]
+    .map {
+        .executableTarget(name: $0, dependencies: [.product(name: "Lockstep", package: "lockstep")])
+    }
 )

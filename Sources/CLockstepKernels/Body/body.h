@@ -12,6 +12,7 @@
 #include "math64.h"
 
 #include "mismatch.h"
+#include "exact.h"
 
 #include "divergence.h"
 
@@ -38,6 +39,7 @@ const lsk_kernels LSK_TABLE = {
     .mismatch_evidence = mismatch_evidence,
     .mismatch_select = mismatch_select,
     .mismatch_terms = mismatch_terms,
+    .exact_add = exact_add,
     .divergence_row = divergence_row,
     .divergence_sums = divergence_sums,
     .objective_count = objective_count,

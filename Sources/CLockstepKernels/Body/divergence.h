@@ -36,7 +36,7 @@ static void divergence_row(lsk_divergence_row *row, double *y, const void *logit
         const char *in = (const char *)logits + at * size_of(format);
         char rest[LSK_WIDTH] = {0};
         if (at + LSK_LANES > count) in = memcpy(rest, in, (size_t)((count - at) * size_of(format)));
-        store_doubles(y + at, round_to(load_floats(in, format), rule->rounding));
+        store_pair(y + at, widen(round_to(load_floats(in, format), rule->rounding)));
     }
     for (int64_t i = count; i < padded; i++) y[i] = -__builtin_inf();
     for (int64_t at = 0; at < padded; at += LSK_LANES64) {

@@ -13,14 +13,8 @@ typedef struct {
     vd q_minus;
 } vd_exp_parts;
 
-// x in [-709, 709]; at the ends 2^-n is 0 where it would be subnormal.
-LSK_INLINE vd_exp_parts vd_split_exp(vd x) {
-    const vd magic = vd_splat(0x1.8p52);  // adding it rounds to an integer, which stands in the low bits
-    vd shifted = vd_fma(x, vd_splat(0x1.71547652b82fep0), magic);
-    vd n = shifted - magic;
-    vd r = vd_fma(n, vd_splat(-0x1.62e42fefa39efp-1), x);
-    r = vd_fma(n, vd_splat(-0x1.abc9e3b39803fp-56), r);
-
+// |r| <= LSK_EXP_NEAR: n is 0.
+LSK_INLINE vd_exp_parts vd_split_exp_near(vd r) {
     vd z = r * r;
     vd even = vd_splat(0x1.1eed8eff8d898p-29);  // 1/12!
     vd odd = vd_splat(0x1.6124613a86d09p-33);   // 1/13!
@@ -37,14 +31,28 @@ LSK_INLINE vd_exp_parts vd_split_exp(vd x) {
     vd cube = r * z;
     vd square = even * z;
 
-    vul exponent = (vul)shifted << 52;
-    vul one = (vul)vd_splat(1.0);
     vd_exp_parts parts;
-    parts.scale = (vd)(one + exponent);
-    parts.inverse = (vd)(one - exponent);
+    parts.scale = parts.inverse = vd_splat(1.0);
     parts.r = r;
     parts.q_plus = vd_fma(cube, odd, square);
     parts.q_minus = vd_fma(-cube, odd, square);
+    return parts;
+}
+
+// Here x is nearer to 0 than to any other multiple of ln 2.
+#define LSK_EXP_NEAR 0.3465
+
+// x in [-709, 709]; at the ends 2^-n is 0 where it would be subnormal.
+LSK_INLINE vd_exp_parts vd_split_exp(vd x) {
+    const vd magic = vd_splat(0x1.8p52);  // adding it rounds to an integer, which stands in the low bits
+    vd shifted = vd_fma(x, vd_splat(0x1.71547652b82fep0), magic);
+    vd n = shifted - magic;
+    vd r = vd_fma(n, vd_splat(-0x1.62e42fefa39efp-1), x);
+    r = vd_fma(n, vd_splat(-0x1.abc9e3b39803fp-56), r);
+    vd_exp_parts parts = vd_split_exp_near(r);
+    vul exponent = (vul)shifted << 52;
+    parts.scale = (vd)((vul)parts.scale + exponent);
+    parts.inverse = (vd)((vul)parts.inverse - exponent);
     return parts;
 }
 

@@ -5,29 +5,29 @@
 #define LSK_MISMATCH_PARTS (LSK_MISMATCH_LANES / LSK_LANES64)  // registers that hold the lanes
 #define LSK_MISMATCH_CHUNK 256                                 // tokens widened at a time
 
-typedef uint8_t vb64 __attribute__((vector_size(LSK_LANES64)));  // as many bytes as doubles
-typedef uint8_t vb32 __attribute__((vector_size(LSK_LANES)));    // as many bytes as floats
 typedef int32_t vi_half __attribute__((vector_size(LSK_WIDTH / 2)));  // as many integers as doubles
 
-// Some tokens of a span, widened to float64 (exactly) and padded to whole lanes with uncounted ones. A
+// Some tokens of a span, widened to float64 (exactly) and padded to whole blocks with uncounted ones. A
 // token counts if the mask lets it and both log-probs are finite; both are 0 where it does not.
+enum {
+    LSK_MISMATCH_WORDS = LSK_MISMATCH_CHUNK / 64,
+    LSK_MISMATCH_BLOCK = 16  // whole registers of floats, and of lanes
+};
 typedef struct {
-    double trainer[LSK_MISMATCH_CHUNK + LSK_LANES];  // one register more, which may be read
-    double rollout[LSK_MISMATCH_CHUNK + LSK_LANES];
-    uint8_t counted[LSK_MISMATCH_CHUNK];  // 1 or 0
-    int32_t bins[LSK_MISMATCH_CHUNK];     // of d in the histogram
-    int64_t padded;
+    double trainer[LSK_MISMATCH_CHUNK + LSK_LANES64];  // one register more, which may be read
+    double rollout[LSK_MISMATCH_CHUNK + LSK_LANES64];
+    uint64_t counted[LSK_MISMATCH_WORDS];  // a bit for each
+    int32_t bins[LSK_MISMATCH_CHUNK];      // of d in the histogram
+    int64_t count, padded;
+    uintptr_t next[2];      // where the tokens behind these are, which need not exist, ...
+    int64_t next_bytes[2];  // ... and the bytes of one
     int64_t non_finite;  // tokens that the mask lets count, but a log-prob is not finite
     int tame;            // no log-prob is beyond +-LSK_TAME: no exponential needs its ends looked after
 } lsk_chunk;
 
 #define LSK_TAME 350
 
-LSK_INLINE vl load_counted(const lsk_chunk *chunk, int64_t at) {
-    vb64 bytes;
-    __builtin_memcpy(&bytes, chunk->counted + at, sizeof bytes);
-    return __builtin_convertvector(bytes, vl) != 0;
-}
+LSK_INLINE int64_t size_of(int32_t format) { return format == LSK_FP64 ? 8 : format == LSK_FP32 ? 4 : 2; }
 
 LSK_INLINE vf load_floats(const void *base, int32_t format) {
     return format == LSK_FP32   ? vf_load(base)
@@ -35,32 +35,36 @@ LSK_INLINE vf load_floats(const void *base, int32_t format) {
                                 : vf_from_bf16(vh_load(base));
 }
 
-LSK_INLINE void store_doubles(double *out, vf v) {
+// The first `count` of a register's floats; the others are 0.
+LSK_INLINE vf load_some_floats(const void *base, int32_t format, int64_t count) {
+    char some[LSK_WIDTH] = {0};
+    memcpy(some, base, (size_t)(count * size_of(format)));
+    return load_floats(some, format);
+}
+
+typedef struct {
+    vd low, high;
+} vd_pair;
+
+LSK_INLINE vd_pair widen(vf v) {
     vf_half low, high;
     __builtin_memcpy(&low, &v, sizeof low);
     __builtin_memcpy(&high, (char *)&v + sizeof low, sizeof high);
-    vd_store(out, __builtin_convertvector(low, vd));
-    vd_store(out + LSK_LANES64, __builtin_convertvector(high, vd));
+    return (vd_pair){__builtin_convertvector(low, vd), __builtin_convertvector(high, vd)};
 }
 
-// The histogram bin of d, from its exponent and the first 7 bits of its mantissa; the last bin is of tokens
-// that do not count.
-LSK_INLINE vl bin_of(vd d, vl counted) {
+LSK_INLINE void store_pair(double *out, vd_pair v) {
+    vd_store(out, v.low);
+    vd_store(out + LSK_LANES64, v.high);
+}
+
+// The histogram bin of d, from its exponent and the first 7 bits of its mantissa.
+LSK_INLINE vl bin_of(vd d) {
     const vd low = vd_splat(0x1p-24), high = vd_splat(0x1.fffffffffffffp7);
     vul magnitude = (vul)vd_min(vd_max(vd_abs(d), low), high);
     vl step = (vl)((magnitude >> 45) - ((vul)low >> 45)) + 1;
     vl negative = d < vd_splat(0);
-    vl bin = (((step & (d != vd_splat(0))) ^ negative) - negative) + LSK_MISMATCH_ZERO_BIN;
-    return (counted & bin) | (~counted & LSK_MISMATCH_UNCOUNTED_BIN);
-}
-
-// The bins of all tokens of a chunk.
-LSK_INLINE void find_bins(lsk_chunk *chunk) {
-    for (int64_t at = 0; at < chunk->padded; at += LSK_LANES64) {
-        vd d = vd_load(chunk->trainer + at) - vd_load(chunk->rollout + at);
-        vi_half bins = __builtin_convertvector(bin_of(d, load_counted(chunk, at)), vi_half);
-        __builtin_memcpy(chunk->bins + at, &bins, sizeof bins);
-    }
+    return (((step & (d != vd_splat(0))) ^ negative) - negative) + LSK_MISMATCH_ZERO_BIN;
 }
 
 // The upper halves of the doubles of two registers.
@@ -72,155 +76,156 @@ LSK_INLINE void find_bins(lsk_chunk *chunk) {
 #else
 #define LSK_UPPER(x, y) __builtin_shufflevector(x, y, 1, 3, 5, 7)
 #endif
+LSK_INLINE vi upper_halves(vd_pair v) { return LSK_UPPER((vi)v.low, (vi)v.high); }
 
-// The same for `count` tokens (whole registers) that were widened from floats: their d is 0 or at least 2^-149,
-// so the upper half of the double says all.
-LSK_INLINE void find_bins_of_floats(lsk_chunk *chunk, int64_t count) {
-    const int32_t low = (1023 - 24) << 7, high = ((1023 + 8) << 7) - 1;
-    for (int64_t at = 0; at < count; at += LSK_LANES) {
-        vd lower = vd_load(chunk->trainer + at) - vd_load(chunk->rollout + at);
-        vd upper = vd_load(chunk->trainer + at + LSK_LANES64) - vd_load(chunk->rollout + at + LSK_LANES64);
-        vi d = LSK_UPPER((vi)lower, (vi)upper);
-        vi magnitude = (d & INT32_MAX) >> 13;
-        vi step = __builtin_elementwise_max(magnitude, vi_splat(low));
-        step = __builtin_elementwise_min(step, vi_splat(high));
-        step = (step - (low - 1)) & (magnitude != 0);
-        vi negative = d >> 31;
-        vi bin = ((step ^ negative) - negative) + LSK_MISMATCH_ZERO_BIN;
-        vb32 bytes;
-        __builtin_memcpy(&bytes, chunk->counted + at, sizeof bytes);
-        vi counted = __builtin_convertvector(bytes, vi) != 0;
-        bin = (counted & bin) | (~counted & LSK_MISMATCH_UNCOUNTED_BIN);
-        __builtin_memcpy(chunk->bins + at, &bin, sizeof bin);
-    }
+LSK_INLINE vi vi_clamp(vi x, int32_t low, int32_t high) {
+    return __builtin_elementwise_min(__builtin_elementwise_max(x, vi_splat(low)), vi_splat(high));
 }
 
-// What loading a register of tokens finds out.
-typedef struct {
-    vi non_finite;  // -1 for each non-finite token
-    vf reach;       // the largest |log-prob|
-} vf_found;
+// The same for differences of floats: they are 0 or at least 2^-149, so the upper half of the double says
+// all.
+LSK_INLINE vi bins_of(vd_pair differences) {
+    const int32_t low = (1023 - 24) << 7, high = ((1023 + 8) << 7) - 1;
+    vi d = upper_halves(differences);
+    vi magnitude = (d & INT32_MAX) >> 13;
+    vi step = (vi_clamp(magnitude, low, high) - (low - 1)) & (magnitude != 0);
+    vi negative = d >> 31;
+    return ((step ^ negative) - negative) + LSK_MISMATCH_ZERO_BIN;
+}
 
-// The tokens of one register of floats, at `at` in the chunk.
-LSK_INLINE void load_register(lsk_chunk *chunk, vf_found *found, int64_t at, vf a, vf b) {
-    vb32 bytes;
-    __builtin_memcpy(&bytes, chunk->counted + at, sizeof bytes);
-    vi masked_in = __builtin_convertvector(bytes, vi) != 0;
-    vi counted = masked_in & ((a - a) + (b - b) == vf_splat(0));
-    found->non_finite += masked_in & ~counted;
+LSK_INLINE vd_pair difference_of(vd_pair a, vd_pair b) { return (vd_pair){a.low - b.low, a.high - b.high}; }
+
+// The tokens of one register of floats, at `at` in the chunk. `reach` takes up the largest |log-prob|, as an
+// integer: infinities and NaN are larger than all numbers.
+LSK_INLINE void load_register(lsk_chunk *chunk, vi *reach, int64_t at, vf a, vf b) {
+    vi counted = vi_from_bits(chunk->counted, at);
     a = (vf)(counted & (vi)a);
     b = (vf)(counted & (vi)b);
-    store_doubles(chunk->trainer + at, a);
-    store_doubles(chunk->rollout + at, b);
-    bytes = __builtin_convertvector(counted & 1, vb32);
-    __builtin_memcpy(chunk->counted + at, &bytes, sizeof bytes);
-    vf larger = (vf)((vi)a & INT32_MAX), other = (vf)((vi)b & INT32_MAX);
-    larger = vf_select(larger > other, larger, other);
-    found->reach = vf_select(larger > found->reach, larger, found->reach);
+    *reach = __builtin_elementwise_max(*reach, (vi)a & INT32_MAX);
+    *reach = __builtin_elementwise_max(*reach, (vi)b & INT32_MAX);
+    vd_pair trainer = widen(a), rollout = widen(b);
+    store_pair(chunk->trainer + at, trainer);
+    store_pair(chunk->rollout + at, rollout);
+    vi bins = bins_of(difference_of(trainer, rollout));
+    bins = (counted & bins) | (~counted & LSK_MISMATCH_UNCOUNTED_BIN);
+    __builtin_memcpy(chunk->bins + at, &bins, sizeof bins);
 }
 
-LSK_INLINE int64_t size_of(int32_t format) { return format == LSK_FP64 ? 8 : format == LSK_FP32 ? 4 : 2; }
+// Takes tokens that are not finite out of what counts.
+static void drop_non_finite(lsk_chunk *chunk) {
+    for (int64_t i = 0; i < chunk->count; i++) {
+        const double a = chunk->trainer[i], b = chunk->rollout[i];
+        if ((a - a) + (b - b) == 0) continue;
+        chunk->trainer[i] = chunk->rollout[i] = 0;
+        chunk->bins[i] = LSK_MISMATCH_UNCOUNTED_BIN;
+        chunk->counted[i / 64] &= ~(UINT64_C(1) << (i % 64));
+        chunk->non_finite++;
+    }
+}
 
 // Neither format is fp64.
 LSK_INLINE void load_narrow(lsk_chunk *chunk, const char *trainer, int32_t trainer_format,
-                            const char *rollout, int32_t rollout_format, int64_t count) {
-    const int64_t a_size = size_of(trainer_format), b_size = size_of(rollout_format);
-    vf_found found = {0};
+                            const char *rollout, int32_t rollout_format) {
+    const int64_t a_size = size_of(trainer_format), b_size = size_of(rollout_format), count = chunk->count;
+    vi reach = {0};
     int64_t at = 0;
     for (; at + LSK_LANES <= count; at += LSK_LANES)
-        load_register(chunk, &found, at, load_floats(trainer + at * a_size, trainer_format),
+        load_register(chunk, &reach, at, load_floats(trainer + at * a_size, trainer_format),
                       load_floats(rollout + at * b_size, rollout_format));
-    if (at < count) {
-        char a[LSK_WIDTH] = {0}, b[LSK_WIDTH] = {0};
-        memcpy(a, trainer + at * a_size, (size_t)((count - at) * a_size));
-        memcpy(b, rollout + at * b_size, (size_t)((count - at) * b_size));
-        load_register(chunk, &found, at, load_floats(a, trainer_format), load_floats(b, rollout_format));
-    }
-    for (int i = 0; i < LSK_LANES; i++) {
-        chunk->non_finite -= found.non_finite[i];
-        if (found.reach[i] > LSK_TAME) chunk->tame = 0;
-    }
+    if (at < count)
+        load_register(chunk, &reach, at, load_some_floats(trainer + at * a_size, trainer_format, count - at),
+                      load_some_floats(rollout + at * b_size, rollout_format, count - at));
+    const int32_t largest = __builtin_reduce_max(reach);
+    chunk->tame = largest <= 0x43af0000;  // LSK_TAME as a float
+    if (largest >= 0x7f800000) drop_non_finite(chunk);
 }
 
-static void widen(double *out, const char *in, int32_t format, int64_t count) {
+static void load_doubles(double *out, const char *in, int32_t format, int64_t count) {
     if (format == LSK_FP64) {
         memcpy(out, in, (size_t)count * 8);
         return;
     }
     int64_t at = 0;
     for (; at + LSK_LANES <= count; at += LSK_LANES)
-        store_doubles(out + at, load_floats(in + at * size_of(format), format));
-    if (at < count) {
-        char rest[LSK_WIDTH] = {0};
-        memcpy(rest, in + at * size_of(format), (size_t)((count - at) * size_of(format)));
-        store_doubles(out + at, load_floats(rest, format));
-    }
+        store_pair(out + at, widen(load_floats(in + at * size_of(format), format)));
+    if (at < count)
+        store_pair(out + at, widen(load_some_floats(in + at * size_of(format), format, count - at)));
 }
 
 // Any formats.
 static void load_wide(lsk_chunk *chunk, const char *trainer, int32_t trainer_format, const char *rollout,
-                      int32_t rollout_format, int64_t count) {
-    widen(chunk->trainer, trainer, trainer_format, count);
-    widen(chunk->rollout, rollout, rollout_format, count);
-    vl non_finite = {0};
+                      int32_t rollout_format) {
+    load_doubles(chunk->trainer, trainer, trainer_format, chunk->count);
+    load_doubles(chunk->rollout, rollout, rollout_format, chunk->count);
+    vd finite = {0};
     for (int64_t at = 0; at < chunk->padded; at += LSK_LANES64) {
-        vl masked_in = load_counted(chunk, at);
-        vd a = vd_load(chunk->trainer + at), b = vd_load(chunk->rollout + at);
-        vl counted = masked_in & ((a - a) + (b - b) == vd_splat(0));
-        non_finite -= masked_in & ~counted;
-        vd_store(chunk->trainer + at, (vd)(counted & (vl)a));
-        vd_store(chunk->rollout + at, (vd)(counted & (vl)b));
-        vb64 bytes = __builtin_convertvector(counted & 1, vb64);
-        __builtin_memcpy(chunk->counted + at, &bytes, sizeof bytes);
+        vl counted = vl_from_bits(chunk->counted, at);
+        vd a = (vd)(counted & (vl)vd_load(chunk->trainer + at));
+        vd b = (vd)(counted & (vl)vd_load(chunk->rollout + at));
+        finite += (a - a) + (b - b);
+        vd_store(chunk->trainer + at, a);
+        vd_store(chunk->rollout + at, b);
+        vl bin = (counted & bin_of(a - b)) | (~counted & LSK_MISMATCH_UNCOUNTED_BIN);
+        vi_half bins = __builtin_convertvector(bin, vi_half);
+        __builtin_memcpy(chunk->bins + at, &bins, sizeof bins);
     }
     chunk->tame = 0;
-    for (int i = 0; i < LSK_LANES64; i++) chunk->non_finite += non_finite[i];
+    double sum = 0;
+    for (int i = 0; i < LSK_LANES64; i++) sum += finite[i];
+    if (sum != 0) drop_non_finite(chunk);
 }
 
-// Asks for the next chunk to be fetched while this one is worked on; fetching beyond the end is
+// Which tokens of the chunk the mask lets count.
+static void read_mask(lsk_chunk *chunk, const uint8_t *mask) {
+    if (mask == NULL) {
+        for (int64_t word = 0; word < LSK_MISMATCH_WORDS; word++) {
+            const int64_t rest = chunk->count - 64 * word;
+            chunk->counted[word] = rest >= 64 ? ~UINT64_C(0) : rest > 0 ? (UINT64_C(1) << rest) - 1 : 0;
+        }
+        return;
+    }
+    for (int64_t at = 0; at < LSK_MISMATCH_CHUNK; at += LSK_WIDTH) {
+        vb_full bytes = {0};
+        if (at + LSK_WIDTH <= chunk->count) __builtin_memcpy(&bytes, mask + at, sizeof bytes);
+        else if (at < chunk->count) memcpy(&bytes, mask + at, (size_t)(chunk->count - at));
+        vb_bits bits = __builtin_convertvector(bytes != 0, vb_bits);
+        __builtin_memcpy((char *)chunk->counted + at / 8, &bits, sizeof bits);
+    }
+}
+
+// Asks for tokens of the next chunk to be fetched while this one is worked on; fetching beyond the end is
 // harmless, and in a packed log it is the next sequence.
-LSK_INLINE void prefetch_chunk(const void *in, int64_t size) {
-    const uintptr_t next = (uintptr_t)in + (uintptr_t)(LSK_MISMATCH_CHUNK * size);
-    for (int64_t at = 0; at < LSK_MISMATCH_CHUNK * size; at += 64)
-        __builtin_prefetch((const void *)(next + (uintptr_t)at));
+LSK_INLINE void prefetch_next(const lsk_chunk *chunk, int64_t at) {
+    for (int side = 0; side < 2; side++)
+        __builtin_prefetch((const void *)(chunk->next[side] + (uintptr_t)(at * chunk->next_bytes[side])));
 }
 
 // Loads up to LSK_MISMATCH_CHUNK tokens from `start` on; returns 0 if the mask leaves them all out, and
 // then loads nothing.
 static int load_chunk(lsk_chunk *chunk, const lsk_mismatch_span *span, int64_t start) {
-    int64_t count = span->count - start;
-    if (count > LSK_MISMATCH_CHUNK) count = LSK_MISMATCH_CHUNK;
-    chunk->padded = (count + LSK_MISMATCH_LANES - 1) / LSK_MISMATCH_LANES * LSK_MISMATCH_LANES;
+    chunk->count = span->count - start;
+    if (chunk->count > LSK_MISMATCH_CHUNK) chunk->count = LSK_MISMATCH_CHUNK;
+    chunk->padded = (chunk->count + LSK_MISMATCH_BLOCK - 1) / LSK_MISMATCH_BLOCK * LSK_MISMATCH_BLOCK;
     chunk->non_finite = 0;
-    chunk->tame = 1;
-    memset(chunk->counted, 1, (size_t)count);
-    if (span->mask) {
-        memcpy(chunk->counted, span->mask + start, (size_t)count);
-        int64_t i = 0;
-        while (i < count && chunk->counted[i] == 0) i++;
-        if (i == count) return 0;
-    }
-    // Whole registers are loaded, which may reach beyond the padding.
-    int64_t loaded = (count + LSK_LANES - 1) / LSK_LANES * LSK_LANES;
-    if (loaded < chunk->padded) loaded = chunk->padded;
-    for (int64_t i = count; i < loaded; i++) {
-        chunk->counted[i] = 0;
+    read_mask(chunk, span->mask ? span->mask + start : NULL);
+    uint64_t any = 0;
+    for (int64_t word = 0; word < LSK_MISMATCH_WORDS; word++) any |= chunk->counted[word];
+    if (any == 0) return 0;
+
+    for (int64_t i = chunk->count; i < chunk->padded; i++) {
         chunk->trainer[i] = chunk->rollout[i] = 0;
+        chunk->bins[i] = LSK_MISMATCH_UNCOUNTED_BIN;
     }
     const int32_t a = span->trainer_format, b = span->rollout_format;
     const char *trainer = (const char *)span->trainer + start * size_of(a);
     const char *rollout = (const char *)span->rollout + start * size_of(b);
-    prefetch_chunk(trainer, size_of(a));
-    prefetch_chunk(rollout, size_of(b));
-    if (span->mask) prefetch_chunk(span->mask + start, 1);
-    if (a == LSK_FP32 && b == LSK_FP32)
-        load_narrow(chunk, trainer, LSK_FP32, rollout, LSK_FP32, count);
-    else if (a != LSK_FP64 && b != LSK_FP64)
-        load_narrow(chunk, trainer, a, rollout, b, count);
-    else
-        load_wide(chunk, trainer, a, rollout, b, count);
-    if (a != LSK_FP64 && b != LSK_FP64) find_bins_of_floats(chunk, loaded);
-    else find_bins(chunk);
+    chunk->next_bytes[0] = size_of(a);
+    chunk->next_bytes[1] = size_of(b);
+    chunk->next[0] = (uintptr_t)trainer + (uintptr_t)(LSK_MISMATCH_CHUNK * size_of(a));
+    chunk->next[1] = (uintptr_t)rollout + (uintptr_t)(LSK_MISMATCH_CHUNK * size_of(b));
+    if (a == LSK_FP32 && b == LSK_FP32) load_narrow(chunk, trainer, LSK_FP32, rollout, LSK_FP32);
+    else if (a != LSK_FP64 && b != LSK_FP64) load_narrow(chunk, trainer, a, rollout, b);
+    else load_wide(chunk, trainer, a, rollout, b);
     return 1;
 }
 
@@ -231,10 +236,14 @@ typedef struct {
     vd gone;    // 1 - exp(-|d|)
 } vd_ratio_terms;
 
-// `tame`: |d| is known to be at most twice LSK_TAME. It leaves out what would change nothing.
-LSK_INLINE vd_ratio_terms ratio_terms_of(vd d, const int tame) {
+// What is known of |d| leaves out what would change nothing.
+enum { LSK_ANY_D, LSK_TAME_D, LSK_NEAR_D };  // any, at most 2 LSK_TAME, at most LSK_EXP_NEAR
+LSK_INLINE vd_ratio_terms ratio_terms_of(vd d, const int known) {
+    const int tame = known != LSK_ANY_D;
     const vd limit = vd_splat(LSK_EXP_LIMIT), infinity = vd_splat(__builtin_inf());
-    vd_exp_parts e = vd_split_exp(tame ? d : vd_max(vd_min(d, limit), -limit));
+    vd_exp_parts e = known == LSK_NEAR_D ? vd_split_exp_near(d)
+                     : known == LSK_TAME_D ? vd_split_exp(d)
+                                           : vd_split_exp(vd_max(vd_min(d, limit), -limit));
     vd scale_less = e.scale - 1.0, inverse_less = e.inverse - 1.0;
     vd plus = e.r + e.q_plus, minus = e.q_minus - e.r;  // exp(+-r) - 1
     vd ratio = vd_fma(e.scale, plus, e.scale);
@@ -273,31 +282,33 @@ static const double band_high[LSK_MISMATCH_BANDS] = {
     0x1.05e1d82fdf745p-9, 0x1.460d6ccca3677p-7, 0x1.8fb063ef2c7e9p-5, 0x1.8663f793c46c7p-4};
 
 // The lanes added by halves: 8 to 4 to 2 to 1.
+typedef double vd_lanes __attribute__((vector_size(8 * LSK_MISMATCH_LANES)));
 LSK_INLINE double add_lanes(const vd parts[LSK_MISMATCH_PARTS]) {
-    double lane[LSK_MISMATCH_LANES];
-    __builtin_memcpy(lane, parts, sizeof lane);
-    for (int half = LSK_MISMATCH_LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
-    return lane[0];
+    vd_lanes eight;
+    __builtin_memcpy(&eight, parts, sizeof eight);
+    const __auto_type four =
+        __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+    const __auto_type two =
+        __builtin_shufflevector(four, four, 0, 1) + __builtin_shufflevector(four, four, 2, 3);
+    return two[0] + two[1];
 }
 
-// Counts of up to four things, 16 bits each: enough for a lane of a span.
+// Counts of up to four things, 16 bits each: enough for all lanes of a span together.
 enum { COUNT_FIELD = 16 };
 #define LSK_COUNT(field) (INT64_C(1) << (COUNT_FIELD * (field)))
 
 LSK_INLINE int64_t count_lanes(const vl parts[LSK_MISMATCH_PARTS], int field) {
-    int64_t lane[LSK_MISMATCH_LANES], total = 0;
-    __builtin_memcpy(lane, parts, sizeof lane);
-    for (int i = 0; i < LSK_MISMATCH_LANES; i++) total += lane[i] >> (COUNT_FIELD * field) & 0xffff;
-    return total;
+    vl total = parts[0];
+    for (int part = 1; part < LSK_MISMATCH_PARTS; part++) total += parts[part];
+    return __builtin_reduce_add(total) >> (COUNT_FIELD * field) & 0xffff;
 }
 
 // The shifts of a span: p + q and p - q of its first counted token; 0 if the chunk has none.
 static int find_shifts(lsk_mismatch_sums *sums, const lsk_chunk *chunk) {
-    for (int64_t i = 0; i < chunk->padded; i++) {
-        if (!chunk->counted[i]) continue;
+    for (int64_t i = 0; i < chunk->count; i++) {
+        if (!has_bit(chunk->counted, i)) continue;
         vd a = vd_splat(chunk->trainer[i]), b = vd_splat(chunk->rollout[i]), d = a - b;
-        vd_ratio_terms terms = ratio_terms_of(d, 0);
+        vd_ratio_terms terms = ratio_terms_of(d, LSK_ANY_D);
         sums->sum_shift = sum_of(larger_of(a, b, 0), terms.shrink)[0];
         sums->gap_shift = gap_of(larger_of(a, b, 0), terms.gone, d)[0];
         return 1;
@@ -309,7 +320,7 @@ static int find_shifts(lsk_mismatch_sums *sums, const lsk_chunk *chunk) {
 // function of its own that takes few enough sums into registers.
 typedef struct {
     vd rollout[LSK_MISMATCH_PARTS];
-    vl count[LSK_MISMATCH_PARTS];  // LSK_COUNT(0): tokens, LSK_COUNT(1): differing
+    vl differing[LSK_MISMATCH_PARTS];  // LSK_COUNT(0)
 } lsk_token_lanes;
 
 typedef struct {
@@ -320,8 +331,6 @@ typedef struct {
 typedef struct {
     vd log_ratio[LSK_MISMATCH_PARTS], square[LSK_MISMATCH_PARTS], magnitude[LSK_MISMATCH_PARTS];
     vl outside[LSK_MISMATCH_PARTS];  // LSK_COUNT(band)
-    vd largest[LSK_MISMATCH_PARTS];
-    vl largest_at[LSK_MISMATCH_PARTS];
 } lsk_difference_lanes;
 
 typedef struct {
@@ -345,14 +354,14 @@ LSK_INLINE void tokens_pass(lsk_token_lanes *lanes, lsk_probabilities *out, cons
                             const int tame) {
     lsk_token_lanes t = *lanes;
     for (int64_t at = 0; at < chunk->padded; at += LSK_MISMATCH_LANES) {
+        prefetch_next(chunk, at);
 #pragma clang loop unroll(full)
         for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
             int64_t i = at + part * LSK_LANES64;
             vd a = vd_load(chunk->trainer + i), b = vd_load(chunk->rollout + i);
             vd_store(out->larger + i, larger_of(a, b, tame));
             t.rollout[part] += b;
-            t.count[part] += load_counted(chunk, i) & LSK_COUNT(0);
-            t.count[part] += ((vl)a != (vl)b) & LSK_COUNT(1);
+            t.differing[part] += ((vl)a != (vl)b) & LSK_COUNT(0);
         }
     }
     *lanes = t;
@@ -366,16 +375,16 @@ LSK_PASS add_tame_tokens(lsk_token_lanes *lanes, lsk_probabilities *out, const l
 
 // A token that does not count has d = 0, so only what is not 0 there is cut out.
 LSK_INLINE void ratios_pass(lsk_ratio_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk,
-                            const int tame) {
+                            const int known) {
     lsk_ratio_lanes r = *lanes;
     for (int64_t at = 0; at < chunk->padded; at += LSK_MISMATCH_LANES) {
 #pragma clang loop unroll(full)
         for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
             int64_t i = at + part * LSK_LANES64;
-            vl counted = load_counted(chunk, i);
+            vl counted = vl_from_bits(chunk->counted, i);
             vd d = vd_load(chunk->trainer + i) - vd_load(chunk->rollout + i);
             vd larger = vd_load(out->larger + i);
-            vd_ratio_terms t = ratio_terms_of(d, tame);
+            vd_ratio_terms t = ratio_terms_of(d, known);
             vd_store(out->sum + i, sum_of(larger, t.shrink));
             vd_store(out->gap + i, gap_of(larger, t.gone, d));
             vd_store(out->k3 + i, t.k3);
@@ -390,16 +399,19 @@ LSK_INLINE void ratios_pass(lsk_ratio_lanes *lanes, lsk_probabilities *out, cons
     *lanes = r;
 }
 LSK_PASS add_ratios(lsk_ratio_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk) {
-    ratios_pass(lanes, out, chunk, 0);
+    ratios_pass(lanes, out, chunk, LSK_ANY_D);
 }
 LSK_PASS add_tame_ratios(lsk_ratio_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk) {
-    ratios_pass(lanes, out, chunk, 1);
+    ratios_pass(lanes, out, chunk, LSK_TAME_D);
+}
+LSK_PASS add_near_ratios(lsk_ratio_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk) {
+    ratios_pass(lanes, out, chunk, LSK_NEAR_D);
 }
 
-// `start` is the chunk's place in the span.
-LSK_PASS add_differences(lsk_difference_lanes *lanes, const lsk_chunk *chunk, int64_t start) {
-    static const int64_t first[LSK_MISMATCH_LANES] = {0, 1, 2, 3, 4, 5, 6, 7};
+// Returns the largest |d|.
+static __attribute__((noinline)) double add_differences(lsk_difference_lanes *lanes, const lsk_chunk *chunk) {
     lsk_difference_lanes f = *lanes;
+    vd largest = {0};
     for (int64_t at = 0; at < chunk->padded; at += LSK_MISMATCH_LANES) {
 #pragma clang loop unroll(full)
         for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
@@ -412,15 +424,26 @@ LSK_PASS add_differences(lsk_difference_lanes *lanes, const lsk_chunk *chunk, in
                 vl beyond = (d < vd_splat(band_low[band])) | (d > vd_splat(band_high[band]));
                 f.outside[part] += beyond & LSK_COUNT(band);
             }
-            vl position;
-            __builtin_memcpy(&position, first + part * LSK_LANES64, sizeof position);
-            position += start + at;
-            vl more = load_counted(chunk, i) & (magnitude > f.largest[part]);
-            f.largest[part] = vd_select(more, magnitude, f.largest[part]);
-            f.largest_at[part] = (more & position) | (~more & f.largest_at[part]);
+            largest = vd_max(magnitude, largest);
         }
     }
     *lanes = f;
+    return __builtin_reduce_max(largest);
+}
+
+// Takes the largest |d| of the chunk that starts at `start` into account.
+static void note_largest(lsk_mismatch_sums *sums, double largest, const lsk_chunk *chunk, int64_t start) {
+    if (largest <= sums->largest) return;
+    for (int64_t at = 0; at < chunk->padded; at += LSK_LANES64) {
+        vd magnitude = vd_abs(vd_load(chunk->trainer + at) - vd_load(chunk->rollout + at));
+        vl here = vl_from_bits(chunk->counted, at) & (magnitude == vd_splat(largest));
+        if (__builtin_reduce_or(here) == 0) continue;
+        int64_t i = 0;
+        while (!here[i]) i++;
+        sums->largest = largest;
+        sums->largest_at = start + at + i;
+        return;
+    }
 }
 
 LSK_PASS add_moments(lsk_moment_lanes *lanes, const lsk_probabilities *in, const lsk_chunk *chunk,
@@ -431,7 +454,7 @@ LSK_PASS add_moments(lsk_moment_lanes *lanes, const lsk_probabilities *in, const
 #pragma clang loop unroll(full)
         for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
             int64_t i = at + part * LSK_LANES64;
-            vl counted = load_counted(chunk, i);
+            vl counted = vl_from_bits(chunk->counted, i);
             vd gap = vd_load(in->gap + i), size = vd_abs(gap);
             vd s = (vd)(counted & (vl)(vd_load(in->sum + i) - sum_shift));
             vd g = (vd)(counted & (vl)(gap - gap_shift));
@@ -457,16 +480,13 @@ LSK_INLINE void sum_span(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_misma
                          lsk_evidence *evidence, uint64_t *counts, int32_t ends,
                          const lsk_mismatch_span *span) {
     memset(sums, 0, sizeof *sums);
-    lsk_probability_copies copies;
-    if (profile) {
-        memset(profile->position, 0, sizeof profile->position);
-        memset(&copies, 0, sizeof copies);
-    }
+    uint64_t used = 0;  // buckets of probability
+    if (profile) memset(profile->position, 0, sizeof profile->position);
     lsk_token_lanes t = {0};
     lsk_ratio_lanes r = {0};
     lsk_difference_lanes f = {0};
     lsk_moment_lanes m = {0};
-    for (int part = 0; part < LSK_MISMATCH_PARTS; part++) f.largest[part] = vd_splat(-1);
+    sums->largest = -1;
 
     lsk_evidence_lanes e = {0};
     if (evidence) memset(evidence, 0, sizeof *evidence);
@@ -481,24 +501,28 @@ LSK_INLINE void sum_span(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_misma
             continue;
         }
         sums->non_finite += chunk.non_finite;
+        for (int word = 0; word < LSK_MISMATCH_WORDS; word++)
+            sums->tokens += __builtin_popcountll(chunk.counted[word]);
         if (!shifted) shifted = find_shifts(sums, &chunk);
         if (histogram)
             for (int64_t i = 0; i < chunk.padded; i++) histogram[chunk.bins[i]]++;
         (chunk.tame ? add_tame_tokens : add_tokens)(&t, &probabilities, &chunk);
-        (chunk.tame ? add_tame_ratios : add_ratios)(&r, &probabilities, &chunk);
-        add_differences(&f, &chunk, start);
+        const double largest = add_differences(&f, &chunk);
+        note_largest(sums, largest, &chunk, start);
+        (largest <= LSK_EXP_NEAR ? add_near_ratios
+         : chunk.tame            ? add_tame_ratios
+                                 : add_ratios)(&r, &probabilities, &chunk);
         add_moments(&m, &probabilities, &chunk, sums);
         if (profile) {
             add_positions(profile, &chunk, probabilities.k3);
-            add_probabilities(&copies, &chunk, probabilities.k3);
+            used |= add_probabilities(profile, &chunk, probabilities.k3);
         }
         if (evidence) add_evidence(&e, evidence, counts, ends, &probabilities, &chunk, span, start);
     }
     if (evidence) finish_evidence(evidence, &e);
-    if (profile) finish_probabilities(profile, &copies);
+    if (profile) finish_probabilities(profile, used);
 
-    sums->tokens = count_lanes(t.count, 0);
-    sums->differing = count_lanes(t.count, 1);
+    sums->differing = count_lanes(t.differing, 0);
     for (int band = 0; band < LSK_MISMATCH_BANDS; band++) sums->outside[band] = count_lanes(f.outside, band);
     sums->log_ratio = add_lanes(f.log_ratio);
     sums->square = add_lanes(f.square);
@@ -515,19 +539,9 @@ LSK_INLINE void sum_span(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_misma
     sums->gap_square = add_lanes(m.gap_square);
     sums->sum_gap = add_lanes(m.sum_gap);
 
-    double largest[LSK_MISMATCH_LANES], largest_gap[LSK_MISMATCH_LANES];
-    int64_t largest_at[LSK_MISMATCH_LANES];
-    __builtin_memcpy(largest, f.largest, sizeof largest);
-    __builtin_memcpy(largest_at, f.largest_at, sizeof largest_at);
-    __builtin_memcpy(largest_gap, m.largest_gap, sizeof largest_gap);
-    sums->largest = -1;
-    for (int i = 0; i < LSK_MISMATCH_LANES; i++) {
-        if (largest[i] > sums->largest ||
-            (largest[i] == sums->largest && largest_at[i] < sums->largest_at)) {
-            sums->largest = largest[i];
-            sums->largest_at = largest_at[i];
-        }
-        if (largest_gap[i] > sums->largest_gap) sums->largest_gap = largest_gap[i];
+    for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
+        const double largest = __builtin_reduce_max(m.largest_gap[part]);
+        if (largest > sums->largest_gap) sums->largest_gap = largest;
     }
 }
 
@@ -542,23 +556,79 @@ static void mismatch_evidence(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_
     sum_span(sums, histogram, profile, evidence, counts, ends, span);
 }
 
-// Appends to `values` the d of the counted tokens whose bin is marked 1 in `wanted` [LSK_MISMATCH_BINS]
-// (others 0, the last too); returns how many. `values` has room for all tokens of the span.
-static int64_t mismatch_select(double *values, const uint8_t *wanted, const lsk_mismatch_span *span) {
+LSK_INLINE vi in_ranges(vi bins, const lsk_bin_range *ranges, int64_t count) {
+    vi inside = {0};
+#pragma clang loop unroll_count(4)
+    for (int64_t i = 0; i < count; i++)
+        inside |= (vu)(bins - vi_splat(ranges[i].first)) < (vu)vi_splat((int32_t)ranges[i].count);
+    return inside;
+}
+
+// The same tokens of a register of narrow formats; `found` of them go to `values`.
+LSK_INLINE int64_t select_register(double *values, const lsk_bin_range *ranges, int64_t range_count, vf a,
+                                   vf b, vb mask) {
+    vd_pair difference = difference_of(widen(a), widen(b));
+    vi inside = in_ranges(bins_of(difference), ranges, range_count);
+    uint64_t bits = bits_of(inside & (__builtin_convertvector(mask, vi) != 0));
+    if (bits == 0) return 0;
+    double d[LSK_LANES];
+    store_pair(d, difference);
     int64_t found = 0;
-    lsk_chunk chunk;
-    int32_t places[LSK_MISMATCH_CHUNK + 1];
-    for (int64_t start = 0; start < span->count; start += LSK_MISMATCH_CHUNK) {
-        if (!load_chunk(&chunk, span, start)) continue;
-        int64_t here = 0;
-        for (int64_t i = 0; i < chunk.padded; i++) {
-            places[here] = (int32_t)i;
-            here += wanted[chunk.bins[i]];
-        }
-        for (int64_t i = 0; i < here; i++)
-            values[found++] = chunk.trainer[places[i]] - chunk.rollout[places[i]];
+    for (; bits; bits &= bits - 1) {
+        const int i = __builtin_ctzll(bits);
+        if (d[i] - d[i] == 0) values[found++] = d[i];  // none that is not finite
     }
     return found;
+}
+
+// Neither format is fp64.
+LSK_INLINE int64_t select_narrow(double *values, const lsk_bin_range *ranges, int64_t range_count,
+                                 const lsk_mismatch_span *span, int32_t trainer_format,
+                                 int32_t rollout_format) {
+    const char *trainer = span->trainer, *rollout = span->rollout;
+    const int64_t a_size = size_of(trainer_format), b_size = size_of(rollout_format), count = span->count;
+    int64_t found = 0, at = 0;
+    for (; at + LSK_LANES <= count; at += LSK_LANES) {
+        vb mask = ~(vb){0};
+        if (span->mask) __builtin_memcpy(&mask, span->mask + at, sizeof mask);
+        found += select_register(values + found, ranges, range_count,
+                                 load_floats(trainer + at * a_size, trainer_format),
+                                 load_floats(rollout + at * b_size, rollout_format), mask);
+    }
+    if (at < count) {
+        vb mask = {0};
+        if (span->mask) memcpy(&mask, span->mask + at, (size_t)(count - at));
+        else memset(&mask, 1, (size_t)(count - at));
+        found += select_register(values + found, ranges, range_count,
+                                 load_some_floats(trainer + at * a_size, trainer_format, count - at),
+                                 load_some_floats(rollout + at * b_size, rollout_format, count - at), mask);
+    }
+    return found;
+}
+
+static int64_t select_wide(double *values, const lsk_bin_range *ranges, int64_t range_count,
+                           const lsk_mismatch_span *span) {
+    int64_t found = 0;
+    lsk_chunk chunk;
+    for (int64_t start = 0; start < span->count; start += LSK_MISMATCH_CHUNK) {
+        if (!load_chunk(&chunk, span, start)) continue;
+        for (int64_t i = 0; i < chunk.count; i++)
+            for (int64_t range = 0; range < range_count; range++)
+                if ((uint32_t)(chunk.bins[i] - ranges[range].first) < ranges[range].count)
+                    values[found++] = chunk.trainer[i] - chunk.rollout[i];
+    }
+    return found;
+}
+
+// Appends to `values` the d of the counted tokens whose bin is in one of the ranges (which do not overlap,
+// and leave out the last bin); returns how many. `values` has room for all tokens of the span.
+static int64_t mismatch_select(double *values, const lsk_bin_range *ranges, int64_t range_count,
+                               const lsk_mismatch_span *span) {
+    const int32_t a = span->trainer_format, b = span->rollout_format;
+    if (a == LSK_FP64 || b == LSK_FP64) return select_wide(values, ranges, range_count, span);
+    if (a == LSK_FP32 && b == LSK_FP32)
+        return select_narrow(values, ranges, range_count, span, LSK_FP32, LSK_FP32);
+    return select_narrow(values, ranges, range_count, span, a, b);
 }
 
 // Writes d, k3 and the rollout probability of each token, and in `counted` whether it counts (1 or 0;
@@ -569,17 +639,16 @@ static int64_t mismatch_terms(double *log_ratio, double *k3, double *probability
     int64_t non_finite = 0;
     lsk_chunk chunk;
     for (int64_t start = 0; start < span->count; start += LSK_MISMATCH_CHUNK) {
-        if (!load_chunk(&chunk, span, start)) {
-            memset(counted + start, 0, (size_t)chunk.padded);
-            continue;
-        }
+        const int any = load_chunk(&chunk, span, start);
+        const int64_t whole = (chunk.count + 7) / 8 * 8;
+        for (int64_t i = 0; i < whole; i++) counted[start + i] = (uint8_t)has_bit(chunk.counted, i);
+        if (!any) continue;
         non_finite += chunk.non_finite;
-        memcpy(counted + start, chunk.counted, (size_t)chunk.padded);
-        for (int64_t at = 0; at < chunk.padded; at += LSK_LANES64) {
+        for (int64_t at = 0; at < whole; at += LSK_LANES64) {
             vd b = vd_load(chunk.rollout + at);
             vd d = vd_load(chunk.trainer + at) - b;
             vd_store(log_ratio + start + at, d);
-            vd_store(k3 + start + at, ratio_terms_of(d, 0).k3);
+            vd_store(k3 + start + at, ratio_terms_of(d, LSK_ANY_D).k3);
             vd_store(probability + start + at, vd_exp(b));
         }
     }

@@ -14,12 +14,14 @@ typedef uint32_t vu __attribute__((vector_size(LSK_WIDTH)));
 typedef double vd __attribute__((vector_size(LSK_WIDTH)));
 typedef int64_t vl __attribute__((vector_size(LSK_WIDTH)));
 typedef uint64_t vul __attribute__((vector_size(LSK_WIDTH)));
+typedef uint8_t vb_full __attribute__((vector_size(LSK_WIDTH)));
 typedef uint16_t vh __attribute__((vector_size(LSK_WIDTH / 2)));    // as many 16-bit values as floats
 typedef float vf_half __attribute__((vector_size(LSK_WIDTH / 2)));  // as many floats as doubles
 
 LSK_INLINE vf vf_splat(float x) { return x - (vf){}; }
 LSK_INLINE vi vi_splat(int32_t x) { return x - (vi){}; }
 LSK_INLINE vd vd_splat(double x) { return x - (vd){}; }
+LSK_INLINE vl vl_splat(int64_t x) { return x - (vl){}; }
 
 LSK_INLINE vf vf_load(const float *p) { vf v; __builtin_memcpy(&v, p, sizeof v); return v; }
 LSK_INLINE void vf_store(float *p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
@@ -41,6 +43,43 @@ LSK_FMA vd vd_fma(vd a, vd b, vd c) { return __builtin_elementwise_fma(a, b, c);
 // Lane by lane: mask ? a : b, where a mask lane is all ones or zero.
 LSK_INLINE vf vf_select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 LSK_INLINE vd vd_select(vl mask, vd a, vd b) { return (vd)((mask & (vl)a) | (~mask & (vl)b)); }
+
+// Sets of tokens are a bit for each, the lowest first. `at` is a multiple of the lanes that are read.
+typedef _Bool vb_bits __attribute__((ext_vector_type(LSK_WIDTH)));
+typedef _Bool vi_bits __attribute__((ext_vector_type(LSK_LANES)));
+#if LSK_SET == LSK_AVX512
+typedef _Bool vl_bits __attribute__((ext_vector_type(LSK_LANES64)));
+LSK_INLINE vl vl_from_bits(const uint64_t *bits, int64_t at) {
+    vl_bits some;
+    __builtin_memcpy(&some, (const char *)bits + at / 8, sizeof some);
+    return __builtin_convertvector(some, vl) != 0;
+}
+LSK_INLINE vi vi_from_bits(const uint64_t *bits, int64_t at) {
+    vi_bits some;
+    __builtin_memcpy(&some, (const char *)bits + at / 8, sizeof some);
+    return __builtin_convertvector(some, vi) != 0;
+}
+#else
+static const int32_t powers_of_2[8] = {1, 2, 4, 8, 16, 32, 64, 128};
+static const int64_t wide_powers_of_2[4] = {1, 2, 4, 8};
+LSK_INLINE vl vl_from_bits(const uint64_t *bits, int64_t at) {
+    vl powers;
+    __builtin_memcpy(&powers, wide_powers_of_2, sizeof powers);
+    return ((((const uint8_t *)bits)[at / 8] >> (at % 8)) & powers) != 0;
+}
+LSK_INLINE vi vi_from_bits(const uint64_t *bits, int64_t at) {
+    vi powers;
+    __builtin_memcpy(&powers, powers_of_2, sizeof powers);
+    return ((((const uint8_t *)bits)[at / 8] >> (at % 8)) & powers) != 0;
+}
+#endif
+LSK_INLINE uint64_t bits_of(vi lanes) {
+    vi_bits some = __builtin_convertvector(lanes, vi_bits);
+    uint64_t bits = 0;
+    __builtin_memcpy(&bits, &some, sizeof some);
+    return bits & ((UINT64_C(1) << LSK_LANES) - 1);  // of four lanes in a byte the rest means nothing
+}
+LSK_INLINE int has_bit(const uint64_t *bits, int64_t at) { return (int)(bits[at / 64] >> (at % 64) & 1); }
 
 // fp16 and bf16, LSK_LANES values at a time. Widening is exact; narrowing rounds once, to nearest even,
 // and overflows to infinity. A NaN stays a NaN: it keeps its sign and the top bits of its payload, with

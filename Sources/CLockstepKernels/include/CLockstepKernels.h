@@ -133,9 +133,14 @@ typedef struct {
     void (*mismatch_evidence)(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_mismatch_profile *profile,
                               lsk_evidence *evidence, uint64_t *counts, int32_t ends,
                               const lsk_mismatch_span *span);
-    int64_t (*mismatch_select)(double *values, const uint8_t *wanted, const lsk_mismatch_span *span);
+    int64_t (*mismatch_select)(double *values, const lsk_bin_range *ranges, int64_t range_count,
+                               const lsk_mismatch_span *span);
     int64_t (*mismatch_terms)(double *log_ratio, double *k3, double *probability, uint8_t *counted,
                               const lsk_mismatch_span *span);
+
+    // exact.h. `b` may be NULL.
+    int (*exact_add)(double *sums, int64_t stride, const double *a, const double *b, int64_t count,
+                     uint64_t *refused);
 
     // divergence.h.
     void (*divergence_row)(lsk_divergence_row *row, double *y, const void *logits, int32_t format,

@@ -11,7 +11,7 @@ typedef struct {
     const uint8_t *_Nullable mask;  // not 0: the token counts
     int32_t trainer_format;         // LSK_FP32, LSK_FP16, LSK_BF16 or LSK_FP64
     int32_t rollout_format;
-    int64_t count;
+    int64_t count;                  // at most 65535
 } lsk_mismatch_span;
 
 // Bands of the ratio r, in the order of the header: MLPerf, 1 %, 5 %, 10 %.
@@ -64,7 +64,7 @@ enum {
 //
 // By the probability q that drew the token, growing. Rounding noise grows with 1 - q, so the edges are dense at
 // 1: ln q is -2^k or -1.5 2^k from -64 to -2^-20; the first bucket is below, the last beyond.
-enum { LSK_POSITION_BUCKETS = 42, LSK_PROBABILITY_BUCKETS = 54 };
+enum { LSK_POSITION_BUCKETS = 42, LSK_PROBABILITY_BUCKETS = 54, LSK_PROBABILITY_COPIES = 4 };
 
 // What a bucket sums up.
 typedef struct {
@@ -80,6 +80,15 @@ typedef struct {
     int64_t before;
     lsk_mismatch_bucket position[LSK_POSITION_BUCKETS];
     lsk_mismatch_bucket probability[LSK_PROBABILITY_BUCKETS];
+    // What the kernel adds to while it goes over a span: zero before and after, but for the last bucket, which
+    // takes the tokens that do not count.
+    lsk_mismatch_bucket copies[LSK_PROBABILITY_COPIES][LSK_PROBABILITY_BUCKETS + 1];
 } lsk_mismatch_profile;
+
+// Bins first, first + 1, ..., as many as `count`.
+typedef struct {
+    int32_t first;
+    uint32_t count;
+} lsk_bin_range;
 
 #endif

@@ -12,6 +12,8 @@ struct EvidenceSums: ~Copyable {
     var counts = [Int](repeating: 0, count: EvidenceCount.count)
     /// See `EvidenceSum`.
     var sums = ExactSums(count: EvidenceSum.count)
+    /// What is about to be added to `sums`: nothing to that of misaligned sequences.
+    private let factors = FactorPairs(count: EvidenceSum.count)
     /// Tokens by scaled log ratio: see lsk_evidence.h.
     let octaves: UnsafeMutablePointer<UInt64>
 
@@ -37,7 +39,7 @@ struct EvidenceSums: ~Copyable {
     /// Adds a sequence, whose octaves have been counted already.
     ///
     /// - Returns: False if it is misaligned: then its octaves must be taken back.
-    mutating func add(_ sequence: lsk_evidence) -> Bool {
+    mutating func add(_ sequence: lsk_evidence, _ kernels: UnsafePointer<lsk_kernels>) -> Bool {
         add(sequence.trainer, from: .trainerTested)
         add(sequence.rollout, from: .rolloutTested)
         let here = 2 * sequence.rise - sequence.log_ratio  // sum |d|
@@ -52,32 +54,34 @@ struct EvidenceSums: ~Copyable {
         addFaults(sequence.rollout, from: .rolloutMarks)
         add(Int(sequence.first), to: .first)
         add(Int(sequence.last), to: .last)
-        sums.add(sequence.first_square, to: EvidenceSum.firstSquare.rawValue)
-        sums.add(sequence.last_square, to: EvidenceSum.lastSquare.rawValue)
-        guard sequence.plain > 0 else { return true }
-        add(1, to: .sequences)
         add(Int(sequence.plain), to: .plain)
         add(Int(sequence.up), to: .up)
         add(Int(sequence.equal), to: .equal)
-        sums.add(sequence.z, to: EvidenceSum.z.rawValue)
-        sums.add(sequence.zz, to: EvidenceSum.zz.rawValue)
-        sums.add(sequence.x, to: EvidenceSum.x.rawValue)
-        sums.add(sequence.xx, to: EvidenceSum.xx.rawValue)
-        sums.add(sequence.xz, to: EvidenceSum.xz.rawValue)
-        sums.add(sequence.log_ratio, to: EvidenceSum.logRatio.rawValue)
-        sums.add(sequence.square, to: EvidenceSum.square.rawValue)
-        sums.add(sequence.rise, to: EvidenceSum.rise.rawValue)
-        sums.add(sequence.rise_square, to: EvidenceSum.riseSquare.rawValue)
-        sums.add(sequence.trainer_square, to: EvidenceSum.trainerSquare.rawValue)
-        sums.add(sequence.rollout_square, to: EvidenceSum.rolloutSquare.rawValue)
+        if sequence.plain > 0 { add(1, to: .sequences) }
         let (n, excess) = (Double(sequence.plain), sequence.ratio - Double(sequence.plain))
-        sums.add(excess, to: EvidenceSum.excess.rawValue)
-        sums.addProduct(excess, excess, to: EvidenceSum.excess2.rawValue)
-        sums.addProduct(excess, n, to: EvidenceSum.excessLength.rawValue)
-        sums.addProduct(n, n, to: EvidenceSum.length2.rawValue)
-        sums.addProduct(sequence.z, sequence.z, to: EvidenceSum.sequenceZ2.rawValue)
+        set(.z, sequence.z)
+        set(.zz, sequence.zz)
+        set(.x, sequence.x)
+        set(.xx, sequence.xx)
+        set(.xz, sequence.xz)
+        set(.logRatio, sequence.log_ratio)
+        set(.square, sequence.square)
+        set(.rise, sequence.rise)
+        set(.riseSquare, sequence.rise_square)
+        set(.trainerSquare, sequence.trainer_square)
+        set(.rolloutSquare, sequence.rollout_square)
+        set(.firstSquare, sequence.first_square)
+        set(.lastSquare, sequence.last_square)
+        set(.excess, excess)
+        set(.excess2, excess, excess)
+        set(.excessLength, excess, n)
+        set(.length2, n, n)
+        set(.sequenceZ2, sequence.z, sequence.z)
+        sums.addProducts(factors, 0..<EvidenceSum.count, kernels)
         return true
     }
+
+    private func set(_ sum: EvidenceSum, _ x: Double, _ y: Double = 1) { factors.set(sum.rawValue, x, y) }
 
     /// Fewer pairs of neighbours than this do not tell whether a sequence is misaligned.
     private static let fewestPairs = 6

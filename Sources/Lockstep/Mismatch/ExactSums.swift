@@ -1,6 +1,12 @@
+import CLockstepKernels
+
 /// Sums of doubles, and of products of two doubles, without any rounding.
 ///
-/// A sum is a fixed-point number: limb i holds a multiple of 2^(32 (base + i)), as a signed 64-bit integer,
+/// A sum is the sum of a fixed-point number and of the three doubles of each of its slots. A kernel adds a term to
+/// each of many slots at a time, as long as nothing of it is rounded off the third double; all others go into the
+/// fixed-point number.
+///
+/// Of that, limb i holds a multiple of 2^(32 (base + i)), as a signed 64-bit integer,
 /// so that 2^28 additions fit before a carry must move on. As nothing is ever rounded, the terms may come in
 /// any order, and sums of parts may be merged in any order: the result is the same number. It is rounded
 /// once, when it is read.
@@ -17,6 +23,14 @@ struct ExactSums: ~Copyable {
     private var limbs: UnsafeMutablePointer<Int64>
     private var width: Int
     private var base: Int
+    /// Which slot is of which sum.
+    private let slots: [Int]
+    /// The three doubles of each slot: all first, all second, all third ones, in whole blocks of 8.
+    private let heads: UnsafeMutablePointer<Double>
+    /// From one of a slot's doubles to the next.
+    private let stride: Int
+    /// Which slots refused a term: a bit each, all 0 between additions.
+    private let refused: UnsafeMutablePointer<UInt64>
     /// At least as many additions as any limb has taken since carries last moved on.
     private var pending = 0
     /// For each sum, what was added that is not a number: `Special`'s bits.
@@ -35,16 +49,65 @@ struct ExactSums: ~Copyable {
     private static let reach = 6
 
     /// Creates sums of 0, with a window that suits values from 2^-160 to 2^96 without growing.
-    init(count: Int) {
+    ///
+    /// - Parameters:
+    ///   - count: how many.
+    ///   - slots: the sum of each slot; by default each sum has one.
+    init(count: Int, slots: [Int]? = nil) {
+        self.init(count: count, slots: slots ?? Array(0..<count), width: 8, base: -5)
+    }
+
+    private init(count: Int, slots: [Int], width: Int, base: Int) {
         self.count = count
-        width = 8
-        base = -5
+        self.slots = slots
+        self.width = width
+        self.base = base
         limbs = .allocate(capacity: count * width)
         limbs.initialize(repeating: 0, count: count * width)
+        stride = (slots.count + 7) / 8 * 8
+        heads = .allocate(capacity: 3 * stride)
+        heads.initialize(repeating: 0, count: 3 * stride)
+        refused = .allocate(capacity: stride / 64 + 1)
+        refused.initialize(repeating: 0, count: stride / 64 + 1)
         specials = [UInt8](repeating: 0, count: count)
     }
 
-    deinit { limbs.deallocate() }
+    deinit {
+        limbs.deallocate()
+        heads.deallocate()
+        refused.deallocate()
+    }
+
+    /// Adds a value to each slot; of `values` there are whole blocks of 8, with 0 behind the last slot's.
+    mutating func add(_ values: UnsafePointer<Double>, _ kernels: UnsafePointer<lsk_kernels>) {
+        guard kernels.pointee.exact_add!(heads, Int64(stride), values, nil, Int64(slots.count), refused) != 0
+        else { return }
+        forEachRefused { sums, slot in sums.add(values[slot], to: sums.slots[slot]) }
+    }
+
+    /// Adds a product to each slot of a range that begins at a multiple of 8.
+    mutating func addProducts(
+        _ factors: borrowing FactorPairs, _ range: Range<Int>, _ kernels: UnsafePointer<lsk_kernels>
+    ) {
+        let (a, b, first) = (factors.a, factors.b, range.lowerBound)
+        guard
+            kernels.pointee.exact_add!(
+                heads + first, Int64(stride), a + first, b + first, Int64(range.count), refused) != 0
+        else { return }
+        forEachRefused { sums, place in
+            sums.addProduct(a[first + place], b[first + place], to: sums.slots[first + place])
+        }
+    }
+
+    /// Visits what was refused, and forgets it.
+    private mutating func forEachRefused(_ body: (inout ExactSums, Int) -> Void) {
+        for word in 0...stride / 64 {
+            while refused[word] != 0 {
+                body(&self, 64 * word + refused[word].trailingZeroBitCount)
+                refused[word] &= refused[word] - 1
+            }
+        }
+    }
 
     /// Adds x.
     @inline(__always)
@@ -57,13 +120,6 @@ struct ExactSums: ~Copyable {
     mutating func add(_ x: Double, times2ToThe power: Int, to index: Int) {
         makeRoom()
         addTerm(x, power, to: index)
-    }
-
-    /// Adds the values from an address on to the sums from `first` on.
-    @inline(__always)
-    mutating func add(_ values: UnsafePointer<Double>, count: Int, to first: Int) {
-        makeRoom()
-        for index in 0..<count { addTerm(values[index], 0, to: first + index) }
     }
 
     /// Adds x 2^power after room was made.
@@ -189,7 +245,7 @@ struct ExactSums: ~Copyable {
         grow(toCover: other.base, other.base + other.width)
         if pending + other.pending > ExactSums.pendingLimit { carry() }
         if pending + other.pending > ExactSums.pendingLimit {
-            for index in 0..<count { merge(other.number(index), into: index) }
+            for index in 0..<count { merge(other.fixed(index), into: index) }
         } else {
             for index in 0..<count {
                 let limb = limbs + (index * width + other.base - base)
@@ -199,6 +255,18 @@ struct ExactSums: ~Copyable {
             pending += other.pending
         }
         for index in 0..<count { specials[index] |= other.specials[index] }
+        for (slot, index) in other.slots.enumerated() { add(other.heads(slot), to: index) }
+    }
+
+    /// Adds the doubles of a slot.
+    private mutating func add(_ heads: (Double, Double, Double), to index: Int) {
+        add(heads.0, to: index)
+        add(heads.1, to: index)
+        add(heads.2, to: index)
+    }
+
+    private func heads(_ slot: Int) -> (Double, Double, Double) {
+        (heads[slot], heads[stride + slot], heads[2 * stride + slot])
     }
 
     /// Adds an exact number.
@@ -216,6 +284,15 @@ struct ExactSums: ~Copyable {
 
     /// A sum as an exact number; its flags apart.
     func number(_ index: Int) -> ExactNumber {
+        var sum = ExactSums(count: 1, slots: [], width: width, base: base)
+        sum.limbs.update(from: limbs + index * width, count: width)
+        sum.pending = pending
+        for (slot, owner) in slots.enumerated() where owner == index { sum.add(heads(slot), to: 0) }
+        return sum.fixed(0)
+    }
+
+    /// The fixed-point part of a sum.
+    private func fixed(_ index: Int) -> ExactNumber {
         let limb = limbs + index * width
         var digits: [UInt32] = []
         digits.reserveCapacity(width + 2)
@@ -253,6 +330,30 @@ struct ExactSums: ~Copyable {
         case Special.minusInfinity: -.infinity
         default: .nan
         }
+    }
+}
+
+/// Pairs of factors, one for each slot of a bank of sums, with room for whole blocks of 8.
+struct FactorPairs: ~Copyable {
+    fileprivate let a, b: UnsafeMutablePointer<Double>
+
+    /// Creates pairs of 0 and 0.
+    init(count: Int) {
+        (a, b) = (.allocate(capacity: count + 7), .allocate(capacity: count + 7))
+        a.initialize(repeating: 0, count: count + 7)
+        b.initialize(repeating: 0, count: count + 7)
+    }
+
+    deinit {
+        a.deallocate()
+        b.deallocate()
+    }
+
+    /// Sets a pair.
+    @inline(__always)
+    func set(_ slot: Int, _ x: Double, _ y: Double) {
+        a[slot] = x
+        b[slot] = y
     }
 }
 

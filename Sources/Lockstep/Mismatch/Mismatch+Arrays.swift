@@ -82,18 +82,20 @@ public func exactDivergence<Trainer: StorageFormat, Rollout: StorageFormat>(
     return (mean, rows)
 }
 
-private func checkLengths(
-    _ log: [[some Any]], _ name: StaticString, _ trainer: [[some Any]]
+/// Throws unless `log` has as many sequences and tokens as `trainer`.
+func checkLengths(
+    _ log: [[some Any]], _ name: StaticString, _ trainer: [[some Any]],
+    _ trainerName: StaticString = "trainer_log_probs"
 ) throws(LockstepError) {
     guard log.count == trainer.count else {
         throw LockstepError(
-            .invalidArgument, "\(name): has \(log.count) sequences but trainer_log_probs has \(trainer.count)"
+            .invalidArgument, "\(name): has \(log.count) sequences but \(trainerName) has \(trainer.count)"
         )
     }
     for (index, (one, other)) in zip(log, trainer).enumerated() where one.count != other.count {
         throw LockstepError(
             .invalidArgument,
-            "\(name)[\(index)]: has \(one.count) tokens but trainer_log_probs[\(index)] has \(other.count)")
+            "\(name)[\(index)]: has \(one.count) tokens but \(trainerName)[\(index)] has \(other.count)")
     }
 }
 

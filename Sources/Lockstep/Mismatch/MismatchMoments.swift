@@ -26,7 +26,9 @@ struct MismatchMoments: ~Copyable {
     /// The token with the largest |d|; none while no token counts.
     var largest: LargestToken?
     /// The exact sums: see `Moment`.
-    var sums = ExactSums(count: Moment.count)
+    var sums = ExactSums(count: Moment.count, slots: Moment.slots)
+    /// What is about to be added to `sums`.
+    private let factors = FactorPairs(count: Moment.slots.count)
     /// Sum of w and of w^2 for the sequence weights w = exp S.
     var weights = ExactSums(count: 2)
 
@@ -54,36 +56,39 @@ struct MismatchMoments: ~Copyable {
     ///
     /// The kernel's sums are of s - a and g - b with shifts a and b, which keeps their digits. As sums of s,
     /// s^2... they are added without rounding, each product on its own.
-    mutating func addProbabilities(_ span: lsk_mismatch_sums) {
+    mutating func addProbabilities(_ span: lsk_mismatch_sums, _ kernels: UnsafePointer<lsk_kernels>) {
         if span.tokens == 0 { return }
         let n = Double(span.tokens)
         let (a, b) = (span.sum_shift, span.gap_shift)
-        sums.add(span.sum, to: Moment.sum)
-        sums.addProduct(n, a, to: Moment.sum)
-        sums.add(span.gap, to: Moment.gap)
-        sums.addProduct(n, b, to: Moment.gap)
+        let (aa, ab, bb) = (Split(a, a), Split(a, b), Split(b, b))
+        var slot = Moment.probabilitySlots.lowerBound
+        func set(_ x: Double, _ y: Double) {
+            factors.set(slot, x, y)
+            slot += 1
+        }
+        set(span.sum, 1)
+        set(n, a)
+        set(span.gap, 1)
+        set(n, b)
         // sum s^2 = sum (s - a)^2 + 2 a sum (s - a) + n a^2, and likewise for g^2 and s g.
-        sums.add(span.sum_square, to: Moment.sumSquare)
-        sums.addProduct(2 * a, span.sum, to: Moment.sumSquare)
-        addTriple(n, a, a, to: Moment.sumSquare)
-        sums.add(span.gap_square, to: Moment.gapSquare)
-        sums.addProduct(2 * b, span.gap, to: Moment.gapSquare)
-        addTriple(n, b, b, to: Moment.gapSquare)
-        sums.add(span.sum_gap, to: Moment.sumGap)
-        sums.addProduct(a, span.gap, to: Moment.sumGap)
-        sums.addProduct(b, span.sum, to: Moment.sumGap)
-        addTriple(n, a, b, to: Moment.sumGap)
-    }
-
-    /// Adds x y z, exactly unless it is beyond the range of doubles.
-    private mutating func addTriple(_ x: Double, _ y: Double, _ z: Double, to index: Int) {
-        let high = y * z
-        sums.addProduct(x, high, to: index)
-        sums.addProduct(x, (-high).addingProduct(y, z), to: index)
+        set(span.sum_square, 1)
+        set(2 * a, span.sum)
+        set(n, aa.high)
+        set(n, aa.low)
+        set(span.gap_square, 1)
+        set(2 * b, span.gap)
+        set(n, bb.high)
+        set(n, bb.low)
+        set(span.sum_gap, 1)
+        set(a, span.gap)
+        set(b, span.sum)
+        set(n, ab.high)
+        set(n, ab.low)
+        sums.addProducts(factors, Moment.probabilitySlots, kernels)
     }
 
     /// Adds a sequence, whose counted tokens have these sums.
-    mutating func add(_ sequence: lsk_mismatch_sums, id: UInt64) {
+    mutating func add(_ sequence: lsk_mismatch_sums, id: UInt64, _ kernels: UnsafePointer<lsk_kernels>) {
         tokens += Int(sequence.tokens)
         sequences += 1
         maxSequenceLength = max(maxSequenceLength, Int(sequence.tokens))
@@ -94,43 +99,53 @@ struct MismatchMoments: ~Copyable {
         let averaged = sequence.averaged
         for index in 0..<Average.count {
             let x = averaged[index]
-            if x == 0 { continue }
-            sums.add(x, to: Moment.total + index)
-            sums.addProduct(x, x, to: Moment.square + index)
-            sums.addProduct(x, n, to: Moment.product + index)
+            factors.set(Moment.total + index, x, 1)
+            factors.set(Moment.square + index, x, x)
+            factors.set(Moment.product + index, x, n)
         }
-        sums.addProduct(n, n, to: Moment.length2)
-        sums.addProduct(sequence.ratio, sequence.ratio_square, to: Moment.ratioCross)
-        sums.addProduct(sequence.rollout, sequence.log_ratio, to: Moment.rolloutCross)
+        factors.set(Moment.ratioCross, sequence.ratio, sequence.ratio_square)
+        factors.set(Moment.rolloutCross, sequence.rollout, sequence.log_ratio)
 
         let (mean, worst) = (sequence.log_ratio / n, sequence.exp_magnitude / n)
-        sums.add(mean, to: Moment.mean)
-        sums.addProduct(mean, mean, to: Moment.meanSquare)
-        sums.add(worst, to: Moment.worst)
-        sums.addProduct(worst, worst, to: Moment.worstSquare)
+        factors.set(Moment.mean, mean, 1)
+        factors.set(Moment.meanSquare, mean, mean)
+        factors.set(Moment.worst, worst, 1)
+        factors.set(Moment.worstSquare, worst, worst)
         if worst > 2 { maskedSequences += 1 }
         if !MismatchMoments.bandMLPerf.contains(mean) { outsideSequences += 1 }
-        addPowers(sequence.log_ratio, n)
-        addWeight(sequence.log_ratio)
+
+        // What the slope, its error and the spread of S need. n^2 is exact below 2^26 tokens; above, still a
+        // function of the sequence alone. A product of three or four factors has two terms.
+        let s = sequence.log_ratio
+        let n2 = n * n
+        let (ns, s2) = (Split(n, s), Split(s, s))
+        factors.set(Moment.length2, n, n)
+        factors.set(Moment.length3, n2, n)
+        factors.set(Moment.length4, n2, n2)
+        factors.set(Moment.length2S, n2, s)
+        factors.set(Moment.length3S, n2, ns.high)
+        factors.set(Moment.lengthS2, n, s2.high)
+        factors.set(Moment.length2S2, n2, s2.high)
+        factors.set(Moment.s3, s2.high, s)
+        factors.set(Moment.s4, s2.high, s2.high)
+        let low = Moment.lowSlots.lowerBound
+        factors.set(low, n2, ns.low)
+        factors.set(low + 1, n, s2.low)
+        factors.set(low + 2, n2, s2.low)
+        factors.set(low + 3, s2.low, s)
+        factors.set(low + 4, 2 * s2.high, s2.low)
+        sums.addProducts(factors, 0..<Moment.lowSlots.upperBound, kernels)
+        addWeight(s)
     }
 
-    /// Adds the products of S and n that the slope, its error and the spread of S need.
-    private mutating func addPowers(_ s: Double, _ n: Double) {
-        let n2 = n * n  // exact below 2^26 tokens; above, still a function of the sequence alone
-        let s2 = s * s
-        let s2Rest = (-s2).addingProduct(s, s)
-        sums.addProduct(n2, n, to: Moment.length3)
-        sums.addProduct(n2, n2, to: Moment.length4)
-        sums.addProduct(n2, s, to: Moment.length2S)
-        addTriple(n2, n, s, to: Moment.length3S)
-        sums.addProduct(n, s2, to: Moment.lengthS2)
-        sums.addProduct(n, s2Rest, to: Moment.lengthS2)
-        sums.addProduct(n2, s2, to: Moment.length2S2)
-        sums.addProduct(n2, s2Rest, to: Moment.length2S2)
-        sums.addProduct(s2, s, to: Moment.s3)
-        sums.addProduct(s2Rest, s, to: Moment.s3)
-        sums.addProduct(s2, s2, to: Moment.s4)
-        sums.addProduct(2 * s2, s2Rest, to: Moment.s4)
+    /// A product as the sum of two doubles, exactly unless it is beyond their range.
+    private struct Split {
+        let high, low: Double
+
+        init(_ x: Double, _ y: Double) {
+            high = x * y
+            low = (-high).addingProduct(x, y)
+        }
     }
 
     /// Adds w = exp S and w^2, whatever the size of S.
@@ -230,6 +245,17 @@ enum Moment {
     static let sumGap = others + 19
     /// Number of sums.
     static let count = others + 20
+
+    /// The sum of each slot: first those of a sequence, each once, then its products of which a low part is added
+    /// too; behind them, from a multiple of 8 on, those of a span's probabilities, one for each term.
+    static let slots =
+        Array(0..<sum) + [length3S, lengthS2, length2S2, s3, s4]
+        + [Int](repeating: sum, count: probabilitySlots.lowerBound - lowSlots.upperBound)
+        + [sum, sum, gap, gap]
+        + [Int](repeating: sumSquare, count: 4) + [Int](repeating: gapSquare, count: 4)
+        + [Int](repeating: sumGap, count: 5)
+    static let lowSlots = sum..<sum + 5
+    static let probabilitySlots = (lowSlots.upperBound + 7) / 8 * 8..<(lowSlots.upperBound + 7) / 8 * 8 + 17
 }
 
 extension lsk_mismatch_sums {

@@ -15,34 +15,40 @@ struct MismatchProfileSums: ~Copyable {
     private(set) var sums: ExactSums
     /// What the kernel writes for a span.
     let span: UnsafeMutablePointer<lsk_mismatch_profile>
+    /// What of it is about to be added to `sums`.
+    private let values: UnsafeMutablePointer<Double>
 
     init() {
         tokens = [Int](repeating: 0, count: MismatchProfileSums.buckets)
         sums = ExactSums(count: 3 * MismatchProfileSums.buckets)
         span = .allocate(capacity: 1)
         span.initialize(to: lsk_mismatch_profile())
+        values = .allocate(capacity: sums.count)
+        values.initialize(repeating: 0, count: sums.count)
     }
 
-    deinit { span.deallocate() }
+    deinit {
+        span.deallocate()
+        values.deallocate()
+    }
 
     /// Adds what the kernel wrote to `span`.
-    mutating func addSpan() {
+    mutating func addSpan(_ kernels: UnsafePointer<lsk_kernels>) {
         let raw = UnsafeRawPointer(span)
         let positions = raw + MemoryLayout<lsk_mismatch_profile>.offset(of: \.position)!
         let probabilities = raw + MemoryLayout<lsk_mismatch_profile>.offset(of: \.probability)!
-        add(positions, MismatchProfileSums.positions, from: 0)
-        add(probabilities, MismatchProfileSums.probabilities, from: MismatchProfileSums.positions)
+        take(positions, MismatchProfileSums.positions, from: 0)
+        take(probabilities, MismatchProfileSums.probabilities, from: MismatchProfileSums.positions)
+        sums.add(values, kernels)
     }
 
-    private mutating func add(_ raw: UnsafeRawPointer, _ count: Int, from first: Int) {
+    private mutating func take(_ raw: UnsafeRawPointer, _ count: Int, from first: Int) {
         // A bucket is four doubles: its tokens, then the three sums.
         let buckets = raw.assumingMemoryBound(to: Double.self)
         tokens.withUnsafeMutableBufferPointer { tokens in
             for number in 0..<count {
-                let bucket = buckets + 4 * number
-                if bucket[0] == 0 { continue }
-                tokens[first + number] += Int(bucket[0])
-                sums.add(bucket + 1, count: 3, to: 3 * (first + number))
+                tokens[first + number] += Int(buckets[4 * number])
+                for term in 0..<3 { values[3 * (first + number) + term] = buckets[4 * number + 1 + term] }
             }
         }
     }

@@ -46,7 +46,7 @@ enum MismatchQuantiles {
         _ ranks: [Int], _ scan: MismatchScan, _ histogram: [Int]
     ) throws(LockstepError) -> [Int: Double] {
         var values: [Int: Double] = [:]
-        var wanted = [UInt8](repeating: 0, count: MismatchSketch.bins)
+        var wanted: [lsk_bin_range] = []
         var collected: [(rank: Int, index: Int)] = []  // index among the tokens that will be collected
         var below = 0  // tokens in lower bins ...
         var belowWanted = 0  // ... of them, collected
@@ -59,7 +59,11 @@ enum MismatchQuantiles {
                 if isZero { values[rank] = 0 } else { collected.append((rank, rank - below + belowWanted)) }
             }
             if first < next, !isZero {
-                wanted[bin] = 1
+                if let last = wanted.last, Int(last.first) + Int(last.count) == bin {
+                    wanted[wanted.count - 1].count += 1
+                } else {
+                    wanted.append(lsk_bin_range(first: Int32(bin), count: 1))
+                }
                 belowWanted += count
             }
             below += count
@@ -96,7 +100,7 @@ enum MismatchQuantiles {
 
     /// The log ratios of all tokens in the wanted bins, in no particular order.
     private static func collect(
-        _ wanted: [UInt8], count: Int, _ scan: MismatchScan
+        _ wanted: [lsk_bin_range], count: Int, _ scan: MismatchScan
     ) throws(LockstepError) -> Scratch<Double> {
         let room = MismatchSpan.tokens + 1
         let found = try Scratch<Double>(count: scan.workers * room)
@@ -108,7 +112,8 @@ enum MismatchQuantiles {
                 let values = base + worker * room
                 for index in range {
                     var view = scan.view(scan.spans[index])
-                    let count = scan.kernels.pointee.mismatch_select!(values, wanted, &view)
+                    let count = scan.kernels.pointee.mismatch_select!(
+                        values, wanted, Int64(wanted.count), &view)
                     kept[worker].append(contentsOf: UnsafeBufferPointer(start: values, count: Int(count)))
                 }
             }

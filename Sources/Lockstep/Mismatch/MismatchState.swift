@@ -151,14 +151,16 @@ struct MismatchState: ~Copyable {
                 return MismatchSpan(sequence: sequence, start: start, count: count)
             }
             if start == 0 { sums = part } else { sums.add(part, from: start) }
-            moments.addProbabilities(part)
+            moments.addProbabilities(part, kernels)
             if extent.details {
-                details.profile.addSpan()
+                details.profile.addSpan(kernels)
                 details.worst.add(view, largest: part.largest, id: id, start: start)
             }
             if extent.exactQuantiles, part.differing > 0 { keepValues(&view, kernels) }
         }
-        if extent.details, !details.evidence.add(evidence) { takeOctavesBack(sequence, of: pair, kernels) }
+        if extent.details, !details.evidence.add(evidence, kernels) {
+            takeOctavesBack(sequence, of: pair, kernels)
+        }
         let (tokens, excluded) = (Int(sums.tokens), Int(sums.non_finite))
         moments.excludedTokens += excluded
         moments.maskedTokens += length - tokens - excluded
@@ -166,7 +168,7 @@ struct MismatchState: ~Copyable {
             moments.emptySequences += 1
             return nil
         }
-        moments.add(sums, id: id)
+        moments.add(sums, id: id, kernels)
         if extent.details { details.add(sums, id: id) }
         return nil
     }
@@ -201,15 +203,17 @@ struct MismatchState: ~Copyable {
         _ view: inout lsk_mismatch_span, _ kernels: UnsafePointer<lsk_kernels>
     ) {
         withUnsafeTemporaryAllocation(of: Double.self, capacity: MismatchSpan.tokens + 1) { found in
-            let count = kernels.pointee.mismatch_select!(found.baseAddress!, MismatchState.allButZero, &view)
+            let count = kernels.pointee.mismatch_select!(
+                found.baseAddress!, MismatchState.allButZero, Int64(MismatchState.allButZero.count), &view)
             values.append(contentsOf: found.prefix(Int(count)))
         }
     }
 
-    /// Marks every bin but that of 0 and that of tokens that do not count.
-    private static let allButZero: [UInt8] = (0..<MismatchSketch.bins).map {
-        $0 == Int(LSK_MISMATCH_ZERO_BIN) || $0 == Int(LSK_MISMATCH_UNCOUNTED_BIN) ? 0 : 1
-    }
+    /// Every bin but that of 0 and that of tokens that do not count.
+    private static let allButZero = [
+        lsk_bin_range(first: 0, count: UInt32(LSK_MISMATCH_ZERO_BIN)),
+        lsk_bin_range(first: Int32(LSK_MISMATCH_ZERO_BIN) + 1, count: UInt32(LSK_MISMATCH_HALF_BINS)),
+    ]
 
     /// Adds the state of another part of the log, whose extent is not less.
     mutating func merge(_ other: borrowing MismatchState) {

@@ -19,6 +19,7 @@ log-probs for PyTorch's autograd.
 
 from . import _library
 from ._accumulator import MismatchAccumulator
+from ._advantages import advantages, overlong_penalty
 from ._causes import Cause, CauseEvidence
 from ._errors import (
     BadDataError, FileError, InternalError, InvalidArgumentError, LockstepError, NonFiniteError,
@@ -44,16 +45,16 @@ from .advice import Advice, advise
 from .certificate import Certificate, certify
 
 __all__ = [
-    "Advice", "Alarm", "BadDataError", "Cause", "CauseEvidence", "Certificate", "ConvertCounts",
-    "Converted", "Divergence", "Estimate", "ExactMismatch", "FileError", "Head", "InternalError",
-    "InvalidArgumentError", "LOG_RATIO_QUANTILES", "LinearGradients", "LockstepError", "LogHeader",
-    "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter", "Mismatch",
-    "MismatchAccumulator", "Monitor", "NonFiniteError", "Objective", "ObjectiveCounts",
+    "LOG_RATIO_QUANTILES", "Advice", "Alarm", "BadDataError", "Cause", "CauseEvidence",
+    "Certificate", "ConvertCounts", "Converted", "Divergence", "Estimate", "ExactMismatch",
+    "FileError", "Head", "InternalError", "InvalidArgumentError", "LinearGradients",
+    "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter",
+    "Mismatch", "MismatchAccumulator", "Monitor", "NonFiniteError", "Objective", "ObjectiveCounts",
     "ObjectiveLoss", "ObjectiveReport", "OutOfMemoryError", "Reading", "UnsupportedError",
-    "adapted_kl_coefficient", "advise", "certify", "convert", "covariance_select", "exact_mismatch",
-    "has_instruction_set", "kl_penalty", "linear_log_probs", "linear_log_probs_backward",
-    "log_probs", "log_probs_backward", "metrics", "mismatch", "mismatch_profile",
-    "mismatch_sequences", "objective_loss", "ulp_distance",
+    "adapted_kl_coefficient", "advantages", "advise", "certify", "convert", "covariance_select",
+    "exact_mismatch", "has_instruction_set", "kl_penalty", "linear_log_probs",
+    "linear_log_probs_backward", "log_probs", "log_probs_backward", "metrics", "mismatch",
+    "mismatch_profile", "mismatch_sequences", "objective_loss", "overlong_penalty", "ulp_distance",
 ]
 
 #: The version of the library that is loaded.

@@ -28,6 +28,7 @@ class Batch:
     Args:
         tokens: each part of `lockstep_batch` by its name: [tokens] packed with `offsets`,
             [sequences x length] padded, or a list with one array for each sequence, all laid out alike.
+            Others are laid out with them, and are the caller's to pass: `view`.
         advantages: also [sequences].
     """
 
@@ -37,8 +38,8 @@ class Batch:
     ) -> None:
         tokens = {name: each for name, each in tokens.items() if each is not None}
         self._name = next((name for name in tokens if name in _LOG_PROBS), next(iter(tokens), "mask"))
-        self._ragged = _is_ragged(tokens.get(self._name))
-        if self._ragged and _is_ragged(advantages):
+        self._ragged = is_ragged(tokens.get(self._name))
+        if self._ragged and is_ragged(advantages):
             tokens["advantages"], advantages = advantages, None
         self.offsets, tokens = layout(tokens, offsets, self._name)
         if advantages is not None:
@@ -53,12 +54,22 @@ class Batch:
         self._tensors = {name: each.tensor() for name, each in self._views.items()}
         self.raw = c.Batch(sizeof(c.Batch))
         for name, tensor in self._tensors.items():
-            setattr(self.raw, name, ctypes.pointer(tensor))
+            if hasattr(c.Batch, name):
+                setattr(self.raw, name, ctypes.pointer(tensor))
 
     @property
     def like(self) -> View:
         """The array of tokens whose kind outputs take."""
         return self._views[self._name]
+
+    def view(self, name: str) -> View | None:
+        """An array, if it was given."""
+        return self._views.get(name)
+
+    @property
+    def tokens(self) -> View | None:
+        """The array that says how tokens are laid out, if there is any."""
+        return self._views.get(self._name)
 
     @property
     def sequences(self) -> int:
@@ -108,13 +119,13 @@ def as_mask(mask: Array) -> Array:
     return found if str(found.dtype).removeprefix("torch.") in ("bool", "uint8") else found != 0
 
 
-def _is_ragged(log: Any) -> bool:
+def is_ragged(log: Any) -> bool:
     return isinstance(log, (list, tuple)) and not any(isinstance(each, Number) for each in log)
 
 
 def _lengths(log: Log | None, name: str) -> list[int] | None:
     """The lengths of a list of sequences; None if the log is one array (a list of numbers is)."""
-    if not _is_ragged(log):
+    if not is_ragged(log):
         return None
     return [prod(view(each, f"{name}[{index}]").shape) for index, each in enumerate(log)]
 

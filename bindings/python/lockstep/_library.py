@@ -425,6 +425,60 @@ class Batch(Structure):
     ]
 
 
+# 7. Advantages
+
+ADVANTAGE_GRPO = 0
+ADVANTAGE_DR_GRPO = 1
+ADVANTAGE_LEAVE_ONE_OUT = 2
+ADVANTAGE_REINFORCE_PLUS_PLUS = 3
+ADVANTAGE_REINFORCE_PLUS_PLUS_BASELINE = 4
+ADVANTAGE_OPO = 5
+ADVANTAGE_REMAX = 6
+ADVANTAGE_GPG = 7
+ADVANTAGE_PASS_AT_K = 8
+ADVANTAGE_MAX_RL = 9
+ADVANTAGE_GDPO = 10
+ADVANTAGE_GAE = 11
+ADVANTAGE_OPTIMAL_TOKEN_BASELINE = 12
+ADVANTAGE_MULTI_TURN_TOKEN_BASELINE = 13
+
+SCALE_OF_ESTIMATOR = 0
+SCALE_NONE = 1
+SCALE_GROUP_STD = 2
+SCALE_OTHERS_STD = 3
+SCALE_BATCH_STD = 4
+SCALE_GROUP_MEAN = 5
+SCALE_NON_ZERO_SHARE = 6
+
+WHITEN_AS_ESTIMATOR = 0
+WHITEN_NO = 1
+WHITEN_YES = 2
+
+SINGLE_ZERO = 0
+SINGLE_RAW = 1
+
+TRUNCATED_KEEP = 0
+TRUNCATED_ZERO = 1
+TRUNCATED_DROP = 2
+
+
+class Rewards(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("reserved", c_uint32), ("rewards", POINTER(Tensor)),
+        ("truncated", POINTER(Tensor)), ("baselines", POINTER(Tensor)), ("values", POINTER(Tensor)),
+        ("squared_mass", POINTER(Tensor)), ("kind_weights", POINTER(Tensor)),
+    ]
+
+
+class AdvantageOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("estimator", c_int32), ("scale", c_int32), ("whiten", c_int32),
+        ("singles", c_int32), ("truncated", c_int32), ("population_std", c_int32),
+        ("tail_baseline", c_int32), ("epsilon", c_double), ("gamma", c_double),
+        ("lambda", c_double),
+    ]
+
+
 # 8. Objectives
 
 TERM_CLIP = 0
@@ -583,6 +637,9 @@ SIGNATURES = {
     "lockstep_log_reader_seek": (c_int32, [c_void_p, c_int64]),
     "lockstep_log_reader_summary": (c_int32, [POINTER(LogSummary), c_void_p]),
     "lockstep_log_reader_destroy": (None, [c_void_p]),
+    "lockstep_advantages": (
+        c_int32, [_tensor] * 2 + [POINTER(Rewards), POINTER(Batch), POINTER(AdvantageOptions)]),
+    "lockstep_overlong_penalty": (c_int32, [_tensor] * 2 + [c_int64, c_int64, c_double]),
     "lockstep_objective_loss": (
         c_int32, [POINTER(ObjectiveReport)] + [_tensor] * 2 + [POINTER(Batch), POINTER(ObjectiveOptions)]),
     "lockstep_objective_create": (c_int32, [POINTER(c_void_p), POINTER(ObjectiveOptions)]),
@@ -699,6 +756,21 @@ COVARIANCE_RULES = {"clip": COVARIANCE_CLIP, "kl": COVARIANCE_KL}
 AXES = {
     "position": AXIS_POSITION, "probability": AXIS_PROBABILITY, "log_ratio": AXIS_LOG_RATIO,
 }
+ADVANTAGES = {
+    "grpo": ADVANTAGE_GRPO, "dr_grpo": ADVANTAGE_DR_GRPO, "leave_one_out": ADVANTAGE_LEAVE_ONE_OUT,
+    "reinforce_plus_plus": ADVANTAGE_REINFORCE_PLUS_PLUS,
+    "reinforce_plus_plus_baseline": ADVANTAGE_REINFORCE_PLUS_PLUS_BASELINE, "opo": ADVANTAGE_OPO,
+    "remax": ADVANTAGE_REMAX, "gpg": ADVANTAGE_GPG, "pass_at_k": ADVANTAGE_PASS_AT_K,
+    "max_rl": ADVANTAGE_MAX_RL, "gdpo": ADVANTAGE_GDPO, "gae": ADVANTAGE_GAE,
+    "optimal_token_baseline": ADVANTAGE_OPTIMAL_TOKEN_BASELINE,
+    "multi_turn_token_baseline": ADVANTAGE_MULTI_TURN_TOKEN_BASELINE,
+}
+ADVANTAGE_SCALES = {
+    "none": SCALE_NONE, "group_std": SCALE_GROUP_STD, "others_std": SCALE_OTHERS_STD,
+    "batch_std": SCALE_BATCH_STD, "group_mean": SCALE_GROUP_MEAN, "non_zero_share": SCALE_NON_ZERO_SHARE,
+}
+SINGLES = {"zero": SINGLE_ZERO, "raw": SINGLE_RAW}
+TRUNCATED = {"keep": TRUNCATED_KEEP, "zero": TRUNCATED_ZERO, "drop": TRUNCATED_DROP}
 LOG_MODES = {"create": LOG_CREATE, "append": LOG_APPEND, "replace": LOG_REPLACE}
 LOG_DAMAGE = {"strict": LOG_DAMAGE_STRICT, "skip": LOG_DAMAGE_SKIP}
 MONITOR_LEVELS = {

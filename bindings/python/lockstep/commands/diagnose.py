@@ -61,7 +61,7 @@ def diagnose(files: tuple[Path, ...], labels: tuple[str, ...], report: Path | No
     if report is None and not no_html and not as_json:
         report = DEFAULT_REPORT
     if report is not None:
-        from ..report import page  # matplotlib takes a second to load: only where pictures are wanted
+        from ..report import page  # Jinja2 and matplotlib are needed only where pictures are wanted
 
         with told():
             page.check_path(report)

@@ -17,7 +17,8 @@ import numpy as np
 from . import json_records
 from .columns import HEADER, LOCKSTEP_ID, WITH_PROMPT, resolve
 from .identity import OWN, identity, text_identity
-from .json_records import ARRAYS, KINDS, JsonSource, array, field, floats, integer, kind, same_length
+from .json_arrays import About, ArrayReader
+from .json_records import JsonSource, array, field, floats, integer, kind, same_length
 from .rows import SIDES, BadRow, Rows, Wanted, concatenate
 
 
@@ -34,7 +35,8 @@ def recognises(head) -> bool:
 def source(path: Path, wanted: Wanted, advance: Callable[[int], None] | None) -> JsonSource:
     """The sequences of one file."""
     records = _Records(wanted)
-    return JsonSource(path, wanted, advance, records, records.fields, records.header, records.kinds)
+    arrays = ArrayReader(records.fields, records.about, HEADER)
+    return JsonSource(path, wanted, advance, records, records.fields, records.header, arrays)
 
 
 class _Records:
@@ -44,7 +46,6 @@ class _Records:
         self.wanted = wanted
         self.fields: dict[str, str] = {}
         self.header: dict[str, Any] = {}
-        self.kinds: dict[str, str] = {}
 
     def __call__(self, record: dict, line: int) -> Rows:
         if not self.fields:
@@ -56,8 +57,6 @@ class _Records:
                     f" --column trainer=NAME --column rollout=NAME; fields found: {found[:800]})"
                 )
             self.fields.update(columns.names)
-            self.kinds.update(dict.fromkeys((*columns.names.values(), *HEADER), ""))
-            self.kinds.update({name: KINDS[role] for role, name in columns.names.items() if role in KINDS})
         read_header(record, self.header)
         names = self.fields
         first = names.get("rollout") or names["trainer"]
@@ -66,8 +65,20 @@ class _Records:
             return self._batch(record, line, len(values), first)
         return self._sequence(record, line)
 
+    def about(self, record: dict) -> About:
+        """Whose a line is, and what it says of how the log was made."""
+        read_header(record, self.header)
+        return self._about(record)
+
+    def _about(self, record: dict) -> About:
+        names, step = self.fields, self.wanted.step
+        if "step" in names:
+            step = integer(record.get(names["step"]), names["step"], step)
+        environment = record.get(names.get("environment", ""))
+        return About(own_id(record, names, step), step, environment if isinstance(environment, str) else "")
+
     def _sequence(self, record: dict, line: int) -> Rows:
-        names, wanted = self.fields, self.wanted
+        names = self.fields
         sides: dict[str, Any] = {"trainer": None, "rollout": None}
         reference = None
         for side in SIDES:
@@ -87,23 +98,20 @@ class _Records:
         if "token_ids" in names:
             name = names["token_ids"]
             values = record.get(name)
-            if name in WITH_PROMPT and isinstance(values, ARRAYS) and len(values) > len(mask):
+            if name in WITH_PROMPT and isinstance(values, list) and len(values) > len(mask):
                 values = values[len(values) - len(mask) :]
             ids = json_records.token_ids(values, len(mask), name, reference_name)
-        step = wanted.step
-        if "step" in names:
-            step = integer(record.get(names["step"]), names["step"], step)
-        environment = record.get(names.get("environment", ""))
+        about = self._about(record)
         return Rows(
             trainer=sides["trainer"],
             rollout=sides["rollout"],
             mask=mask,
             lengths=(len(mask),),
             lines=(line,),
-            ids=own_id(record, names, step),
-            steps=(step,),
+            ids=None if about.id is None else (about.id,),
+            steps=(about.step,),
             token_ids=ids,
-            environments=(environment if isinstance(environment, str) else "",),
+            environments=(about.environment,),
         )
 
     def _batch(self, record: dict, line: int, count: int, first: str) -> Rows:
@@ -140,7 +148,7 @@ def read_header(record: dict, header: dict[str, Any]) -> None:
             header[name] = record[name]
 
 
-def own_id(record: dict, names: dict[str, str], step: int) -> tuple[int] | None:
+def own_id(record: dict, names: dict[str, str], step: int) -> int | None:
     """The identity by the record's own id, or None where it has none."""
     if "id" not in names:
         return None
@@ -149,9 +157,9 @@ def own_id(record: dict, names: dict[str, str], step: int) -> tuple[int] | None:
     if value is None:
         raise BadRow("the id is missing, though other sequences have one", name)
     if isinstance(value, str):
-        return (text_identity(value),)
+        return text_identity(value)
     if type(value) is not int or not -(2**63) <= value < 2**64:
         raise BadRow(f"is {kind(value)} where an id, text or an integer of 64 bits, is expected", name)
     if name == LOCKSTEP_ID:
-        return (value % 2**64,)
-    return (identity(OWN, step, value),)
+        return value % 2**64
+    return identity(OWN, step, value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from . import files
 from .files import LineReader
-from .json_arrays import ArrayReader
+from .json_arrays import FLOATS, ArrayReader, Line, fit
 from .log import LogError
-from .rows import BadRow, Rows, Wanted, concatenate
+from .rows import BadRow, Rows, Wanted
 
 _loads: Callable[[bytes], Any]
 try:
@@ -22,13 +22,8 @@ try:
 except ModuleNotFoundError:  # it comes with lockstep[report]; without it reading is about 5 times slower
     _loads = json.loads
 
-FLOATS = {float, int, type(None)}
-ARRAYS = (list, np.ndarray)
-# What `ArrayReader` makes of the columns.
-KINDS = {"trainer": "d", "rollout": "d", "mask": "b", "token_ids": "i"}
 # Tokens of so many lines are handed on together.
 TOGETHER = 1 << 15
-WIDE = "holds a token id beyond 32 bits"
 # The first line of a document that json.dump(indent=...) or jq wrote, over many lines.
 OPENINGS = (b"{", b"[", b"[{")
 
@@ -47,12 +42,12 @@ class JsonSource:
         parse: Callable[[dict, int], Rows],
         fields: dict[str, str],
         header: dict[str, Any],
-        kinds: Mapping[str, str] | None = None,
+        arrays: ArrayReader | None = None,
     ):
-        """`parse` keeps `header`, and with `kinds` may be given NumPy arrays and no other fields than these."""
+        """`parse` keeps `header`, as does `arrays`, which reads lines that are as expected."""
         self._reader = LineReader(path, advance)
         self._parse, self._wanted = parse, wanted
-        self._arrays, self._said = ArrayReader({} if kinds is None else kinds), header
+        self._arrays, self._said = arrays, header
         self.fields = fields
         self.header: dict[str, Any] = {}
 
@@ -68,90 +63,71 @@ class JsonSource:
         return self._reader.sha256
 
     def __iter__(self) -> Iterator[tuple[int, Rows | LogError]]:
-        """Rows of some lines together, as far as they are of one kind and header."""
-        held: list[Rows] = []
-        there: tuple[bool, ...] = ()
+        """Rows of one line, or of several that are as expected, of one kind and header."""
+        held: list[tuple[int, bytes, Line]] = []
         tokens, most = 0, min(TOGETHER, self._wanted.batch_tokens)
         batch = 0
-        for number, rows in self._lines():
-            error = isinstance(rows, LogError)
-            if held and (error or self._said != self.header or _there(rows) != there):
+        for number, text in self._records():
+            line = self._arrays.read(text) if self._arrays is not None and isinstance(text, bytes) else None
+            if held and (line is None or line.kind != held[0][2].kind or self._said != self.header):
                 yield from self._together(held)
                 held, tokens = [], 0
-            if error:
-                yield number, rows
-                continue
-            if self._said != self.header:
+            rows = self._row(number, text) if line is None else None
+            if self._said != self.header and not isinstance(rows, LogError):
                 self.header = dict(self._said)
-            if not held:
-                there = _there(rows)
-            held.append(rows)
-            count = len(rows.mask)
-            tokens, batch = tokens + count, batch + count
-            if tokens >= most or batch >= self._wanted.batch_tokens:
+            if line is not None:
+                held.append((number, text, line))
+                tokens, batch = tokens + line.tokens, batch + line.tokens
+            else:
+                yield number, rows
+                batch += len(rows.mask) if isinstance(rows, Rows) else 0
+            if held and (tokens >= most or batch >= self._wanted.batch_tokens):
                 yield from self._together(held)
                 held, tokens = [], 0
-                batch = 0 if batch >= self._wanted.batch_tokens else batch
+            if batch >= self._wanted.batch_tokens:
+                batch = 0
         if held:
             yield from self._together(held)
 
-    def _together(self, held: list[Rows]) -> Iterator[tuple[int, Rows | LogError]]:
-        rows = concatenate(held)
-        if rows.token_ids is None or _fit(rows.token_ids):
-            if rows.token_ids is not None:
-                rows.token_ids = rows.token_ids.astype(np.int32, copy=False)
-            yield rows.lines[0], rows
-        elif len(held) == 1:
-            yield rows.lines[0], LogError(WIDE, self._reader.path, rows.lines[0], self.fields["token_ids"])
+    def _together(self, held: list[tuple[int, bytes, Line]]) -> Iterator[tuple[int, Rows | LogError]]:
+        """The rows of lines that `ArrayReader` took."""
+        numbers, texts, lines = zip(*held, strict=True)
+        rows = self._arrays.pack(lines, numbers)
+        if rows is not None:
+            yield numbers[0], rows
         else:
-            for one in held:
-                yield from self._together([one])
+            said = dict(self._said)  # by the line after them, maybe
+            one_by_one = list(map(self._row, numbers, texts))
+            self._said.update(said)
+            yield from zip(numbers, one_by_one, strict=True)
 
-    def _lines(self) -> Iterator[tuple[int, Rows | LogError]]:
-        path, part, parts = self._reader.path, self._wanted.part, self._wanted.parts
-        for number, record in self._records():
-            if parts > 1 and number % parts != part:
-                continue
-            try:
-                if isinstance(record, LogError):
-                    raise record
-                rows = self._fast(record, number) if isinstance(record, bytes) else None
-                if rows is not None:
-                    yield number, rows
-                    continue
-                if isinstance(record, bytes):
-                    record = parse(record)
-                if not isinstance(record, dict):
-                    raise BadRow(f"holds {kind(record)} where one JSON object, a sequence, is expected")
-                rows = self._parse(record, number)
-            except BadRow as bad:
-                yield number, LogError(bad.message, path, number, bad.field)
-            except LogError as damaged:
-                yield number, damaged
-            else:
-                yield number, rows
-
-    def _fast(self, line: bytes, number: int) -> Rows | None:
-        """The rows of a line that is as expected, else None."""
-        record = self._arrays.read(line)
-        if record is not None:
-            try:
-                return self._parse(record, number)
-            except BadRow:
-                pass
-        return None
+    def _row(self, number: int, record: bytes | LogError | Any) -> Rows | LogError:
+        """The rows of one line, or what is wrong with it."""
+        try:
+            if isinstance(record, LogError):
+                return record
+            if isinstance(record, bytes):
+                record = parse(record)
+            if not isinstance(record, dict):
+                raise BadRow(f"holds {kind(record)} where one JSON object, a sequence, is expected")
+            return self._parse(record, number)
+        except BadRow as bad:
+            return LogError(bad.message, self._reader.path, number, bad.field)
 
     def _records(self) -> Iterator[tuple[int, bytes | LogError | Any]]:
-        """Lines that are not blank, or the objects of a document, numbered from 1."""
+        """The lines of this part that are not blank, or the objects of a document, numbered from 1."""
+        part, parts = self._wanted.part, self._wanted.parts
         lines = iter(self._reader)
         for number, line in lines:
             if isinstance(line, bytes):
                 if line.isspace():
                     continue
                 if number == 1 and is_document(line):
-                    yield from self._document(line, lines)
+                    document = self._document(line, lines)
+                    yield from (one for one in document if one[0] % parts == part)
                     return
-            yield number, line
+            if number % parts == part:
+                yield number, line
 
     def _document(self, first: bytes, lines: Iterator) -> Iterator[tuple[int, LogError | Any]]:
         text = bytearray(first)
@@ -210,7 +186,7 @@ def field(record: dict, name: str, what: str = "log") -> Any:
     return record[name]
 
 
-def array(value: Any, name: str) -> list | NDArray:
+def array(value: Any, name: str) -> list:
     """A required array."""
     if value is None:
         raise BadRow(
@@ -218,15 +194,13 @@ def array(value: Any, name: str) -> list | NDArray:
             " nothing to compare",
             name,
         )
-    if not isinstance(value, ARRAYS):
+    if not isinstance(value, list):
         raise BadRow(f"is {kind(value)} where an array, one value a token, is expected", name)
     return value
 
 
-def floats(values: list | NDArray, name: str) -> NDArray:
+def floats(values: list, name: str) -> NDArray[np.float32]:
     """Log-probs; null becomes NaN, and what is beyond float32 infinite."""
-    if isinstance(values, np.ndarray):
-        return values
     if not set(map(type, values)) <= FLOATS:
         index = next(i for i, value in enumerate(values) if type(value) not in FLOATS)
         raise BadRow(f"token {index} is {kind(values[index])} where a number or null is expected", name)
@@ -237,14 +211,8 @@ def floats(values: list | NDArray, name: str) -> NDArray:
             raise BadRow("holds a number beyond any float", name) from None
 
 
-def mask(values: list | NDArray, name: str, numbers: bool = True) -> NDArray[np.bool_]:
+def mask(values: list, name: str, numbers: bool = True) -> NDArray[np.bool_]:
     """True or false a token; with `numbers`, 1 and 0 too."""
-    if isinstance(values, np.ndarray):
-        if values.dtype == np.bool_:
-            return values
-        if not numbers or not ((values == 0) | (values == 1)).all():
-            raise BadRow("holds a number other than 0 and 1", name)
-        return values != 0
     kinds = set(map(type, values))
     if kinds <= {bool}:
         return np.frombuffer(bytes(values), np.bool_)
@@ -259,15 +227,12 @@ def mask(values: list | NDArray, name: str, numbers: bool = True) -> NDArray[np.
     raise BadRow(f"token {index} is {kind(values[index])} where {expected} is expected", name)
 
 
-def token_ids(values: Any, length: int, name: str, reference: str) -> NDArray | None:
-    """The token ids, or None where they were not recorded. If they came as an array, its range is checked later."""
+def token_ids(values: Any, length: int, name: str, reference: str) -> NDArray[np.int32] | None:
+    """The token ids, or None where they were not recorded."""
     if values is None:
         return None
-    if not isinstance(values, ARRAYS):
+    if not isinstance(values, list):
         raise BadRow("is not an array of integers", name)
-    if isinstance(values, np.ndarray):
-        same_length(values, name, range(length), reference)
-        return values
     try:
         ids = np.array(values) if values else np.zeros(0, np.int64)
     except ValueError:  # ragged
@@ -279,8 +244,8 @@ def token_ids(values: Any, length: int, name: str, reference: str) -> NDArray | 
     ):
         raise BadRow("is not an array of integers", name)
     same_length(ids, name, range(length), reference)
-    if not _fit(ids):
-        raise BadRow(WIDE, name)
+    if not fit(ids):
+        raise BadRow("holds a token id beyond 32 bits", name)
     return ids.astype(np.int32)
 
 
@@ -316,15 +281,6 @@ def kind(value: Any) -> str:
         if isinstance(value, kinds):
             return name
     return "null"
-
-
-def _there(rows: Rows) -> tuple[bool, ...]:
-    """Which columns it has, of those that all rows together have, or none."""
-    return rows.trainer is None, rows.rollout is None, rows.ids is None, rows.token_ids is None
-
-
-def _fit(ids: NDArray) -> bool:
-    return len(ids) == 0 or (-(2**31) <= ids.min() and ids.max() < 2**31)
 
 
 def _small(values: list) -> bool:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from . import json_records
 from .identity import PRIME_RL, record_identity, text_identity
-from .json_records import KINDS, JsonSource, array, field, floats, same_length
+from .json_arrays import About, ArrayReader
+from .json_records import JsonSource, array, field, floats, same_length
 from .rows import BadRow, Rows, Wanted
 
 SCHEMA_VERSION = 1
@@ -27,10 +28,6 @@ FIELDS = {
 }
 # Who a sequence is within a run.
 IDENTITY = ("step", "rank", "micro_step", "micro_sequence_idx")
-READ = {FIELDS[role]: kind for role, kind in KINDS.items()} | dict.fromkeys(
-    ("schema_version", "run_id", "env_name", *IDENTITY), ""
-)
-READ_WITHOUT_IDS = {name: kind for name, kind in READ.items() if name != FIELDS["token_ids"]}
 
 
 def recognises(head) -> bool:
@@ -43,10 +40,16 @@ def source(path: Path, wanted: Wanted, advance: Callable[[int], None] | None) ->
     def parse(record: dict, line: int) -> Rows:
         return _sequence(record, line, wanted)
 
-    return JsonSource(path, wanted, advance, parse, FIELDS, {}, READ if wanted.token_ids else READ_WITHOUT_IDS)
+    def about(record: dict) -> About:
+        return _about(record, wanted)
+
+    columns = {role: name for role, name in FIELDS.items() if role != "token_ids" or wanted.token_ids}
+    others = ("schema_version", "run_id", "env_name", *IDENTITY)
+    arrays = ArrayReader(columns, about, others, numeric_mask=False)
+    return JsonSource(path, wanted, advance, parse, FIELDS, {}, arrays)
 
 
-def _sequence(record: dict, line: int, wanted: Wanted) -> Rows:
+def _about(record: dict, wanted: Wanted) -> About:
     version = field(record, "schema_version", "prime-rl token export")
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise BadRow(
@@ -54,6 +57,16 @@ def _sequence(record: dict, line: int, wanted: Wanted) -> Rows:
             " for a newer Lockstep, or export with the older schema",
             "schema_version",
         )
+    step, environment = record.get("step"), record.get("env_name")
+    return About(
+        _identity(record),
+        step if type(step) is int and 0 <= step < 2**63 else wanted.step,
+        environment if isinstance(environment, str) else "",
+    )
+
+
+def _sequence(record: dict, line: int, wanted: Wanted) -> Rows:
+    about = _about(record, wanted)
     counted = array(field(record, "loss_mask", "prime-rl token export"), "loss_mask")
     mask = json_records.mask(counted, "loss_mask", numbers=False)
     columns = []
@@ -65,28 +78,22 @@ def _sequence(record: dict, line: int, wanted: Wanted) -> Rows:
     ids = None
     if wanted.token_ids:
         ids = json_records.token_ids(record.get("token_ids"), len(mask), "token_ids", "loss_mask")
-    environment = record.get("env_name")
-    step = record.get("step")
     return Rows(
         trainer=columns[0],
         rollout=columns[1],
         mask=mask,
         lengths=(len(mask),),
         lines=(line,),
-        ids=_identity(record),
-        steps=(step if _is_index(step) else wanted.step,),
+        ids=None if about.id is None else (about.id,),
+        steps=(about.step,),
         token_ids=ids,
-        environments=(environment if isinstance(environment, str) else "",),
+        environments=(about.environment,),
     )
 
 
-def _identity(record: dict) -> tuple[int] | None:
+def _identity(record: dict) -> int | None:
     parts = [record.get(name) for name in IDENTITY]
-    if not all(map(_is_index, parts)):
+    if set(map(type, parts)) != {int} or min(parts) < 0 or max(parts) >= 2**63:
         return None
     run = record.get("run_id")
-    return (record_identity(PRIME_RL, text_identity(run) if isinstance(run, str) else 0, *parts),)
-
-
-def _is_index(value) -> bool:
-    return type(value) is int and 0 <= value < 2**63
+    return record_identity(PRIME_RL, text_identity(run) if isinstance(run, str) else 0, *parts)

@@ -38,31 +38,27 @@ class Rows:
 
 
 def concatenate(rows: Sequence[Rows]) -> Rows:
-    """One Rows of several of the same kind; log-probs become float32."""
+    """One Rows of several of the same kind."""
 
-    def join(name: str, dtype: type | None = None):
+    def join(name: str):
         parts = [getattr(row, name) for row in rows]
-        if parts[0] is None:
-            return None
-        whole = np.concatenate(parts)
-        return whole if dtype is None else whole.astype(dtype, copy=False)
+        return None if parts[0] is None else np.concatenate(parts)
 
     def chain(name: str):
         parts = [getattr(row, name) for row in rows]
         return None if parts[0] is None else list(itertools.chain.from_iterable(parts))
 
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, which is told of where it counts
-        return Rows(
-            trainer=join("trainer", np.float32),
-            rollout=join("rollout", np.float32),
-            mask=join("mask"),
-            lengths=chain("lengths"),
-            lines=chain("lines"),
-            ids=chain("ids"),
-            steps=chain("steps"),
-            token_ids=join("token_ids"),
-            environments=chain("environments"),
-        )
+    return Rows(
+        trainer=join("trainer"),
+        rollout=join("rollout"),
+        mask=join("mask"),
+        lengths=chain("lengths"),
+        lines=chain("lines"),
+        ids=chain("ids"),
+        steps=chain("steps"),
+        token_ids=join("token_ids"),
+        environments=chain("environments"),
+    )
 
 
 @dataclass(frozen=True)

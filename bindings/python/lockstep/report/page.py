@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import tempfile
 from collections.abc import Sequence
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
@@ -13,10 +15,13 @@ from markupsafe import Markup
 
 import lockstep
 
-from . import plots
 from .diagnosis import Diagnosis
 from .rows import number, percent, sure, table
 from .verdict import LENGTHS, SOURCES, Verdict, compare
+
+# It takes a third of the memory of a whole report, so it is loaded when the log has been read, but missed before.
+if find_spec("matplotlib") is None:
+    raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
 # By this line, near the top of every report, a file is known to be one of ours and may be replaced.
 GENERATOR = '<meta name="generator" content="lockstep diagnose">'
@@ -47,6 +52,10 @@ def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options
                               lstrip_blocks=True)
     environment.filters.update(number=number, percent=percent, sure=sure)
     template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    _give_back_memory()
+    from . import plots
+
+    scatter = [Markup(panel) for panel in plots.scatter(diagnoses)]  # of all pictures the one that takes most
     has_steps = any(len(each.steps) > 1 for each in diagnoses)
     distribution, outside = plots.distribution(diagnoses)
     return template.render(
@@ -61,7 +70,7 @@ def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options
         all_rows=table(diagnoses, every=True),
         sources=SOURCES,
         lengths=LENGTHS,
-        scatter=[Markup(panel) for panel in plots.scatter(diagnoses)],
+        scatter=scatter,
         sequences=[Markup(panel) for panel in plots.sequences(diagnoses)],
         distribution=Markup(distribution),
         outside=outside,
@@ -72,6 +81,13 @@ def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options
         worst_sequences=[diagnosis.worst_sequences[:WORST] for diagnosis in diagnoses],
         steps=[Markup(panel) for panel in plots.steps(diagnoses)] if has_steps else [],
     )
+
+
+def _give_back_memory() -> None:
+    """Returns to the system what is free between what is in use, where the C library can: reading leaves much."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def write(path: Path, text: str) -> None:

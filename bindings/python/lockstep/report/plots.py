@@ -338,6 +338,7 @@ def _svg(figure: Figure, name: str, style: str = "picture") -> str:
     with matplotlib.rc_context({"svg.hashsalt": f"lockstep-{name}"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has it; here it is only measured
         figure.savefig(out, format="svg", dpi=220, metadata={"Date": None, "Creator": None})
+    figure.clear()  # figure and axes hold each other, and so what they have drawn
     text = out.getvalue()
     text = text[text.index("<svg"):]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
