@@ -146,6 +146,8 @@ typedef struct {
     int64_t non_finite;
 } lsk_objective_chunk;
 
+typedef uint8_t vb64 __attribute__((vector_size(LSK_LANES64)));  // as many bytes as doubles
+
 LSK_INLINE vl load_flags(const uint8_t *flags, int64_t at) {
     vb64 bytes;
     __builtin_memcpy(&bytes, flags + at, sizeof bytes);
@@ -223,7 +225,7 @@ static int64_t count_flags(const uint8_t *flags) {
 }
 
 // Takes the tokens with a value that is not finite out, and counts them.
-static void drop_non_finite(lsk_objective_chunk *chunk) {
+static void leave_out_non_finite(lsk_objective_chunk *chunk) {
     for (int64_t at = 0; at < chunk->padded; at += LSK_LANES64) {
         vd nothing = {0};
         for (int input = 0; input < LSK_OBJECTIVE_INPUTS; input++) {
@@ -240,6 +242,19 @@ static void drop_non_finite(lsk_objective_chunk *chunk) {
     }
 }
 
+// Widens `count` values of any format, exactly; 0 behind them, to whole registers.
+static void widen_input(double *out, const char *in, int32_t format, int64_t count) {
+    if (format == LSK_FP64) {
+        memcpy(out, in, (size_t)count * 8);
+        return;
+    }
+    int64_t at = 0;
+    for (; at + LSK_LANES <= count; at += LSK_LANES)
+        store_pair(out + at, widen(load_floats(in + at * size_of(format), format)));
+    if (at < count)
+        store_pair(out + at, widen(load_some_floats(in + at * size_of(format), format, count - at)));
+}
+
 // Loads up to 256 tokens from `start` on; returns 0, and loads nothing, if the masks leave them all out.
 static int load_objective(lsk_objective_chunk *chunk, const lsk_objective_span *span,
                           const lsk_objective_rule *rule, int64_t start) {
@@ -248,10 +263,10 @@ static int load_objective(lsk_objective_chunk *chunk, const lsk_objective_span *
         if (!span->input[input]) continue;
         const int32_t format = span->format[input];
         const char *in = (const char *)span->input[input] + start * size_of(format);
-        widen(chunk->value[input], in, format, chunk->count);
+        widen_input(chunk->value[input], in, format, chunk->count);
         for (int64_t i = chunk->count; i < chunk->padded; i++) chunk->value[input][i] = 0;
     }
-    if (rule->exclude) drop_non_finite(chunk);
+    if (rule->exclude) leave_out_non_finite(chunk);
     return 1;
 }
 
@@ -276,9 +291,7 @@ static int has_non_finite(const char *in, int32_t format, int64_t count) {
             narrow += x - x;
         }
         if (at < count) {
-            char rest[LSK_WIDTH] = {0};
-            memcpy(rest, in + at * size_of(format), (size_t)((count - at) * size_of(format)));
-            vf x = load_floats(rest, format);
+            vf x = load_some_floats(in + at * size_of(format), format, count - at);
             narrow += x - x;
         }
     }
