@@ -6,7 +6,7 @@ let package = Package(
     name: "examples",
     dependencies: [.package(name: "lockstep", path: "../..")],
     targets: [
-        "first", "batch_invariance", "mismatch", "linear_log_probs", "log", "accumulator", "monitor",
+        "first", "batch_invariance", "mismatch", "linear_log_probs", "log", "accumulator", "monitor", "objectives",
         "advantages",
     ]
     .map {
