@@ -260,6 +260,6 @@ extension ObjectiveScan {
                     &found, d, formats.0, dEntropies, formats.1, &span, &rule, &level, &scale)
             }
         }
-        sums.add(found, counts, length: length, share: share, batch)
+        sums.add(found, counts, length: length, share: share, batch, kernels)
     }
 }

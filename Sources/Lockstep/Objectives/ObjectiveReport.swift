@@ -89,7 +89,7 @@ final class ObjectiveSums {
     /// Adds a sequence, whose terms are divided by `share` in the loss.
     func add(
         _ found: lsk_objective_sums, _ counts: lsk_objective_counts, length: Int, share: Double,
-        _ batch: borrowing TokenBatch
+        _ batch: borrowing TokenBatch, _ kernels: UnsafePointer<lsk_kernels>
     ) {
         masked += length - Int(counts.tokens + counts.non_finite)
         excluded += Int(counts.non_finite)
@@ -116,7 +116,7 @@ final class ObjectiveSums {
             found.delta, found.k3, found.ratio
         )
         withUnsafeBytes(of: values) {
-            exact.add($0.assumingMemoryBound(to: Double.self).baseAddress!, count: Sum.allCases.count, to: 0)
+            exact.add($0.assumingMemoryBound(to: Double.self).baseAddress!, kernels)
         }
     }
 

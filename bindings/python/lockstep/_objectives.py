@@ -11,11 +11,13 @@ from ctypes import byref, c_double, c_size_t, c_void_p, sizeof
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from . import _library as c
 from ._batch import Batch, Log
 from ._errors import InvalidArgumentError
 from ._library import check, choice, int32, integer, library, real
-from ._tensors import Array
+from ._tensors import Array, View, view
 
 
 @dataclass(frozen=True)
@@ -392,8 +394,16 @@ class _Parts:
         self.gradient: Log = None
         self.entropy_gradient: Log | None = None
 
-    def output(self) -> tuple[Array, Any]:
-        return self.batch.output(c.FLOAT64 if self.batch.like.code == c.FLOAT64 else c.FLOAT32, "d_log_probs")
+    def output(self) -> tuple[Array, View]:
+        """A new array of one value for each token: NumPy's memory, which comes in large pages where there are any."""
+        like = self.batch.like
+        array = np.empty(like.shape, np.float64 if like.code == c.FLOAT64 else np.float32)
+        kept: Array = array
+        if like.is_torch:
+            import torch  # already imported: the log-probs are its tensors
+
+            kept = torch.from_numpy(array)
+        return kept, view(array, "d_log_probs", written=True)
 
     def outputs(self) -> tuple[c.Tensor, c.Tensor | None]:
         """The two outputs as tensors; the arrays behind them are `gradient` and `entropy_gradient`."""
