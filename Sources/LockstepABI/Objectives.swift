@@ -161,7 +161,9 @@ public func lockstep_covariance_select(
     guarded { () throws(LockstepError) in
         let options = try covarianceOptions(options)
         let checked = try CheckedBatch(batch)
-        guard let output = try checked.maskOutput(selected, "selected") else { throw invalid("selected is NULL") }
+        guard let output = try checked.maskOutput(selected, "selected") else {
+            throw invalid("selected is NULL")
+        }
         if count != nil { try checkArray(count, "count", count: 1) }
         let picked = try selectByCovariance(into: output, of: checked.batch, options: options)
         count?.pointee = picked

@@ -162,7 +162,9 @@ private let lengths = [1, 7, 0, 8, 9, 255, 256, 257, 0, 520, 33]
         let wanted = ReferenceObjective.terms(span, rule, level, scale)
         #expect(bits(sums) == bits(wanted.sums), "\(what): \(sums) is not \(wanted.sums)")
         // A zero of either sign is the same gradient.
-        #expect(gradient.map { $0 + 0 }.map(\.bitPattern) == wanted.gradient.map { ($0 + 0).bitPattern }, "\(what)")
+        #expect(
+            gradient.map { $0 + 0 }.map(\.bitPattern) == wanted.gradient.map { ($0 + 0).bitPattern },
+            "\(what)")
         #expect(entropyGradient == wanted.entropyGradient, "\(what)")
     }
 
@@ -181,7 +183,8 @@ private let lengths = [1, 7, 0, 8, 9, 255, 256, 257, 0, 520, 33]
                         try slopes.withUnsafeMutableBytes { slopes in
                             try klPenalty(
                                 into: MutableMatrixView(values.baseAddress, .fp64, rows: 1, columns: 303),
-                                gradients: MutableMatrixView(slopes.baseAddress, .fp64, rows: 1, columns: 303),
+                                gradients: MutableMatrixView(
+                                    slopes.baseAddress, .fp64, rows: 1, columns: 303),
                                 of: batch, options: options, execution: Execution(instructionSet: set))
                         }
                     }
@@ -195,7 +198,8 @@ private let lengths = [1, 7, 0, 8, 9, 255, 256, 257, 0, 520, 33]
                             return token.counts ? (weight * kl.value, weight * kl.slope) : (0, 0)
                         }
                     }
-                    #expect(values == wanted.map(\.0) && slopes == wanted.map(\.1), "\(estimator) \(gradient)")
+                    #expect(
+                        values == wanted.map(\.0) && slopes == wanted.map(\.1), "\(estimator) \(gradient)")
                 }
             }
         }
@@ -223,7 +227,8 @@ private let lengths = [1, 7, 0, 8, 9, 255, 256, 257, 0, 520, 33]
                 let wanted = try outcome(options, batch, Execution(threads: 1, instructionSet: .baseline))
                 for set in instructionSets {
                     for threads in [1, 2, 5] {
-                        let found = try outcome(options, batch, Execution(threads: threads, instructionSet: set))
+                        let found = try outcome(
+                            options, batch, Execution(threads: threads, instructionSet: set))
                         #expect(found == wanted)
                     }
                 }
@@ -237,7 +242,10 @@ private let lengths = [1, 7, 0, 8, 9, 255, 256, 257, 0, 520, 33]
         for array in data.arrays.indices {
             for index in 0..<304 where data.arrays[array][index].isNaN { data.arrays[array][index] = 0.5 }
         }
-        let names = ["current_log_probs", "trainer_log_probs", "reference_log_probs", "entropies", "advantages", "weights"]
+        let names = [
+            "current_log_probs", "trainer_log_probs", "reference_log_probs", "entropies", "advantages",
+            "weights",
+        ]
         var options = ObjectiveOptions()
         (options.kl, options.entropyCoefficient) = (.k3, 0.1)
         for (array, name) in names.enumerated() {
@@ -249,7 +257,8 @@ private let lengths = [1, 7, 0, 8, 9, 255, 256, 257, 0, 520, 33]
                         try Objective.loss(options, of: batch)
                     } throws: { error in
                         let error = error as! LockstepError
-                        return error.kind == .nonFinite && error.message.hasPrefix("\(name): sequence 1, position 280")
+                        return error.kind == .nonFinite
+                            && error.message.hasPrefix("\(name): sequence 1, position 280")
                     }
                     options.nonFinite = .exclude
                     let report = try Objective.loss(options, of: batch)

@@ -6,8 +6,8 @@ let package = Package(
     name: "examples",
     dependencies: [.package(name: "lockstep", path: "../..")],
     targets: [
-        "first", "batch_invariance", "mismatch", "linear_log_probs", "log", "accumulator", "monitor", "objectives",
-        "advantages",
+        "first", "batch_invariance", "mismatch", "linear_log_probs", "log", "accumulator", "monitor",
+        "advantages", "objectives",
     ]
     .map {
         .executableTarget(name: $0, dependencies: [.product(name: "Lockstep", package: "lockstep")])

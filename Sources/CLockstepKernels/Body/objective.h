@@ -100,7 +100,8 @@ LSK_TERM term_vespo(lsk_token t, const lsk_objective_level *level) {
     return (lsk_term){.value = by_current * t.current, .by_current = by_current};
 }
 
-LSK_TERM term_of(const int term, lsk_token t, const lsk_objective_rule *rule, const lsk_objective_level *level) {
+LSK_TERM term_of(const int term, lsk_token t, const lsk_objective_rule *rule,
+                 const lsk_objective_level *level) {
     switch (term) {
     case LSK_IMPORTANCE: return term_importance(t);
     case LSK_CLIP: return term_clip(t, rule);
@@ -171,15 +172,19 @@ static void begin_chunks(lsk_objective_chunk *chunk, const lsk_objective_span *s
 
 typedef uint8_t lsk_flags __attribute__((vector_size(LSK_WIDTH)));
 
-LSK_INLINE lsk_flags flags_load(const uint8_t *p) { lsk_flags v; __builtin_memcpy(&v, p, sizeof v); return v; }
+LSK_INLINE lsk_flags flags_load(const uint8_t *p) {
+    lsk_flags v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
 LSK_INLINE void flags_store(uint8_t *p, lsk_flags v) { __builtin_memcpy(p, &v, sizeof v); }
 
 // flags &= mask != 0, of up to 256 bytes; with `inverse`, flags &= mask == 0.
 static void and_flags(uint8_t *flags, const uint8_t *mask, int64_t count, int inverse) {
     uint8_t bytes[LSK_OBJECTIVE_CHUNK];
-    memcpy(bytes, mask, (size_t)count);
+    if (count < LSK_OBJECTIVE_CHUNK) mask = memcpy(bytes, mask, (size_t)count);
     for (int64_t i = 0; i < count; i += LSK_WIDTH) {
-        lsk_flags set = (lsk_flags)(flags_load(bytes + i) != 0);
+        lsk_flags set = (lsk_flags)(flags_load(mask + i) != 0);
         flags_store(flags + i, flags_load(flags + i) & (inverse ? ~set : set));
     }
 }
@@ -193,8 +198,8 @@ static int load_masks(lsk_objective_chunk *chunk, const lsk_objective_span *span
     chunk->count = count;
     chunk->padded = (count + 7) / 8 * 8;
     chunk->non_finite = 0;
-    memset(chunk->counted, 1, (size_t)count);
-    memset(chunk->counted + count, 0, (size_t)(LSK_OBJECTIVE_CHUNK - count));
+    memset(chunk->counted, 1, LSK_OBJECTIVE_CHUNK);
+    if (count < LSK_OBJECTIVE_CHUNK) memset(chunk->counted + count, 0, (size_t)(LSK_OBJECTIVE_CHUNK - count));
     if (span->mask) and_flags(chunk->counted, span->mask + start, count, 0);
     memcpy(chunk->acting, chunk->counted, LSK_OBJECTIVE_CHUNK);
     if (span->kept) and_flags(chunk->acting, span->kept + start, count, 0);
@@ -221,7 +226,8 @@ static int64_t count_flags(const uint8_t *flags) {
         __builtin_memcpy(&word, flags + i, 8);
         total += word;  // at most 32 in each byte
     }
-    return (int64_t)((total & 0x00ff00ff00ff00ff) + (total >> 8 & 0x00ff00ff00ff00ff)) * 0x0001000100010001 >> 48;
+    const uint64_t even = 0x00ff00ff00ff00ff, pairs = (total & even) + (total >> 8 & even);
+    return (int64_t)(pairs * 0x0001000100010001 >> 48);
 }
 
 // Takes the tokens with a value that is not finite out, and counts them.
@@ -457,8 +463,9 @@ static void objective_level(lsk_objective_level *level, const lsk_objective_span
     level->log_ratio = held[0];
     level->ratio = ratio[0];
     level->inside = (held == x)[0];
-    level->phi_positive = vd_exp(rule->rate_positive + rule->shape_positive * held - rule->rate_positive * ratio)[0];
-    level->phi_negative = vd_exp(rule->rate_negative + rule->shape_negative * held - rule->rate_negative * ratio)[0];
+    const double rise = rule->rate_positive, fall = rule->rate_negative;
+    level->phi_positive = vd_exp(rise + rule->shape_positive * held - rise * ratio)[0];
+    level->phi_negative = vd_exp(fall + rule->shape_negative * held - fall * ratio)[0];
     level->delta = add_lanes(delta_sum);
     level->k3 = add_lanes(k3);
 }
@@ -473,7 +480,8 @@ static void spread_level(lsk_objective_chunk *chunk, const lsk_objective_level *
 }
 
 // Whether each token moves its sequence's ratio, where not all do alike.
-LSK_PASS find_moves(lsk_objective_chunk *chunk, const lsk_objective_level *level, const lsk_objective_rule *rule) {
+LSK_PASS find_moves(lsk_objective_chunk *chunk, const lsk_objective_level *level,
+                    const lsk_objective_rule *rule) {
     for (int64_t i = 0; i < chunk->padded; i += LSK_LANES64) {
         vl moves;
         vd delta = load_delta(chunk, load_flags(chunk->counted, i), i);
@@ -536,7 +544,8 @@ static lsk_terms *const terms_passes[] = {
     [LSK_VESPO] = terms_vespo};
 
 // An estimate within its clamps. `open`: none of them acts.
-LSK_INLINE lsk_estimate held_estimate(vl *open, const int estimator, vd apart, const lsk_objective_rule *rule) {
+LSK_INLINE lsk_estimate held_estimate(vl *open, const int estimator, vd apart,
+                                      const lsk_objective_rule *rule) {
     const vd input = vd_splat(rule->kl_input), output = vd_splat(rule->kl_output);
     vd x = vd_hold(apart, -input, input);
     lsk_estimate e = estimate_of(estimator, x);
@@ -573,10 +582,14 @@ LSK_INLINE void kl_pass(const int estimator, lsk_rest_sums *sums, lsk_objective_
     *sums = s;
 }
 
-LSK_PASS kl_k1(lsk_rest_sums *s, lsk_objective_chunk *c, const lsk_objective_rule *r) { kl_pass(LSK_KL_K1, s, c, r); }
-LSK_PASS kl_k2(lsk_rest_sums *s, lsk_objective_chunk *c, const lsk_objective_rule *r) { kl_pass(LSK_KL_K2, s, c, r); }
-LSK_PASS kl_k3(lsk_rest_sums *s, lsk_objective_chunk *c, const lsk_objective_rule *r) { kl_pass(LSK_KL_K3, s, c, r); }
-LSK_PASS kl_abs(lsk_rest_sums *s, lsk_objective_chunk *c, const lsk_objective_rule *r) { kl_pass(LSK_KL_ABS, s, c, r); }
+#define LSK_KL(name, estimator) \
+    LSK_PASS name(lsk_rest_sums *sums, lsk_objective_chunk *chunk, const lsk_objective_rule *rule) { \
+        kl_pass(estimator, sums, chunk, rule); \
+    }
+LSK_KL(kl_k1, LSK_KL_K1)
+LSK_KL(kl_k2, LSK_KL_K2)
+LSK_KL(kl_k3, LSK_KL_K3)
+LSK_KL(kl_abs, LSK_KL_ABS)
 
 LSK_PASS add_entropies(lsk_rest_sums *sums, const lsk_objective_chunk *chunk) {
     for (int64_t at = 0; at < chunk->padded; at += 8)
@@ -594,14 +607,15 @@ LSK_PASS add_slopes(lsk_rest_sums *sums, const lsk_objective_chunk *chunk) {
 
 // Writes one register of an output, or what of it is left.
 LSK_INLINE void store_output(char *out, int32_t format, int64_t at, int64_t count, vd x) {
-    const int64_t size = format == LSK_FP64 ? 8 : 4;
-    char bytes[LSK_WIDTH];
+    const int64_t left = count - at;
     vf_half narrow = __builtin_convertvector(x, vf_half);
-    const void *from = format == LSK_FP64 ? memcpy(bytes, &x, sizeof x) : memcpy(bytes, &narrow, sizeof narrow);
-    if (at + LSK_LANES64 <= count)
-        memcpy(out + at * size, from, (size_t)(LSK_LANES64 * size));
-    else if (at < count)
-        memcpy(out + at * size, from, (size_t)((count - at) * size));
+    if (left >= LSK_LANES64) {
+        if (format == LSK_FP64) __builtin_memcpy(out + at * 8, &x, sizeof x);
+        else __builtin_memcpy(out + at * 4, &narrow, sizeof narrow);
+    } else if (left > 0) {
+        if (format == LSK_FP64) memcpy(out + at * 8, &x, (size_t)left * 8);
+        else memcpy(out + at * 4, &narrow, (size_t)left * 4);
+    }
 }
 
 LSK_PASS write_gradient(char *out, int32_t format, const lsk_objective_chunk *chunk,

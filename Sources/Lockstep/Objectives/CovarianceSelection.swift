@@ -1,4 +1,4 @@
-/// A rule that picks the tokens whose covariance (A - mean A) (c - mean c) drives entropy down (Cui et al. 2025).
+/// A rule that picks the tokens whose covariance (A - mean A) (c - mean c) drives entropy down (Cui and others 2025).
 public enum CovarianceRule: Int32, CaseIterable, Sendable {
     /// A random share of the tokens with a covariance in (low, high) that the clip does not hold already.
     case clip = 0

@@ -22,7 +22,8 @@ public func klPenalty(
         throw LockstepError(
             .unsupported, "options: kl_gradient is ratio, which a penalty has none of; give it as weights")
     }
-    for (view, name) in [(values, "values"), (gradients, "gradients")] as [(MutableMatrixView?, StaticString)] {
+    for (view, name) in [(values, "values"), (gradients, "gradients")] as [(MutableMatrixView?, StaticString)]
+    {
         guard let view else { continue }
         guard [.fp32, .fp64].contains(view.format), view.rows == batch.layout.rows,
             view.columns == batch.layout.columns
@@ -45,7 +46,7 @@ public func klPenalty(
     }
 }
 
-/// The next coefficient of an adaptive divergence penalty: a proportional controller (Ziegler et al. 2019).
+/// The next coefficient of an adaptive divergence penalty: a proportional controller (Ziegler and others 2019).
 ///
 /// coefficient (1 + clamp(kl / target - 1, -0.2, 0.2) steps / horizon)
 ///

@@ -114,7 +114,8 @@ private struct ObjectiveColumns<Element: StorageFormat & BinaryFloatingPoint> {
                                         func row(_ vector: VectorView) -> MatrixView? {
                                             vector.count == 0 && count > 0
                                                 ? nil
-                                                : MatrixView(vector.base, vector.format, rows: 1, columns: count)
+                                                : MatrixView(
+                                                    vector.base, vector.format, rows: 1, columns: count)
                                         }
                                         func flags(_ bytes: UnsafeBufferPointer<UInt8>) -> MaskView? {
                                             bytes.isEmpty
@@ -127,7 +128,9 @@ private struct ObjectiveColumns<Element: StorageFormat & BinaryFloatingPoint> {
                                                     offsets.baseAddress, byteCount: 8, count: offsets.count)))
                                         (batch.current, batch.trainer) = (row(current), row(trainer))
                                         (batch.weights, batch.reference) = (row(weights), row(reference))
-                                        (batch.kept, batch.advantages) = (flags(kept), .perSequence(advantages))
+                                        (batch.kept, batch.advantages) = (
+                                            flags(kept), .perSequence(advantages)
+                                        )
                                         return try body(batch)
                                     }
                                 }

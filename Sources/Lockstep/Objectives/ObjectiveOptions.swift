@@ -208,7 +208,8 @@ public struct ObjectiveOptions: Sendable {
         try require(scale >= 0 && scale.isFinite, "scale", scale, "a finite number of at least 0")
         if aggregation == .seqMeanTokenSumNorm || length != 0 {
             try require(
-                length > 0 && length.isFinite, "length", length, "the constant length that sums are divided by")
+                length > 0 && length.isFinite, "length", length,
+                "the constant length that sums are divided by")
         }
         let brought: RatioLevel? = term == .gmpo ? .sequence : term == .vespo ? .sequenceSum : nil
         if let brought, ratioLevel != .token, ratioLevel != brought {

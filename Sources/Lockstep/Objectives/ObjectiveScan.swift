@@ -110,7 +110,9 @@ final class ObjectiveScan {
         let place = batch.layout.place(of: sequence)
         let mask = batch.layout.mask?.address(place)
         let bytes = kept.address(place)
-        func counts(_ position: Int) -> Bool { bytes[position] != 0 && (mask.map { $0[position] != 0 } ?? true) }
+        func counts(_ position: Int) -> Bool {
+            bytes[position] != 0 && (mask.map { $0[position] != 0 } ?? true)
+        }
         guard let first = extent.first(where: counts) else { return 0..<0 }
         extent = first..<extent.last(where: counts)! + 1
         return extent
@@ -156,13 +158,16 @@ final class ObjectiveScan {
         for position in extent(of: sequence) {
             let place = batch.layout.place(of: sequence, position: position)
             if let mask, mask.address(place).pointee == 0 { continue }
-            if options.denominator == .kept, let kept = batch.kept, kept.address(place).pointee == 0 { continue }
+            if options.denominator == .kept, let kept = batch.kept, kept.address(place).pointee == 0 {
+                continue
+            }
             var values = arrays.compactMap { (view, name) in
                 view.map { (VectorView($0.address(place), $0.format, count: 1).double(0), name) }
             }
             switch batch.advantages {
             case .perToken(let view):
-                values.append((VectorView(view.address(place), view.format, count: 1).double(0), "advantages"))
+                values.append(
+                    (VectorView(view.address(place), view.format, count: 1).double(0), "advantages"))
             case .perSequence(let vector): values.append((vector.double(sequence), "advantages"))
             case nil: break
             }

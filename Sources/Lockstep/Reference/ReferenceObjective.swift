@@ -37,7 +37,8 @@ enum ReferenceObjective {
             let kept = span.kept.map { $0[index] != 0 } ?? true
             let selected = span.selected.map { $0[index] != 0 } ?? false
             let values = [
-                value(0, or: 0), value(1, or: 0), value(2, or: 0), value(3, or: 0), value(4, or: span.advantage),
+                value(0, or: 0), value(1, or: 0), value(2, or: 0), value(3, or: 0),
+                value(4, or: span.advantage),
                 value(5, or: 1),
             ]
             var counts = span.mask.map { $0[index] != 0 } ?? true
@@ -99,7 +100,9 @@ enum ReferenceObjective {
     }
 
     /// The divergence of a token from the reference, its derivative, and whether no clamp acts.
-    static func divergence(_ t: Token, _ rule: lsk_objective_rule) -> (value: Double, slope: Double, open: Bool) {
+    static func divergence(_ t: Token, _ rule: lsk_objective_rule) -> (
+        value: Double, slope: Double, open: Bool
+    ) {
         let apart = t.reference - t.current
         let x = hold(apart, -rule.kl_input, rule.kl_input)
         var (value, slope) = (0.0, 0.0)
@@ -192,7 +195,8 @@ enum ReferenceObjective {
             let r = ratio(t)
             let term = term(t, x: r.x, ratio: r.ratio, rule, level ?? none)
             let w = weighted ? t.weight : 1
-            var found = t.acts ? (w * term.value, w * term.byLogRatio, w * term.byCurrent, term) : (0, 0, 0, term)
+            var found =
+                t.acts ? (w * term.value, w * term.byLogRatio, w * term.byCurrent, term) : (0, 0, 0, term)
             guard rule.kl != LSK_KL_NONE else { return found }
             var kl = divergence(t, rule)
             if rule.kl_gradient == LSK_KL_RATIO {

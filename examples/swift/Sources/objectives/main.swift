@@ -43,7 +43,8 @@ for rows in [0..<4, 4..<6] {  // first what the denominators count, ...
     try withBatch(rows) { (batch) throws(LockstepError) in try objective.count(batch) }
 }
 for rows in [0..<4, 4..<6] {  // ... then loss and gradient
-    var gradient = try Matrix(rows: rows.count, columns: length, [Float](repeating: 0, count: rows.count * length))
+    var gradient = try Matrix(
+        rows: rows.count, columns: length, [Float](repeating: 0, count: rows.count * length))
     try withBatch(rows) { (batch) throws(LockstepError) in
         try gradient.withMutableView { (view) throws(LockstepError) in
             try objective.evaluate(batch, gradient: view)
@@ -56,7 +57,8 @@ for rows in [0..<4, 4..<6] {  // ... then loss and gradient
 }
 
 let report = objective.report()
-print(String(format: "loss %.9f over %d tokens of %d sequences", report.loss, report.tokens, report.sequences))
+print(
+    String(format: "loss %.9f over %d tokens of %d sequences", report.loss, report.tokens, report.sequences))
 print(String(format: "ratio %.4f to %.4f, mean %.4f", report.ratioMin, report.ratioMax, report.ratioMean))
 print(String(format: "clipped %.1f %% below, %.1f %% above", 100 * report.clipLow, 100 * report.clipHigh))
 // Whole sequences may be given as arrays, too.
