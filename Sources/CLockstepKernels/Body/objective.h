@@ -2,7 +2,7 @@
 // float64. Lockstep/Reference/ReferenceObjective.swift says the same in scalars.
 //
 // The first half is what objectives are: a term is a function of a few lines. The second half, from
-// `load_objective` on, runs any of them over the tokens of a sequence, 256 at a time.
+// `load_objective` on, runs any of them over the tokens of a sequence, 128 at a time.
 
 // What a term is made from: a token.
 typedef struct {
@@ -130,9 +130,9 @@ LSK_INLINE lsk_estimate estimate_of(const int estimator, vd x) {
                           -vd_fma(e.scale, e.r + e.q_plus, e.scale - 1)};
 }
 
-// ---- tokens in, 256 at a time
+// ---- tokens in, 128 at a time
 
-#define LSK_OBJECTIVE_CHUNK 256
+#define LSK_OBJECTIVE_CHUNK 128
 #define LSK_PARTS LSK_MISMATCH_PARTS  // registers that hold 8 lanes
 #define LSK_EACH_PART LSK_UNROLL for (int part = 0; part < LSK_PARTS; part++)
 
@@ -179,7 +179,7 @@ LSK_INLINE lsk_flags flags_load(const uint8_t *p) {
 }
 LSK_INLINE void flags_store(uint8_t *p, lsk_flags v) { __builtin_memcpy(p, &v, sizeof v); }
 
-// flags &= mask != 0, of up to 256 bytes; with `inverse`, flags &= mask == 0.
+// flags &= mask != 0, of up to 128 bytes; with `inverse`, flags &= mask == 0.
 static void and_flags(uint8_t *flags, const uint8_t *mask, int64_t count, int inverse) {
     uint8_t bytes[LSK_OBJECTIVE_CHUNK];
     if (count < LSK_OBJECTIVE_CHUNK) mask = memcpy(bytes, mask, (size_t)count);
@@ -190,7 +190,7 @@ static void and_flags(uint8_t *flags, const uint8_t *mask, int64_t count, int in
 }
 
 // Which of the chunk's tokens count, and of which the policy term does, as far as the masks say; returns 0
-// if none counts. All 256 flags are set.
+// if none counts. All 128 flags are set.
 static int load_masks(lsk_objective_chunk *chunk, const lsk_objective_span *span,
                       const lsk_objective_rule *rule, int64_t start) {
     int64_t count = span->count - start;
@@ -218,13 +218,13 @@ static int load_masks(lsk_objective_chunk *chunk, const lsk_objective_span *span
     return found != 0;
 }
 
-// How many of 256 flags, each 1 or 0, are set.
+// How many of 128 flags, each 1 or 0, are set.
 static int64_t count_flags(const uint8_t *flags) {
     uint64_t total = 0;
     for (int i = 0; i < LSK_OBJECTIVE_CHUNK; i += 8) {
         uint64_t word;
         __builtin_memcpy(&word, flags + i, 8);
-        total += word;  // at most 32 in each byte
+        total += word;  // at most 16 in each byte
     }
     const uint64_t even = 0x00ff00ff00ff00ff, pairs = (total & even) + (total >> 8 & even);
     return (int64_t)(pairs * 0x0001000100010001 >> 48);
@@ -261,7 +261,7 @@ static void widen_input(double *out, const char *in, int32_t format, int64_t cou
         store_pair(out + at, widen(load_some_floats(in + at * size_of(format), format, count - at)));
 }
 
-// Loads up to 256 tokens from `start` on; returns 0, and loads nothing, if the masks leave them all out.
+// Loads up to 128 tokens from `start` on; returns 0, and loads nothing, if the masks leave them all out.
 static int load_objective(lsk_objective_chunk *chunk, const lsk_objective_span *span,
                           const lsk_objective_rule *rule, int64_t start) {
     if (!load_masks(chunk, span, rule, start)) return 0;
