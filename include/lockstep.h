@@ -1194,6 +1194,172 @@ typedef struct {
 
 #define LOCKSTEP_BATCH_INIT { sizeof(lockstep_batch), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
+/* What is compared of pi and mu: d = ln pi - ln mu of each token, or all d of a sequence or of a segment
+ * (a run of counted tokens, such as one turn) made one by sum or mean. */
+typedef int32_t lockstep_level;
+enum {
+    LOCKSTEP_LEVEL_TOKEN = 0,
+    LOCKSTEP_LEVEL_SEQUENCE_SUM = 1,  /* the ratio of the whole sequence: exact, and wild if it is long */
+    LOCKSTEP_LEVEL_SEQUENCE_MEAN = 2, /* its geometric mean: comparable across lengths, and biased */
+    LOCKSTEP_LEVEL_SEGMENT_SUM = 3,
+    LOCKSTEP_LEVEL_SEGMENT_MEAN = 4,
+    /* For rejections only: judges each token, and rejects a sequence that has one outside. */
+    LOCKSTEP_LEVEL_SEQUENCE_EVERY = 5
+};
+
+/* The weight of a ratio r = exp(d) at its level. */
+typedef int32_t lockstep_weights;
+enum {
+    LOCKSTEP_WEIGHTS_ONE = 0,      /* 1: no reweighting */
+    LOCKSTEP_WEIGHTS_RAW = 1,      /* r */
+    LOCKSTEP_WEIGHTS_TRUNCATE = 2, /* min(r, high): TIS */
+    LOCKSTEP_WEIGHTS_CLIP = 3,     /* r clipped into [low, high] */
+    LOCKSTEP_WEIGHTS_MASK = 4      /* r inside [low, high], 0 outside: MIS, IcePop */
+};
+
+/* What a rejection looks at; p and q are the token's probabilities under its two policies, d = ln p - ln q. */
+typedef int32_t lockstep_rejection_statistic;
+enum {
+    LOCKSTEP_STATISTIC_RATIO = 0,   /* exp of the level's d: p / q */
+    LOCKSTEP_STATISTIC_K2 = 1,      /* d^2 / 2 */
+    LOCKSTEP_STATISTIC_K3 = 2,      /* exp(d) - 1 - d */
+    LOCKSTEP_STATISTIC_EXP_ABS = 3, /* exp|d| */
+    LOCKSTEP_STATISTIC_PROBABILITY_DIFFERENCE = 4, /* p - q */
+    /* KL(Bernoulli(q) || Bernoulli(p)) with the sign of p - q: the token against all others. */
+    LOCKSTEP_STATISTIC_BINARY_KL = 5
+};
+
+/* Which two policies a rejection compares. */
+typedef int32_t lockstep_policies;
+enum {
+    LOCKSTEP_POLICIES_TRAINER_ROLLOUT = 0, /* p = pi, q = mu */
+    LOCKSTEP_POLICIES_CURRENT_ROLLOUT = 1,
+    LOCKSTEP_POLICIES_CURRENT_TRAINER = 2
+};
+
+/* Whether the advantage A of a token decides which bound it must keep. */
+typedef int32_t lockstep_side;
+enum {
+    LOCKSTEP_SIDE_BOTH = 0,
+    LOCKSTEP_SIDE_BY_ADVANTAGE = 1,      /* `high` where A > 0, `low` where A <= 0: DPPO */
+    LOCKSTEP_SIDE_NEGATIVE_ADVANTAGE = 2 /* both, but only where A < 0: off-policy sequence masking */
+};
+
+/* A rule that keeps a token if low <= x <= high, bounds included; -INFINITY or INFINITY is no bound. At the
+ * level of a sequence or segment x is the sum or mean of its tokens' statistics (of RATIO: exp of the sum or
+ * mean of d), and all its tokens are judged by it. Frozen. Rules of the field, with their usual bounds:
+ *
+ *   MLPerf's sequence mask     RATIO, SEQUENCE_MEAN, [0.999, 1.002]
+ *   veto (slime)               RATIO, SEQUENCE_EVERY, [1e-4, inf]
+ *   verl's seq_max_k3          K3, SEQUENCE_EVERY, [-inf, high]
+ *   NeMo RL's sequence mask    EXP_ABS, SEQUENCE_MEAN, [-inf, 2]
+ *   DeepSeek-V3.2's OPSM       RATIO, SEQUENCE_MEAN, CURRENT_ROLLOUT, NEGATIVE_ADVANTAGE, [exp(-delta), inf]
+ *   DPPO, total variation      PROBABILITY_DIFFERENCE, TOKEN, CURRENT_ROLLOUT, BY_ADVANTAGE, [-0.2, 0.2]
+ *   DPPO, binary KL            BINARY_KL, TOKEN, CURRENT_ROLLOUT, BY_ADVANTAGE, [-low, high]
+ *
+ * Intervals are on p / q. verl's k1 rejection has them on q / p: [a, b] there is [1 / b, 1 / a] here. */
+typedef struct {
+    lockstep_rejection_statistic statistic;
+    lockstep_level level;
+    lockstep_policies policies;
+    lockstep_side side;
+    double low;
+    double high;
+} lockstep_rejection;
+
+/* Growable: appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    lockstep_weights weights;
+    lockstep_level level; /* of the weights; not SEQUENCE_EVERY */
+    lockstep_non_finite non_finite;
+    /* 0 <= low <= high. ONE, RAW and TRUNCATE only count the ratios outside those they do not use. */
+    double low;
+    double high;
+    /* The log ratio of a level is clamped to this range before it is exponentiated or squared, and counted
+     * if it was; it must hold 0. Infinite: no clamp, but weights without a bound need log_ratio_max <= 80. */
+    double log_ratio_min;
+    double log_ratio_max;
+    /* 1: divide the weights by their mean over tokens, sequences or segments, as `level` says, after the
+     * bounds were applied and the statistics taken (verl's order). Nothing is done if the mean is 0. */
+    int32_t normalize;
+    int32_t threads; /* 0: one for each processor this process may use */
+    lockstep_instruction_set instruction_set;
+    uint32_t reserved; /* 0 */
+    /* Not 0: also reject the tokens with the largest d^2 (trainer over rollout), so that the mean d^2 of the
+     * rest is below this (M2PO's tau). Equal d^2 are rejected together, so no order can show; where even
+     * the smallest is too large all are rejected. */
+    double second_moment;
+    const lockstep_rejection *rejections; /* [rejection_count], all of which must keep a token; NULL if 0 */
+    size_t rejection_count;               /* 16 at most */
+} lockstep_correction_options;
+
+#define LOCKSTEP_CORRECTION_OPTIONS_INIT \
+    { sizeof(lockstep_correction_options), LOCKSTEP_WEIGHTS_TRUNCATE, LOCKSTEP_LEVEL_TOKEN, 0, 0.0, 2.0, \
+      -20.0, 20.0, 0, 0, 0, 0, 0.0, NULL, 0 }
+
+/* Statistics of a ratio or weight over units. NaN without units. Frozen. */
+typedef struct {
+    int64_t units;
+    double mean;
+    double std; /* of the population: ess = 1 / (1 + (std / mean)^2) */
+    double min, max;
+    double ess; /* (sum w)^2 / (units sum w^2), in (0, 1]; 0 if all weights are 0 */
+} lockstep_weight_statistics;
+
+/* What a correction did. A unit is a token, sequence or segment, as the level of the weights says. Growable:
+ * set struct_size before the call; only that many bytes are written. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t empty;           /* 1: no token is left: all were rejected, or none counts */
+    int64_t tokens;          /* tokens that count */
+    int64_t masked_tokens;   /* tokens the mask leaves out */
+    int64_t excluded_tokens; /* tokens dropped as non-finite (`exclude`) */
+    int64_t sequences;       /* sequences with a token that counts */
+    int64_t empty_sequences; /* sequences without */
+    int64_t rejected_tokens; /* tokens that count and were rejected */
+    int64_t rejected_sequences; /* sequences with all their tokens rejected */
+    int64_t touched_sequences;  /* sequences with any token rejected */
+    int64_t clamped;         /* units whose log ratio was clamped */
+    int64_t below, above;    /* units with a ratio below `low`, above `high`: what the bounds modified */
+    int64_t second_moment_tokens; /* tokens rejected by `second_moment` */
+    int64_t max_sequence_length;
+    double mean_sequence_length;  /* counted tokens a sequence. Weights of sequence sums die with length */
+    double second_moment_cut;     /* `second_moment` rejected tokens with a larger d^2; INFINITY: none */
+    double normalizer;            /* what the weights were divided by; 1 without `normalize` */
+    lockstep_weight_statistics ratio;       /* before: the ratio, after the clamp of its exponent */
+    lockstep_weight_statistics weight;      /* after the bounds, before `normalize` */
+    lockstep_weight_statistics kept_weight; /* the same over units of which a token is kept */
+} lockstep_correction;
+
+/* What one rejection did, whatever the others did. Frozen. */
+typedef struct {
+    int64_t tokens;            /* rejected */
+    int64_t sequences;         /* with all their tokens rejected */
+    int64_t touched_sequences; /* with any token rejected */
+    int64_t clamped;           /* log ratios that were clamped */
+    int64_t units;             /* values of the statistic: tokens, sequences or segments, as its level says */
+    double mean, min, max;     /* of the statistic; NaN without units */
+} lockstep_rejection_count;
+
+/* Weights for the tokens of a batch, and which of them to keep.
+ *
+ * weights     fp32 or fp64 in the layout of the batch; optional. 0 where a token does not count; a token
+ *             that is rejected keeps its weight
+ * kept        uint8 or bool in the layout of the batch; optional. 1 where a token counts and is not rejected
+ * correction  the report; optional
+ * counts      [rejection_count], what each rejection did; optional
+ * batch       trainer_log_probs and rollout_log_probs (for two policies, give the current one as trainer);
+ *             current_log_probs if a rejection compares it; advantages if one has a side; mask; offsets
+ *
+ * A NaN or infinity in one of these at a token that counts is LOCKSTEP_ERROR_NON_FINITE naming sequence and
+ * position, or drops the token (`exclude`). If every token is rejected the call succeeds: `empty` is 1.
+ * Sums over the batch are exact, so nothing depends on the order of sequences.
+ * Extra memory: none for tokens, but 8 bytes for each with d^2 >= second_moment. */
+lockstep_status lockstep_correct(const lockstep_tensor *weights, const lockstep_tensor *kept,
+                                 lockstep_correction *correction, lockstep_rejection_count *counts,
+                                 const lockstep_batch *batch, const lockstep_correction_options *options);
+
 /* ---------------------------------------------------------------------------------------------
  * 7. Advantages
  *

@@ -104,10 +104,18 @@ func mismatchOptions(
     var defaults = lockstep_mismatch_options()
     defaults.struct_size = UInt32(MemoryLayout<lockstep_mismatch_options>.size)
     let options = try read(pointer, defaults: defaults)
-    guard let policy = NonFinitePolicy(rawValue: options.non_finite) else {
-        throw invalid("options: non_finite is \(options.non_finite); see the LOCKSTEP_NON_FINITE constants")
+    return (
+        try nonFinitePolicy(options.non_finite),
+        try execution(threads: options.threads, options.instruction_set)
+    )
+}
+
+/// What an option field says about values that are not finite.
+func nonFinitePolicy(_ raw: lockstep_non_finite) throws(LockstepError) -> NonFinitePolicy {
+    guard let policy = NonFinitePolicy(rawValue: raw) else {
+        throw invalid("options: non_finite is \(raw); see the LOCKSTEP_NON_FINITE constants")
     }
-    return (policy, try execution(threads: options.threads, options.instruction_set))
+    return policy
 }
 
 /// The log-probs of both policies, in either layout.

@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The instruction set, the rows of a strip, and 25 kernels. */
-_Static_assert(sizeof(lsk_kernels) == 27 * sizeof(void *), "a kernel came or went: it needs a digest here");
+/* The instruction set, the rows of a strip, and 28 kernels. */
+_Static_assert(sizeof(lsk_kernels) == 30 * sizeof(void *), "a kernel came or went: it needs a digest here");
 
 /* ---- digests */
 
@@ -480,6 +480,107 @@ static void digest_divergence(int32_t trainer_format, int32_t rollout_format) {
     digest_end(name);
 }
 
+/* ---- correction.h */
+
+static void digest_weights(const lsk_weight_sums *sums) {
+    digest_integer(sums->units);
+    digest_double(sums->sum);
+    digest_double(sums->square);
+    digest_double(sums->excess);
+    digest_double(sums->excess_square);
+    digest_double(sums->least);
+    digest_double(sums->largest);
+}
+
+/* Every statistic with every level, other policies and sides in turn; every weight with every level. */
+static void digest_correction(int32_t format, int32_t level) {
+    enum { COUNT = 515, STATISTICS = LSK_STATISTIC_BINARY_KL + 1 };
+    static const int64_t counts[] = {1, 9, 256, COUNT};
+    static uint8_t mask[COUNT], kept[COUNT];
+    static double weights[COUNT], squares[COUNT];
+    static float floats[COUNT];
+    char name[64];
+    digest_begin();
+    for (int32_t mode = LSK_WEIGHTS_ONE; mode <= LSK_WEIGHTS_MASK; mode++) {
+        float *values[LSK_POLICIES + 1];
+        void *stored[LSK_POLICIES];
+        for (int policy = 0; policy < LSK_POLICIES; policy++) values[policy] = room(COUNT * 4);
+        values[LSK_POLICIES] = room(COUNT * 4);
+        for (int i = 0; i < COUNT; i++) {
+            values[LSK_ROLLOUT][i] = random_float(4) - 4;
+            values[LSK_TRAINER][i] = values[LSK_ROLLOUT][i] + random_float(mode == 0 ? 30 : 0.5f);
+            values[LSK_CURRENT][i] = values[LSK_TRAINER][i] + random_float(0.25f);
+            values[LSK_POLICIES][i] = random_float(1);
+            if (i % 97 == 50) values[i % LSK_POLICIES][i] = i % 2 ? -__builtin_inff() : __builtin_nanf("");
+            mask[i] = random_bits() % 5 != 0;
+        }
+        lsk_convert_counts ignored = {0, 0, 0};
+        for (int policy = 0; policy < LSK_POLICIES; policy++) {
+            stored[policy] = room(COUNT * 8);
+            kernels->convert(stored[policy], format, values[policy], LSK_FP32, COUNT, LSK_NEAREST_EVEN, 0, 0,
+                             &ignored);
+        }
+        lsk_correction_rule rule = {.weights = mode, .level = level == LSK_LEVEL_SEQUENCE_EVERY ? 0 : level,
+                                    .low = 0.75, .high = 1.5, .log_ratio_min = -20, .log_ratio_max = 20,
+                                    .divisor = mode == 1 ? 0.875 : 1, .second_moment_cut = mode == 2 ? 0.125 : __builtin_inf(),
+                                    .rejection_count = STATISTICS};
+        for (int32_t i = 0; i < STATISTICS; i++) {
+            const lsk_rejection rejection = {i, level, (i + mode) % 3, (i + mode / 2) % 3, i < 4 ? 0.5 : -0.125, 1.5};
+            rule.rejections[i] = rejection;
+        }
+        for (size_t each = 0; each < 2 * sizeof counts / sizeof *counts; each++) {
+            /* Then again with two policies and no advantages. */
+            const size_t i = each / 2;
+            const int plain = each % 2;
+            if (plain)
+                for (int32_t r = 0; r < STATISTICS; r++) rule.rejections[r].policies = rule.rejections[r].side = 0;
+            const lsk_correction_span span = {
+                {stored[0], stored[1], plain ? NULL : stored[2]}, {format, format, format}, LSK_FP32,
+                plain ? NULL : values[LSK_POLICIES], (int64_t)i % 2, i == 3 ? NULL : mask, counts[i]};
+            lsk_correction_sums sums;
+            digest_integer(kernels->correction_check(&span));
+            kernels->correct_sequence(&sums, floats, LSK_FP32, NULL, &span, &rule);
+            kernels->correct_sequence(&sums, weights, LSK_FP64, kept, &span, &rule);
+            digest_bytes(floats, (size_t)counts[i] * sizeof *floats);
+            digest_bytes(weights, (size_t)counts[i] * sizeof *weights);
+            digest_bytes(kept, (size_t)counts[i]);
+            digest_integer(sums.tokens);
+            digest_integer(sums.non_finite);
+            digest_integer(sums.kept);
+            digest_integer(sums.clamped);
+            digest_integer(sums.below);
+            digest_integer(sums.above);
+            digest_integer(sums.second_moment);
+            digest_weights(&sums.ratio);
+            digest_weights(&sums.weight);
+            digest_weights(&sums.kept_weight);
+            for (int r = 0; r < STATISTICS; r++) {
+                digest_integer(sums.rejections[r].tokens);
+                digest_integer(sums.rejections[r].clamped);
+                digest_integer(sums.rejections[r].units);
+                digest_double(sums.rejections[r].sum);
+                digest_double(sums.rejections[r].least);
+                digest_double(sums.rejections[r].largest);
+            }
+            for (int32_t r = 0; r < STATISTICS; r++) {
+                rule.rejections[r].policies = (r + mode) % 3;
+                rule.rejections[r].side = (r + mode / 2) % 3;
+            }
+            int64_t below;
+            double sum;
+            int64_t found = kernels->correction_select(squares, &below, &sum, 0.0625, &span);
+            digest_integer(found);
+            digest_integer(below);
+            digest_double(sum);
+            digest_bytes(squares, (size_t)found * sizeof *squares);
+        }
+        for (int policy = 0; policy < LSK_POLICIES; policy++) free(stored[policy]);
+        for (int policy = 0; policy <= LSK_POLICIES; policy++) free(values[policy]);
+    }
+    snprintf(name, sizeof name, "correction_%s_level_%d", name_of(format), level);
+    digest_end(name);
+}
+
 /* ---- objective.h */
 
 static void digest_objective(int32_t term, int32_t level) {
@@ -585,6 +686,8 @@ int main(int count, char **arguments) {
         for (int32_t rollout = LSK_FP32; rollout <= LSK_FP64; rollout++) digest_mismatch(trainer, rollout);
     for (int32_t trainer = LSK_FP32; trainer <= LSK_BF16; trainer++)
         for (int32_t rollout = LSK_FP32; rollout <= LSK_BF16; rollout++) digest_divergence(trainer, rollout);
+    for (int32_t format = LSK_FP32; format <= LSK_FP64; format++)
+        for (int32_t level = 0; level <= LSK_LEVEL_SEQUENCE_EVERY; level++) digest_correction(format, level);
     digest_exact(0);
     digest_exact(1);
     for (int32_t term = LSK_CLIP; term <= LSK_VESPO; term++)

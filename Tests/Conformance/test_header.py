@@ -14,7 +14,7 @@ import pytest
 import lockstep
 from conftest import ROOT
 from lockstep import _library as c
-from lockstep import _accumulator, _log_file, _mismatch, _monitor, _objectives
+from lockstep import _accumulator, _corrections, _log_file, _mismatch, _monitor, _objectives
 
 HEADER = re.sub(r"/\*.*?\*/", " ", (ROOT / "include" / "lockstep.h").read_text(), flags=re.S)
 
@@ -153,6 +153,10 @@ def test_option_defaults_are_the_macros(run_c):
             ctypes.sizeof(c.MismatchAccumulatorOptions)),
         "lockstep_monitor_options": _monitor._options(
             **{name: each.default for name, each in inspect.signature(lockstep.Monitor).parameters.items()}),
+        "lockstep_correction_options": _corrections._options(rules=(), **{
+            name: each.default for name, each in inspect.signature(lockstep.correct).parameters.items()
+            if name in inspect.signature(_corrections._options).parameters}),
+        "lockstep_batch": c.Batch(ctypes.sizeof(c.Batch)),
         "lockstep_objective_options": _objectives._options(),
         "lockstep_covariance_options": c.CovarianceOptions(
             ctypes.sizeof(c.CovarianceOptions), *(
@@ -174,6 +178,10 @@ def test_results_have_the_structs_fields():
     assert list(lockstep.ObjectiveCounts._fields) == STRUCTS["lockstep_objective_counts"]
     assert list(lockstep.Estimate._fields) == STRUCTS["lockstep_estimate"]
     assert {each.name for each in fields(lockstep.Alarm)} == set(STRUCTS["lockstep_monitor_alarm"]) - {"struct_size"}
+    assert {each.name for each in fields(lockstep.Correction)} - {"weights", "kept", "counts"} == set(
+        STRUCTS["lockstep_correction"]) - {"struct_size"}
+    assert list(lockstep.WeightStatistics._fields) == STRUCTS["lockstep_weight_statistics"]
+    assert list(lockstep.RejectionCount._fields) == STRUCTS["lockstep_rejection_count"]
     assert [each.name for each in fields(lockstep.Reading)] == STRUCTS["lockstep_monitor_reading"]
     for dtype, struct in ((_mismatch._SEQUENCE, c.MismatchSequence), (_mismatch._BUCKET, c.MismatchBucket),
                           (_mismatch._DIVERGENCE, c.Divergence), (_accumulator._BIN, c.MismatchSequenceBin),

@@ -16,6 +16,8 @@
 
 #include "divergence.h"
 
+#include "correction.h"
+
 #include "objective.h"
 
 const lsk_kernels LSK_TABLE = {
@@ -39,6 +41,9 @@ const lsk_kernels LSK_TABLE = {
     .mismatch_evidence = mismatch_evidence,
     .mismatch_select = mismatch_select,
     .mismatch_terms = mismatch_terms,
+    .correction_check = correction_check,
+    .correct_sequence = correct_sequence,
+    .correction_select = correction_select,
     .exact_add = exact_add,
     .divergence_row = divergence_row,
     .divergence_sums = divergence_sums,

@@ -72,3 +72,11 @@ LSK_INLINE vd vd_exp(vd x) {
     vd value = vd_fma(parts.scale, parts.r + parts.q_plus, parts.scale);
     return vd_select(x > limit, vd_splat(__builtin_inf()), value);
 }
+
+// exp(x) - 1 for any x but NaN, without cancellation.
+LSK_INLINE vd vd_exp_less_one(vd x) {
+    vd limit = vd_splat(LSK_EXP_LIMIT);
+    vd_exp_parts parts = vd_split_exp(vd_max(vd_min(x, limit), -limit));
+    vd value = vd_fma(parts.scale, parts.r + parts.q_plus, parts.scale - 1.0);
+    return vd_select(x > limit, vd_splat(__builtin_inf()), value);
+}

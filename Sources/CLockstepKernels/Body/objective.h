@@ -165,7 +165,7 @@ static void begin_chunks(lsk_objective_chunk *chunk, const lsk_objective_span *s
     memset(chunk->selected, 0, sizeof chunk->selected);
     for (int input = 0; input < LSK_OBJECTIVE_INPUTS; input++) {
         if (span->input[input]) continue;
-        double value = input == LSK_ADVANTAGE ? span->advantage : input == LSK_WEIGHT ? 1 : 0;
+        double value = input == LSK_INPUT_ADVANTAGE ? span->advantage : input == LSK_INPUT_WEIGHT ? 1 : 0;
         for (int i = 0; i < LSK_OBJECTIVE_CHUNK; i++) chunk->value[input][i] = value;
     }
 }
@@ -231,7 +231,7 @@ static int64_t count_flags(const uint8_t *flags) {
 }
 
 // Takes the tokens with a value that is not finite out, and counts them.
-static void leave_out_non_finite(lsk_objective_chunk *chunk) {
+static void exclude_non_finite(lsk_objective_chunk *chunk) {
     for (int64_t at = 0; at < chunk->padded; at += LSK_LANES64) {
         vd nothing = {0};
         for (int input = 0; input < LSK_OBJECTIVE_INPUTS; input++) {
@@ -272,7 +272,7 @@ static int load_objective(lsk_objective_chunk *chunk, const lsk_objective_span *
         widen_input(chunk->value[input], in, format, chunk->count);
         for (int64_t i = chunk->count; i < chunk->padded; i++) chunk->value[input][i] = 0;
     }
-    if (rule->exclude) leave_out_non_finite(chunk);
+    if (rule->exclude) exclude_non_finite(chunk);
     return 1;
 }
 
@@ -359,7 +359,8 @@ LSK_INLINE int64_t add_part_counts(const vl parts[LSK_PARTS]) {
 
 // delta, 0 where no token counts.
 LSK_INLINE vd load_delta(const lsk_objective_chunk *chunk, vl counted, int64_t at) {
-    return vd_if(counted, vd_load(chunk->value[LSK_CURRENT] + at) - vd_load(chunk->value[LSK_TRAINER] + at));
+    vd current = vd_load(chunk->value[LSK_INPUT_CURRENT] + at);
+    return vd_if(counted, current - vd_load(chunk->value[LSK_INPUT_TRAINER] + at));
 }
 
 LSK_INLINE vd k3_from(vd_exp_parts e, vd x) {
@@ -394,7 +395,7 @@ LSK_PASS find_ratios(lsk_ratio_sums *sums, lsk_objective_chunk *chunk, const lsk
 
 // A log-prob's part in the log ratio of its sequence, and whether it moves it. GMPO's is held at the bounds
 // that the sign of A is held at; a sum's is clamped.
-LSK_INLINE vd part_of(vl *moves, vd delta, vd advantage, const lsk_objective_rule *rule) {
+LSK_INLINE vd share_of(vl *moves, vd delta, vd advantage, const lsk_objective_rule *rule) {
     vd x = vd_hold(delta, vd_splat(rule->log_ratio_min), vd_splat(rule->log_ratio_max));
     *moves = x == delta;
     if (rule->term != LSK_GMPO) return x;
@@ -423,7 +424,7 @@ static void objective_level(lsk_objective_level *level, const lsk_objective_span
                             const lsk_objective_rule *rule) {
     const vd least = vd_splat(rule->log_ratio_min), most = vd_splat(rule->log_ratio_max);
     const int sum = rule->level == LSK_RATIO_SEQUENCE_SUM, gmpo = rule->term == LSK_GMPO;
-    const int weighted = span->input[LSK_WEIGHT] && (gmpo || rule->term == LSK_VESPO);
+    const int weighted = span->input[LSK_INPUT_WEIGHT] && (gmpo || rule->term == LSK_VESPO);
     vd total[LSK_PARTS] = {0}, weights[LSK_PARTS] = {0}, delta_sum[LSK_PARTS] = {0}, k3[LSK_PARTS] = {0};
     vl tokens[LSK_PARTS] = {0};
     lsk_objective_chunk chunk;
@@ -435,15 +436,15 @@ static void objective_level(lsk_objective_level *level, const lsk_objective_span
                 int64_t i = at + part * LSK_LANES64;
                 vl counted = load_flags(chunk.counted, i), moves;
                 vd delta = load_delta(&chunk, counted, i), x = vd_hold(delta, least, most);
-                total[part] += sum || gmpo
-                    ? vd_if(counted, part_of(&moves, delta, vd_load(chunk.value[LSK_ADVANTAGE] + i), rule))
-                    : delta;
+                vd advantage = vd_load(chunk.value[LSK_INPUT_ADVANTAGE] + i);
+                total[part] +=
+                    sum || gmpo ? vd_if(counted, share_of(&moves, delta, advantage, rule)) : delta;
                 delta_sum[part] += delta;
                 k3[part] += k3_from(vd_split_exp(x), x);
                 tokens[part] += counted & 1;
                 if (weighted)
                     weights[part] +=
-                        vd_if(counted, vd_log_weight(vd_load(chunk.value[LSK_WEIGHT] + i)));
+                        vd_if(counted, vd_log_weight(vd_load(chunk.value[LSK_INPUT_WEIGHT] + i)));
             }
         }
     }
@@ -485,7 +486,7 @@ LSK_PASS find_moves(lsk_objective_chunk *chunk, const lsk_objective_level *level
     for (int64_t i = 0; i < chunk->padded; i += LSK_LANES64) {
         vl moves;
         vd delta = load_delta(chunk, load_flags(chunk->counted, i), i);
-        part_of(&moves, delta, vd_load(chunk->value[LSK_ADVANTAGE] + i), rule);
+        share_of(&moves, delta, vd_load(chunk->value[LSK_INPUT_ADVANTAGE] + i), rule);
         moves &= level->inside;
         __builtin_memcpy(chunk->moves + i, &moves, sizeof moves);
     }
@@ -501,13 +502,15 @@ LSK_INLINE void terms_pass(const int term, lsk_term_sums *sums, lsk_objective_ch
             int64_t i = at + part * LSK_LANES64;
             vl counted = load_flags(chunk->counted, i), acting = load_flags(chunk->acting, i);
             lsk_token t = {
-                .advantage = vd_load(chunk->value[LSK_ADVANTAGE] + i), .ratio = vd_load(chunk->ratio + i),
-                .log_ratio = vd_load(chunk->log_ratio + i), .current = vd_load(chunk->value[LSK_CURRENT] + i),
+                .advantage = vd_load(chunk->value[LSK_INPUT_ADVANTAGE] + i),
+                .ratio = vd_load(chunk->ratio + i),
+                .log_ratio = vd_load(chunk->log_ratio + i),
+                .current = vd_load(chunk->value[LSK_INPUT_CURRENT] + i),
                 .selected = load_flags(chunk->selected, i)};
             lsk_term f = term_of(term, t, rule, level);
             // The weights of these two are in the ratio of the sequence.
             vd weight = term == LSK_GMPO || term == LSK_VESPO ? vd_splat(1)
-                                                              : vd_load(chunk->value[LSK_WEIGHT] + i);
+                                                              : vd_load(chunk->value[LSK_INPUT_WEIGHT] + i);
             s.policy[part] += vd_if(acting, weight * f.value);
             vd_store(chunk->by_log_ratio + i, vd_if(acting, weight * f.by_log_ratio));
             vd_store(chunk->by_current + i, vd_if(acting, weight * f.by_current));
@@ -563,7 +566,8 @@ LSK_INLINE void kl_pass(const int estimator, lsk_rest_sums *sums, lsk_objective_
         LSK_EACH_PART {
             int64_t i = at + part * LSK_LANES64;
             vl counted = load_flags(chunk->counted, i), open;
-            vd apart = vd_load(chunk->value[LSK_REFERENCE] + i) - vd_load(chunk->value[LSK_CURRENT] + i);
+            vd current = vd_load(chunk->value[LSK_INPUT_CURRENT] + i);
+            vd apart = vd_load(chunk->value[LSK_INPUT_REFERENCE] + i) - current;
             lsk_estimate e = held_estimate(&open, estimator, apart, rule);
             s.kl[part] += vd_if(counted, e.value);
             if (rule->kl_gradient == LSK_KL_RATIO) {
@@ -596,7 +600,7 @@ LSK_PASS add_entropies(lsk_rest_sums *sums, const lsk_objective_chunk *chunk) {
         LSK_EACH_PART {
             int64_t i = at + part * LSK_LANES64;
             sums->entropy[part] +=
-                vd_if(load_flags(chunk->counted, i), vd_load(chunk->value[LSK_ENTROPY] + i));
+                vd_if(load_flags(chunk->counted, i), vd_load(chunk->value[LSK_INPUT_ENTROPY] + i));
         }
 }
 
@@ -645,7 +649,7 @@ static void objective_terms(lsk_objective_sums *sums, void *gradient, int32_t fo
     lsk_objective_span needed = *all;
     const lsk_objective_span *span = &needed;
     // All that a sequence's ratio wants of the trainer's log-probs is in `level`.
-    if (level && !uneven && !rule->exclude) needed.input[LSK_TRAINER] = NULL;
+    if (level && !uneven && !rule->exclude) needed.input[LSK_INPUT_TRAINER] = NULL;
     const int64_t size = size_of(format), d_size = size_of(d_entropies_format);
     lsk_objective_chunk chunk;
     lsk_ratio_sums r = {0};
@@ -658,7 +662,7 @@ static void objective_terms(lsk_objective_sums *sums, void *gradient, int32_t fo
     }
     begin_chunks(&chunk, span);
     const lsk_objective_level none = {.ratio = 1};
-    const int own_ratios = !level && span->input[LSK_TRAINER];
+    const int own_ratios = !level && span->input[LSK_INPUT_TRAINER];
     if (!own_ratios) spread_level(&chunk, level ? level : &none);
     for (int64_t start = 0; start < span->count; start += LSK_OBJECTIVE_CHUNK) {
         char *out = gradient ? (char *)gradient + start * size : NULL;
@@ -676,7 +680,7 @@ static void objective_terms(lsk_objective_sums *sums, void *gradient, int32_t fo
         if (rule->kl == LSK_KL_K2) kl_k2(&e, &chunk, rule);
         if (rule->kl == LSK_KL_K3) kl_k3(&e, &chunk, rule);
         if (rule->kl == LSK_KL_ABS) kl_abs(&e, &chunk, rule);
-        if (span->input[LSK_ENTROPY]) add_entropies(&e, &chunk);
+        if (span->input[LSK_INPUT_ENTROPY]) add_entropies(&e, &chunk);
         if (level) add_slopes(&e, &chunk);
         if (out) write_gradient(out, format, &chunk, scale, rule);
         if (d_out)
@@ -727,11 +731,13 @@ static void objective_kl(void *values, int32_t format, void *gradients, int32_t 
         }
         for (int64_t i = 0; i < chunk.padded; i += LSK_LANES64) {
             vl counted = load_flags(chunk.counted, i), open;
-            vd apart = vd_load(chunk.value[LSK_REFERENCE] + i) - vd_load(chunk.value[LSK_CURRENT] + i);
-            vd weight = rule->kl_coefficient * vd_load(chunk.value[LSK_WEIGHT] + i);
+            vd current = vd_load(chunk.value[LSK_INPUT_CURRENT] + i);
+            vd apart = vd_load(chunk.value[LSK_INPUT_REFERENCE] + i) - current;
+            vd weight = rule->kl_coefficient * vd_load(chunk.value[LSK_INPUT_WEIGHT] + i);
             lsk_estimate e = held_estimate(&open, rule->kl, apart, rule);
             store_output(out, format, i, chunk.count, vd_if(counted, weight * e.value));
-            if (d_out) store_output(d_out, gradients_format, i, chunk.count, vd_if(counted, weight * e.slope));
+            vd slope = vd_if(counted, weight * e.slope);
+            if (d_out) store_output(d_out, gradients_format, i, chunk.count, slope);
         }
     }
 }

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "lsk_correction.h"
 #include "lsk_divergence.h"
 #include "lsk_environment.h"
 #include "lsk_evidence.h"
@@ -137,6 +138,13 @@ typedef struct {
                                const lsk_mismatch_span *span);
     int64_t (*mismatch_terms)(double *log_ratio, double *k3, double *probability, uint8_t *counted,
                               const lsk_mismatch_span *span);
+
+    // correction.h. `weights` and `kept` may be NULL.
+    int64_t (*correction_check)(const lsk_correction_span *span);
+    void (*correct_sequence)(lsk_correction_sums *sums, void *weights, int32_t weights_format, uint8_t *kept,
+                             const lsk_correction_span *span, const lsk_correction_rule *rule);
+    int64_t (*correction_select)(double *values, int64_t *count, double *sum, double bound,
+                                 const lsk_correction_span *span);
 
     // exact.h. `b` may be NULL.
     int (*exact_add)(double *sums, int64_t stride, const double *a, const double *b, int64_t count,

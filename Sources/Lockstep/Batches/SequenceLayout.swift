@@ -139,3 +139,22 @@ public struct SequenceLayout {
         return first..<bytes.lastIndex { $0 != 0 }! + 1
     }
 }
+
+extension SequenceLayout {
+    /// Runs of whole sequences, each of at least 2^17 tokens but for the last: what a thread takes at a time.
+    func sequenceTasks() -> [Range<Int>] {
+        var tasks: [Range<Int>] = []
+        var first = 0
+        var tokens = 0
+        for sequence in 0..<sequences {
+            tokens += length(of: sequence)
+            if tokens >= 1 << 17 {
+                tasks.append(first..<sequence + 1)
+                first = sequence + 1
+                tokens = 0
+            }
+        }
+        if first < sequences { tasks.append(first..<sequences) }
+        return tasks
+    }
+}

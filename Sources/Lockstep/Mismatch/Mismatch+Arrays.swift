@@ -99,6 +99,7 @@ func checkLengths(
     }
 }
 
-private func row(_ vector: VectorView) -> MatrixView {
+/// A vector as a matrix of one row: packed tokens.
+func row(_ vector: VectorView) -> MatrixView {
     MatrixView(vector.base, vector.format, rows: 1, columns: vector.count)
 }

@@ -90,7 +90,7 @@ struct MismatchState: ~Copyable {
             moments.emptySequences = pair.sequences
             return
         }
-        let tasks = pair.sequenceTasks()
+        let tasks = pair.layout.sequenceTasks()
         let workers = max(1, min(threads, tasks.count))
         let refused = try Scratch<Refusal>(count: tasks.count, filledWith: Refusal())
         let refusals = refused.base
@@ -232,24 +232,5 @@ struct MismatchState: ~Copyable {
             ? MismatchQuantiles.exact(of: values, zeros: moments.tokens - values.count)
             : sketch.quantiles(tokens: moments.tokens, limit: mismatch.maxAbsLogRatio)
         return mismatch
-    }
-}
-
-extension LogProbPair {
-    /// Runs of whole sequences, each of at least 2^17 tokens but for the last: what a thread takes at a time.
-    fileprivate func sequenceTasks() -> [Range<Int>] {
-        var tasks: [Range<Int>] = []
-        var first = 0
-        var tokens = 0
-        for sequence in 0..<sequences {
-            tokens += layout.length(of: sequence)
-            if tokens >= 1 << 17 {
-                tasks.append(first..<sequence + 1)
-                first = sequence + 1
-                tokens = 0
-            }
-        }
-        if first < sequences { tasks.append(first..<sequences) }
-        return tasks
     }
 }

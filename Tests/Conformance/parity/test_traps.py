@@ -2,10 +2,10 @@
 
 The numbers are those of the collection they come from (T1 ...). Where a system with the mistake is installed,
 the test shows it there too, so a repaired one is noticed; what differs in a figure of its metrics is a line of
-known-differences.txt instead. Five are about corrections and objectives, which this library does not compute
+known-differences.txt instead. Some are about objectives, which this library does not compute
 yet, and come with them: T6 (GMPO divides by empty rows), T8 (a mean that never looks at its mask),
 T10 (CISPO's absolute bound below 1), T13 (leave-one-out under the name of GRPO), T15 (which count divides
-after rejection), and of T2 and T4 what rejects rather than measures.
+after rejection).
 """
 
 from __future__ import annotations
@@ -76,6 +76,15 @@ def test_t2_verl_rejects_on_the_inverse(verl):
     np.testing.assert_allclose(weights, [[3, 0]])
 
 
+def test_t2_weights_and_rejections_have_one_interval():
+    """[0.5, 5] keeps a ratio of 3 and drops one of 0.3, as a bound of weights and as a rejection."""
+    trainer, rollout = np.log([0.3, 0.3]), np.log([0.1, 1.0])
+    masked = lockstep.correct(trainer, rollout, weights="mask", low=0.5, high=5)
+    np.testing.assert_allclose(masked.weights, [3, 0])
+    rejected = lockstep.correct(trainer, rollout, reject=lockstep.Rejection("ratio", low=0.5, high=5))
+    assert rejected.kept.tolist() == [True, False]
+
+
 # T3 and T9: infinities that become plausible numbers, or swallow the whole mean.
 
 def test_t3_a_large_ratio_is_finite_where_the_log_is_float32():
@@ -96,6 +105,17 @@ def test_t9_an_impossible_token_is_named_or_dropped_and_never_counts_as_agreemen
     assert dropped.excluded_tokens == 1 and dropped.tokens == 5
     counts = ("masked_tokens", "excluded_tokens")
     np.testing.assert_equal(values(dropped, *counts), values(same, *counts))
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.inf, math.nan])
+def test_t9_a_correction_names_it_or_drops_it(value):
+    """Neither kept with weight 1 (AReaL) nor given weight 0 and kept in the denominator (NeMo RL)."""
+    trainer, rollout = np.array([[-1.0, -2, -1]]), np.array([[-1.5, value, -2]])
+    with pytest.raises(lockstep.NonFiniteError, match="rollout_log_probs.*sequence 0, position 1"):
+        lockstep.correct(trainer, rollout)
+    found = lockstep.correct(trainer, rollout, non_finite="exclude", level="sequence_mean", weights="raw")
+    np.testing.assert_allclose(found.weights, [[math.exp(0.75), 0, math.exp(0.75)]])
+    assert found.kept.tolist() == [[True, False, True]] and found.excluded_tokens == 1 and found.tokens == 2
 
 
 def test_t3_verl_lets_one_token_take_the_mean(verl):
@@ -123,6 +143,17 @@ def test_t4_weights_that_are_all_extreme_have_an_effective_sample_size():
     found = lockstep.mismatch([-6.0, -7.5, -0.5], [-1.0, -1, -20])
     r = np.exp([-5.0, -6.5, 19.5])
     assert found.ess == pytest.approx(r.sum() ** 2 / (3 * (r @ r)), rel=1e-12) and 0 < found.ess <= 1
+
+
+@pytest.mark.parametrize("level", ["token", "sequence_sum", "segment_mean"])
+def test_t4_nothing_left_is_an_answer(level):
+    rule = lockstep.Rejection("ratio", level, low=0.5, high=5)
+    found = lockstep.correct(
+        np.array([[-6.0, -7]]), np.array([[-1.0, -1]]), weights="mask", level=level, low=0.5, high=5, normalize=True,
+        reject=rule)
+    assert found.empty and not found.kept.any() and not found.weights.any()
+    assert (found.weight.mean, found.weight.std, found.weight.ess, found.normalizer) == (0, 0, 0, 1)
+    assert found.rejected_tokens == 2 and found.kept_weight.units == 0 and math.isnan(found.kept_weight.mean)
 
 
 def test_t4_verl_divides_by_zero(verl):
@@ -209,6 +240,19 @@ def test_t11_the_raw_ratio_is_measured():
     assert found.mean_ratio.value == pytest.approx((99 + math.exp(4)) / 100, rel=1e-14)
 
 
+def test_t11_a_correction_says_what_it_changed():
+    """Before the bound, after it, and how many it changed."""
+    trainer, rollout = np.full((1, 100), -0.5), np.where(np.arange(100) == 7, -4.5, -0.5)[None]
+    found = lockstep.correct(trainer, rollout, high=3)
+    assert found.ratio.max == pytest.approx(math.exp(4)) and found.weight.max == 3 and found.above == 1
+    assert found.ratio.ess < found.weight.ess < 1
+    mask = np.ones((1, 103), bool)
+    mask[:, 100:] = False
+    poisoned = [np.pad(each, ((0, 0), (0, 3)), constant_values=math.nan) for each in (trainer, rollout)]
+    other = lockstep.correct(*poisoned, mask, high=3)
+    assert other.ratio == found.ratio and other.weight == found.weight
+
+
 def test_t11_nan_in_padding_is_not_read():
     """It poisons systems that multiply by the mask (known-differences.txt: SkyRL, OpenRLHF)."""
     clean, poisoned = log("ragged"), log("NaN padding")
@@ -239,6 +283,21 @@ def test_t12_sequence_weights_die_with_length():
         measured = (f"{found.sequence_log_ratio_std:.2f}", f"{100 * (sums > math.log(3)).mean():.1f}",
                     f"{found.sequence_ess:.3f}")
         assert measured == (deviation, dropped, ess), length
+
+
+def test_t12_a_correction_shows_length_beside_sample_size():
+    """What TRL's default (mask sequences above 3) does to noise alone, and at which length."""
+    rng = np.random.default_rng(12)
+    for length in (512, 8192):
+        noise = rng.standard_normal((400, length), dtype=np.float32) * np.float32(0.05) - np.float32(0.00125)
+        found = lockstep.correct(
+            noise - 1, np.full_like(noise, -1), weights="mask", level="sequence_sum", high=3)
+        assert found.mean_sequence_length == found.max_sequence_length == length
+        variance = 0.0025 * length
+        above = math.erfc((math.log(3) + variance / 2) / math.sqrt(2 * variance)) / 2
+        assert found.above / found.sequences == pytest.approx(above, abs=0.05)
+        assert found.ratio.ess == pytest.approx(math.exp(-variance), abs=0.15)
+    assert found.ratio.ess < 0.05
 
 
 # T16 and T17: a row's log-prob depends on how many rows it is computed with.

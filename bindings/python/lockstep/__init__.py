@@ -21,6 +21,7 @@ from . import _library
 from ._accumulator import MismatchAccumulator
 from ._advantages import advantages, overlong_penalty
 from ._causes import Cause, CauseEvidence
+from ._corrections import Correction, Rejection, RejectionCount, WeightStatistics, correct
 from ._errors import (
     BadDataError, FileError, InternalError, InvalidArgumentError, LockstepError, NonFiniteError,
     OutOfMemoryError, UnsupportedError,
@@ -46,13 +47,14 @@ from .certificate import Certificate, certify
 
 __all__ = [
     "LOG_RATIO_QUANTILES", "Advice", "Alarm", "BadDataError", "Cause", "CauseEvidence",
-    "Certificate", "ConvertCounts", "Converted", "Divergence", "Estimate", "ExactMismatch",
-    "FileError", "Head", "InternalError", "InvalidArgumentError", "LinearGradients",
-    "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter",
-    "Mismatch", "MismatchAccumulator", "Monitor", "NonFiniteError", "Objective", "ObjectiveCounts",
-    "ObjectiveLoss", "ObjectiveReport", "OutOfMemoryError", "Reading", "UnsupportedError",
-    "adapted_kl_coefficient", "advantages", "advise", "certify", "convert", "covariance_select",
-    "exact_mismatch", "has_instruction_set", "kl_penalty", "linear_log_probs",
+    "Certificate", "ConvertCounts", "Converted", "Correction", "Divergence", "Estimate",
+    "ExactMismatch", "FileError", "Head", "InternalError", "InvalidArgumentError",
+    "LinearGradients", "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords",
+    "LogSummary", "LogWriter", "Mismatch", "MismatchAccumulator", "Monitor", "NonFiniteError",
+    "Objective", "ObjectiveCounts", "ObjectiveLoss", "ObjectiveReport", "OutOfMemoryError",
+    "Reading", "Rejection", "RejectionCount", "UnsupportedError", "WeightStatistics",
+    "adapted_kl_coefficient", "advantages", "advise", "certify", "convert", "correct",
+    "covariance_select", "exact_mismatch", "has_instruction_set", "kl_penalty", "linear_log_probs",
     "linear_log_probs_backward", "log_probs", "log_probs_backward", "metrics", "mismatch",
     "mismatch_profile", "mismatch_sequences", "objective_loss", "overlong_penalty", "ulp_distance",
 ]

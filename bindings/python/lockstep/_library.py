@@ -413,6 +413,34 @@ class LogSummary(Structure):
 
 # 6. Corrections
 
+LEVEL_TOKEN = 0
+LEVEL_SEQUENCE_SUM = 1
+LEVEL_SEQUENCE_MEAN = 2
+LEVEL_SEGMENT_SUM = 3
+LEVEL_SEGMENT_MEAN = 4
+LEVEL_SEQUENCE_EVERY = 5
+
+WEIGHTS_ONE = 0
+WEIGHTS_RAW = 1
+WEIGHTS_TRUNCATE = 2
+WEIGHTS_CLIP = 3
+WEIGHTS_MASK = 4
+
+STATISTIC_RATIO = 0
+STATISTIC_K2 = 1
+STATISTIC_K3 = 2
+STATISTIC_EXP_ABS = 3
+STATISTIC_PROBABILITY_DIFFERENCE = 4
+STATISTIC_BINARY_KL = 5
+
+POLICIES_TRAINER_ROLLOUT = 0
+POLICIES_CURRENT_ROLLOUT = 1
+POLICIES_CURRENT_TRAINER = 2
+
+SIDE_BOTH = 0
+SIDE_BY_ADVANTAGE = 1
+SIDE_NEGATIVE_ADVANTAGE = 2
+
 
 class Batch(Structure):
     _fields_ = [
@@ -422,6 +450,48 @@ class Batch(Structure):
         ("advantages", POINTER(Tensor)), ("weights", POINTER(Tensor)), ("mask", POINTER(Tensor)),
         ("kept", POINTER(Tensor)), ("selected", POINTER(Tensor)), ("offsets", POINTER(Tensor)),
         ("groups", POINTER(Tensor)), ("ids", POINTER(Tensor)),
+    ]
+
+
+class Rejection(Structure):
+    _fields_ = [
+        ("statistic", c_int32), ("level", c_int32), ("policies", c_int32), ("side", c_int32),
+        ("low", c_double), ("high", c_double),
+    ]
+
+
+class CorrectionOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("weights", c_int32), ("level", c_int32), ("non_finite", c_int32),
+        ("low", c_double), ("high", c_double), ("log_ratio_min", c_double), ("log_ratio_max", c_double),
+        ("normalize", c_int32), ("threads", c_int32), ("instruction_set", c_int32), ("reserved", c_uint32),
+        ("second_moment", c_double), ("rejections", POINTER(Rejection)), ("rejection_count", c_size_t),
+    ]
+
+
+class WeightStatistics(Structure):
+    _fields_ = [
+        ("units", c_int64), ("mean", c_double), ("std", c_double), ("min", c_double), ("max", c_double),
+        ("ess", c_double),
+    ]
+
+
+class Correction(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("empty", c_int32), ("tokens", c_int64), ("masked_tokens", c_int64),
+        ("excluded_tokens", c_int64), ("sequences", c_int64), ("empty_sequences", c_int64),
+        ("rejected_tokens", c_int64), ("rejected_sequences", c_int64), ("touched_sequences", c_int64),
+        ("clamped", c_int64), ("below", c_int64), ("above", c_int64), ("second_moment_tokens", c_int64),
+        ("max_sequence_length", c_int64), ("mean_sequence_length", c_double),
+        ("second_moment_cut", c_double), ("normalizer", c_double), ("ratio", WeightStatistics),
+        ("weight", WeightStatistics), ("kept_weight", WeightStatistics),
+    ]
+
+
+class RejectionCount(Structure):
+    _fields_ = [
+        ("tokens", c_int64), ("sequences", c_int64), ("touched_sequences", c_int64), ("clamped", c_int64),
+        ("units", c_int64), ("mean", c_double), ("min", c_double), ("max", c_double),
     ]
 
 
@@ -637,6 +707,8 @@ SIGNATURES = {
     "lockstep_log_reader_seek": (c_int32, [c_void_p, c_int64]),
     "lockstep_log_reader_summary": (c_int32, [POINTER(LogSummary), c_void_p]),
     "lockstep_log_reader_destroy": (None, [c_void_p]),
+    "lockstep_correct": (
+        c_int32, [_tensor] * 2 + [POINTER(Correction), c_void_p, POINTER(Batch), POINTER(CorrectionOptions)]),
     "lockstep_advantages": (
         c_int32, [_tensor] * 2 + [POINTER(Rewards), POINTER(Batch), POINTER(AdvantageOptions)]),
     "lockstep_overlong_penalty": (c_int32, [_tensor] * 2 + [c_int64, c_int64, c_double]),
@@ -731,6 +803,26 @@ CAUSES = {
     "truncation": CAUSE_TRUNCATION, "stored_in_16_bits": CAUSE_STORED_IN_16_BITS,
     "misalignment": CAUSE_MISALIGNMENT, "ends": CAUSE_ENDS, "outliers": CAUSE_OUTLIERS,
     "other_weights": CAUSE_OTHER_WEIGHTS, "rounding": CAUSE_ROUNDING, "unknown": CAUSE_UNKNOWN,
+}
+LEVELS = {
+    "token": LEVEL_TOKEN, "sequence_sum": LEVEL_SEQUENCE_SUM, "sequence_mean": LEVEL_SEQUENCE_MEAN,
+    "segment_sum": LEVEL_SEGMENT_SUM, "segment_mean": LEVEL_SEGMENT_MEAN,
+    "sequence_every": LEVEL_SEQUENCE_EVERY,
+}
+WEIGHTS = {
+    "one": WEIGHTS_ONE, "raw": WEIGHTS_RAW, "truncate": WEIGHTS_TRUNCATE, "clip": WEIGHTS_CLIP,
+    "mask": WEIGHTS_MASK,
+}
+STATISTICS = {
+    "ratio": STATISTIC_RATIO, "k2": STATISTIC_K2, "k3": STATISTIC_K3, "exp_abs": STATISTIC_EXP_ABS,
+    "probability_difference": STATISTIC_PROBABILITY_DIFFERENCE, "binary_kl": STATISTIC_BINARY_KL,
+}
+POLICIES = {
+    "trainer_rollout": POLICIES_TRAINER_ROLLOUT, "current_rollout": POLICIES_CURRENT_ROLLOUT,
+    "current_trainer": POLICIES_CURRENT_TRAINER,
+}
+SIDES = {
+    "both": SIDE_BOTH, "by_advantage": SIDE_BY_ADVANTAGE, "negative_advantage": SIDE_NEGATIVE_ADVANTAGE,
 }
 TERMS = {
     "clip": TERM_CLIP, "reinforce": TERM_REINFORCE, "ratio": TERM_RATIO, "cispo": TERM_CISPO,
