@@ -270,7 +270,8 @@ import Testing
     @Test(arguments: overflows.indices) func anOverflowIsNamed(_ index: Int) throws {
         let (recipe, family, names, size, word) = Self.overflows[index]
         var checkpoint = try TinyCheckpoint(family)
-        for (name, tensor) in checkpoint.tensors where names.contains(where: { name.hasPrefix("model.\($0)") })
+        for (name, tensor) in checkpoint.tensors
+        where names.contains(where: { name.hasPrefix("model.\($0)") })
             || names.contains(where: { name == "\($0).weight" })
         {
             // All of one size, with the signs they had.
