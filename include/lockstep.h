@@ -1924,8 +1924,9 @@ typedef struct {
     int32_t reserved;
 } lockstep_rollout;
 
-/* Takes a finished sequence out of the engine, in the order they ended; `token_count` is -1 if there is none.
- * After a failed step, with `unfinished` 1, also those still running, as far as they have come. */
+/* Takes a finished sequence out of the engine, in the order they ended, of one step by id; `token_count` is -1 if
+ * there is none. After a failed step, with `unfinished` 1, also those still running, as far as they have come:
+ * until then every step fails as that one did. */
 lockstep_status lockstep_engine_take(lockstep_rollout *rollout, lockstep_engine *engine, int32_t unfinished);
 
 /* Frees an engine. NULL is a no-op. */

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 
 import numpy as np
 import pytest
-from conftest import VECTORS, read_safetensors
+from conftest import ROOT, VECTORS, read_safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -256,3 +257,22 @@ def test_damaged_files_are_refused_or_read(tmp_path_factory, data):
         pass
     finally:
         shutil.rmtree(folder)
+
+
+def test_the_page_runs(monkeypatch):
+    """Every block of docs/Models.md, one after another."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "Models.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 4
+    monkeypatch.chdir(FOLDER)
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "docs/Models.md", "exec"), names)  # noqa: S102
+    assert names["adapted"].family == "llama"
+
+
+def test_the_table_of_recipes():
+    rows = re.findall(r"^\| `(\S+)` \| (\S+) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$",
+                      (ROOT / "docs" / "Models.md").read_text(), re.MULTILINE)
+    assert len(rows) == 5
+    for name, *formats in rows:
+        assert list(lockstep.Model(FOLDER / "llama_untied", name).recipe.values()) == formats

@@ -68,7 +68,8 @@ import Testing
         (#"{"a": {\#(tensor("[2]", "[0, 8]", "F31"))}}"#, 8, "F31"),
         (#"{"a": {"shape": [2], "data_offsets": [0, 8]}}"#, 8, "dtype"),
         (#"{"a": 3}"#, 8, "dtype"), ("[]", 0, "object"), (#"{"__metadata__": 3}"#, 0, "__metadata__"),
-        ("nul", 0, "null"), ("{", 0, "do not hold"), ("{ ", 0, "quotes"), ("{\"a", 0, "end"), ("{\"a\\u12", 0, "hexadecimal"),
+        ("nul", 0, "null"), ("{", 0, "do not hold"), ("{ ", 0, "quotes"), ("{\"a", 0, "end"),
+        ("{\"a\\u12", 0, "hexadecimal"),
         (#"{"\ud800": 1}"#, 0, "half"), (#"{"\ud800\u0041": 1}"#, 0, "half"), (#"{"\x": 1}"#, 0, "escape"),
         ("{\"a\n\": 1}", 0, "control"), ("{\"a\": 01}", 0, "begins with 0"), ("{\"a\": 1e999}", 0, "large"),
         ("{\"a\": -}", 0, "digit"), ("{\"a\": 1.}", 0, "digit"), ("{} {}", 0, "more text"),
@@ -181,7 +182,9 @@ import Testing
                 all.append((key, bad, .badData))
             }
         }
-        for bad in [nil, .null, .integer(3), .array([])] as [JSON?] { all.append(("model_type", bad, .badData)) }
+        for bad in [nil, .null, .integer(3), .array([])] as [JSON?] {
+            all.append(("model_type", bad, .badData))
+        }
         all.append(("model_type", .string("mamba"), .unsupported))
         all.append(("model_type", .string("Llama"), .unsupported))
         for bad in [.string("gelu"), .string("")] as [JSON] { all.append(("hidden_act", bad, .unsupported)) }
@@ -298,8 +301,10 @@ import Testing
         let norm = "model.layers.1.input_layernorm.weight"
         #expect(try Self.message { $0.tensors[norm] = nil }.contains("'\(norm)' is missing"))
         #expect(
-            try Self.message { $0.set("model.layers.2.input_layernorm.weight", [64], [Float](repeating: 1, count: 64)) }
-                .contains("belongs to no part of a llama model"))
+            try Self.message {
+                $0.set("model.layers.2.input_layernorm.weight", [64], [Float](repeating: 1, count: 64))
+            }
+            .contains("belongs to no part of a llama model"))
         #expect(try Self.message { $0.tensors[norm]!.shape = [8, 8] }.contains("shape is [8, 8]"))
         #expect(try Self.message { $0.config["vocab_size"] = .integer(96) }.contains("shape is [97, 64]"))
         #expect(try Self.message { $0.config["num_hidden_layers"] = .integer(10_000) }.contains("missing"))
@@ -333,7 +338,8 @@ import Testing
                 values[100] = value
                 $0.set(name, [48, 64], values)
             }
-            #expect(isRefused ? found.hasPrefix("nonFinite") && found.contains(name) : found == "", "\(found)")
+            #expect(
+                isRefused ? found.hasPrefix("nonFinite") && found.contains(name) : found == "", "\(found)")
         }
     }
 

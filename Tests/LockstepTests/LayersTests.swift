@@ -13,7 +13,8 @@ import Testing
         var spiked = random.normal(count)
         spiked[count / 2] = 60_000
         let special: [Float] = [
-            0, -0.0, 1, -1, 65_504, -65_504, 65_519, 65_520, 3e38, -3e38, 1e-45, -1e-40, 6e-8, -88, 88, -88.5, 87,
+            0, -0.0, 1, -1, 65_504, -65_504, 65_519, 65_520, 3e38, -3e38, 1e-45, -1e-40, 6e-8, -88, 88, -88.5,
+            87,
             -1e4, 1e4, .infinity, -.infinity, .nan, 0x1.001p0, 0x1.003p0, 0x1.01p0, 0x1.03p0,
         ]
         return [
@@ -80,7 +81,8 @@ import Testing
                     }
                     // In place, and out of a wider matrix of floats.
                     Self.expect(
-                        ReferenceLayers.norm(a.values, weight, epsilon: 1e-5, format), format, "norm in place",
+                        ReferenceLayers.norm(a.values, weight, epsilon: 1e-5, format), format,
+                        "norm in place",
                         changing: a.values
                     ) { k.rms_norm($0, $0, weight, code, count, 1e-5) }
                     let wide = Self.rows(count, 3)[index]
@@ -117,7 +119,8 @@ import Testing
             let k = lsk_kernels_for(set.rawValue).pointee
             var wanted = [Float](repeating: 0.5, count: rows * to)
             for row in 0..<rows {
-                let part = ReferenceLayers.stored(Array(source[row * from..<row * from + count]), format).values
+                let part = ReferenceLayers.stored(Array(source[row * from..<row * from + count]), format)
+                    .values
                 wanted.replaceSubrange(row * to..<row * to + count, with: part)
             }
             Self.expect(

@@ -210,7 +210,8 @@ import Testing
         for minP in [0.05, 0.3, 1] { try checkMinP(minP, temperature, others) }
     }
 
-    private func checkMinP(_ minP: Double, _ temperature: Double, _ others: (topK: Int, topP: Double)) throws {
+    private func checkMinP(_ minP: Double, _ temperature: Double, _ others: (topK: Int, topP: Double)) throws
+    {
         var random = Random(21)
         let logits = Stored(random.normal(60, scale: 3), .bf16)
         let terms = logits.values.map { exponential(Double($0) / temperature) }

@@ -30,22 +30,9 @@ import Testing
         _ model: Model, _ sequences: [[Int32]], _ execution: Execution = .init(threads: 1),
         temperature: Double = 1, entropy: Bool = false
     ) throws -> [[Double]] {
-        let tokens = Array(sequences.joined())
-        var offsets: [Int64] = [0]
-        for sequence in sequences { offsets.append(offsets.last! + Int64(sequence.count)) }
-        let out = pinned([Double](repeating: -7, count: tokens.count))
-        let entropies = pinned([Double](repeating: -7, count: tokens.count))
-        try model.score(
-            tokens: TokenView(pinned(tokens).baseAddress, count: tokens.count),
-            offsets: TokenView(pinned(offsets).baseAddress, byteCount: 8, count: offsets.count),
-            options: LogProbOptions(temperature: temperature),
-            into: ScoringOutputs(
-                logProbs: MutableVectorView(out.baseAddress, .fp64, count: tokens.count),
-                entropy: entropy
-                    ? MutableVectorView(entropies.baseAddress, .fp64, count: tokens.count) : nil),
-            execution: execution)
-        let found = entropy ? entropies : out
-        return sequences.indices.map { Array(found[Int(offsets[$0])..<Int(offsets[$0 + 1])]) }
+        let found = try model.score(
+            sequences, options: LogProbOptions(temperature: temperature), execution: execution)
+        return entropy ? found.entropy : found.logProbs
     }
 
     static func tokens(_ count: Int, vocab: Int, seed: UInt64) -> [Int32] {
@@ -270,7 +257,8 @@ import Testing
     @Test(arguments: overflows.indices) func anOverflowIsNamed(_ index: Int) throws {
         let (recipe, family, names, size, word) = Self.overflows[index]
         var checkpoint = try TinyCheckpoint(family)
-        for (name, tensor) in checkpoint.tensors where names.contains(where: { name.hasPrefix("model.\($0)") })
+        for (name, tensor) in checkpoint.tensors
+        where names.contains(where: { name.hasPrefix("model.\($0)") })
             || names.contains(where: { name == "\($0).weight" })
         {
             // All of one size, with the signs they had.
@@ -284,6 +272,24 @@ import Testing
             error?.kind == .nonFinite && error?.message.contains(word) == true, "\(word): \(error as Any)")
         // The same in a format that holds it.
         _ = try Self.score(checkpoint.model(Recipe(.bf16)), tokens)
+    }
+
+    /// A failure in the middle leaves the outputs as they were.
+    @Test func outputsAreUntouchedByAnOverflow() throws {
+        var checkpoint = try TinyCheckpoint("llama_untied")
+        let name = "model.layers.1.mlp.up_proj.weight"
+        checkpoint.set(name, [48, 64], checkpoint.values(name).map { $0 < 0 ? -6e4 : 6e4 })
+        let model = try checkpoint.model(Recipe(.fp16))
+        let tokens = pinned([1, 2, 96] as [Int32])
+        let out = pinned([Double](repeating: -7, count: 6))
+        #expect(throws: LockstepError.self) {
+            try model.score(
+                tokens: TokenView(tokens.baseAddress, count: 3),
+                into: ScoringOutputs(
+                    logProbs: MutableVectorView(out.baseAddress, .fp64, count: 3),
+                    entropy: MutableVectorView(out.baseAddress! + 3, .fp64, count: 3)))
+        }
+        #expect(out.allSatisfy { $0 == -7 })
     }
 
     /// A key that the cache cannot hold would be -inf times something: a score that hides a token.

@@ -186,7 +186,9 @@ import Testing
         let model = try checkpoint.model(Recipe(.fp16))
         let settings = SamplingSettings(seed: 5, maxTokens: 40)
         let engine = try RolloutEngine(model, settings: settings, capacity: 6)
-        for id in 0..<4 { try engine.add(prompt: [Int32(id) + 9], ids: [UInt64(2 * id), UInt64(2 * id + 1)]) }
+        for id in 0..<4 {
+            try engine.add(prompt: [Int32(id) + 9], ids: [UInt64(2 * id), UInt64(2 * id + 1)])
+        }
         var found: [Rollout] = []
         let error = #expect(throws: LockstepError.self) {
             while !engine.isIdle { found += try engine.step() }

@@ -170,7 +170,7 @@ public final class RolloutEngine {
         waiting.append(member)
     }
 
-    /// Draws one token for every running sequence, after reading what prompts fit; returns those that ended.
+    /// Draws one token for every running sequence, after reading what prompts fit; returns those that ended, by id.
     ///
     /// - Throws: `.nonFinite` naming layer and operation of an overflow; so does every call after it, until
     ///   `removeAll` has taken what was drawn before.
@@ -262,7 +262,7 @@ public final class RolloutEngine {
         defer { ended = [] }
         let over = active.filter { $0.rollout.finish != .running }
         active.removeAll { $0.rollout.finish != .running }
-        return over.map(\.rollout) + ended
+        return (over.map(\.rollout) + ended).sorted { $0.id < $1.id }
     }
 
     /// Of the step at hand, those that ended with their first token.

@@ -13,9 +13,11 @@ extension Model {
             logProbs: MutableVectorView(out.base, .fp64, count: tokens.count),
             entropy: MutableVectorView(out.base + tokens.count, .fp64, count: tokens.count))
         try tokens.withTokenView { (tokens) throws(LockstepError) in
-            try offsets.withTokenView { (offsets) throws(LockstepError) in
+            try offsets.withUnsafeBufferPointer { (offsets) throws(LockstepError) in
                 try score(
-                    tokens: tokens, offsets: offsets, options: options, into: outputs, execution: execution)
+                    tokens: tokens,
+                    offsets: TokenView(offsets.baseAddress, byteCount: 8, count: offsets.count),
+                    options: options, into: outputs, execution: execution)
             }
         }
         func rows(_ values: UnsafePointer<Double>) -> [[Double]] {

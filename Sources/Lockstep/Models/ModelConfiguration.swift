@@ -157,7 +157,8 @@ extension ModelConfiguration {
             _ key: String, in json: JSON? = nil, atLeast least: Double = .leastNonzeroMagnitude
         ) throws(LockstepError) -> Double {
             guard let value = (json ?? self.json)[key]?.double, value >= least else {
-                throw bad("\(key) is missing or not a number \(least < 1 ? "above 0" : "of at least \(least)")")
+                throw bad(
+                    "\(key) is missing or not a number \(least < 1 ? "above 0" : "of at least \(least)")")
             }
             return value
         }
@@ -194,7 +195,8 @@ extension ModelConfiguration {
             }
             for (key, value) in members {
                 if case .object = value {
-                    throw unsupported("rope_parameters has an object '\(key)'; known is one rope for all layers")
+                    throw unsupported(
+                        "rope_parameters has an object '\(key)'; known is one rope for all layers")
                 }
             }
             try checkShare(of: scaling)

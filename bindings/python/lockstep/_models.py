@@ -281,7 +281,8 @@ class RolloutEngine:
         """Draws a token for every running sequence; returns how many wait or run, and how many can be taken.
 
         Raises:
-            NonFiniteError: a value left the recipe's range; what was drawn before can be taken.
+            NonFiniteError: a value left the recipe's range; what was drawn before can be taken, with
+                `unfinished`, and until then every step fails as this one did.
         """
         running, finished = c_size_t(), c_size_t()
         check(library.lockstep_engine_step(self._handle, byref(running), byref(finished)))

@@ -27,7 +27,9 @@ for rollout in rollouts {
     print(
         "sequence \(rollout.id): " + rollout.tokens.map { "\($0)" }.joined(separator: " ")
             + String(
-                format: "; the last has log-prob %.6f, in bf16 %.6f", rollout.rawLogProbs.last!, trainer[1].last!))
+                format: "; the last has log-prob %.6f, in bf16 %.6f", rollout.rawLogProbs.last!,
+                trainer[1].last!))
 }
 print(
-    "tokens with the bits of the rollout: fp16 trainer \(equal[0]) of \(group * drawn), bf16 trainer \(equal[1])")
+    "tokens with the bits of the rollout: fp16 trainer \(equal[0]) of \(group * drawn), bf16 trainer \(equal[1])"
+)
