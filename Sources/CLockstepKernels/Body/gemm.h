@@ -87,8 +87,8 @@ static void multiply(float *c, ptrdiff_t c_stride, const float *strips, ptrdiff_
     const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
     for (ptrdiff_t row = 0; row < m; row += LSK_MR, c += LSK_MR * c_stride, strips += LSK_MR * depth) {
         const ptrdiff_t part = m - row < LSK_MR ? m - row : LSK_MR;
-        // The first strip brings the panel into the cache, unless few rows let the processor run ahead by itself.
-        const ptrdiff_t ahead = row == 0 && part > LSK_MR / 2 ? LSK_AHEAD : 0;
+        // The first strip brings the panel into the cache. With one or two rows the processor runs ahead by itself.
+        const ptrdiff_t ahead = row == 0 && part > 2 ? LSK_AHEAD : 0;
         for (ptrdiff_t at = 0; at < k; at += LSK_CHAIN) {
             const ptrdiff_t chain = k - at < LSK_CHAIN ? k - at : LSK_CHAIN;
             const float *a = strips + (first + at) * part;
@@ -217,8 +217,19 @@ LSK_INLINE void transpose(vf v[LSK_LANES]) {
 #undef S
 }
 
-// Strips of the left operand from rows of m x k elements. Transposed registers are stored whole, each over the
-// spare lanes of the one before, but for a strip's last ones: the next strip is another thread's.
+#if LSK_MR <= LSK_LANES
+// `count` k of a strip of `part` rows, from a register of each row. Transposed registers are stored whole, each over the
+// spare lanes of the one before, as long as `room` floats are left: the next strip is another thread's.
+LSK_INLINE void store_strip(float *to, vf v[LSK_LANES], ptrdiff_t part, ptrdiff_t count, ptrdiff_t room) {
+    transpose(v);
+    for (ptrdiff_t i = 0; i < count; i++, to += part, room -= part) {
+        if (room >= LSK_LANES) vf_store(to, v[i]);
+        else memcpy(to, &v[i], (size_t)part * sizeof(float));
+    }
+}
+#endif
+
+// Strips of the left operand from rows of m x k elements.
 static void pack_strips(float *strips, const void *x, int32_t format, ptrdiff_t row_stride, ptrdiff_t m,
                         ptrdiff_t k) {
     const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
@@ -234,12 +245,13 @@ static void pack_strips(float *strips, const void *x, int32_t format, ptrdiff_t 
             LSK_UNROLL  // what stands for the rows that a narrow strip lacks is stored over
             for (int i = 0; i < LSK_MR; i++)
                 v[i] = vf_load_as(format, rows + (i < part ? i : 0) * row_stride * bytes, at);
-            transpose(v);
-            for (int i = 0; i < LSK_LANES; i++) {
-                float *to = strips + (at + i) * part;
-                if ((at + i) * part + LSK_LANES <= k * part) vf_store(to, v[i]);
-                else memcpy(to, &v[i], (size_t)part * sizeof(float));
-            }
+            store_strip(strips + at * part, v, part, LSK_LANES, (k - at) * part);
+        }
+        if (at < k && part > 1) {
+            vf v[LSK_LANES] = {{0}};
+            for (int i = 0; i < part; i++) v[i] = load_some(format, rows + i * row_stride * bytes, at, k - at);
+            store_strip(strips + at * part, v, part, k - at, (k - at) * part);
+            at = k;
         }
 #endif
         for (; at < k; at++)

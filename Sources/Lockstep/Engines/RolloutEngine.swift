@@ -139,7 +139,8 @@ public final class RolloutEngine {
         scorers = try workers(threads) { () throws(LockstepError) in
             (
                 try RowScorer(
-                    kernels, LogProbOptions(logitsFormat: model.recipe.logits), vocab: vocab, wantsEntropy: false),
+                    kernels, LogProbOptions(logitsFormat: model.recipe.logits), vocab: vocab,
+                    wantsEntropy: false),
                 try RowScorer(kernels, options, vocab: vocab, wantsEntropy: false)
             )
         }
@@ -253,14 +254,17 @@ public final class RolloutEngine {
             for id in member.followers {
                 followers.append(
                     Member(
-                        id: id, pending: [], cache: try member.cache.forked(), promptCount: member.promptCount))
+                        id: id, pending: [], cache: try member.cache.forked(), promptCount: member.promptCount
+                    ))
                 drawing.append((followers[followers.count - 1], index))
             }
             drawing.append((member, index))
         }
         try draw(drawing)
         for (member, _) in ready { member.followers = [] }
-        for follower in followers where follower.rollout.finish == .running { waiting.insert(follower, at: 0) }
+        for follower in followers where follower.rollout.finish == .running {
+            waiting.insert(follower, at: 0)
+        }
         let over = (active + followers).filter { $0.rollout.finish != .running }
         active.removeAll { $0.rollout.finish != .running }
         return over.map(\.rollout)
