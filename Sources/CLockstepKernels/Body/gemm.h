@@ -20,14 +20,20 @@
 #define LSK_ROW_PANELS 1
 #endif
 
+#define LSK_AHEAD 4096  // bytes from what is multiplied to what is asked of memory
+
 LSK_INLINE void multiply_tile(float *c, ptrdiff_t c_stride, const float *a, int32_t format, const void *b,
-                              ptrdiff_t k, int add, int m) {
+                              ptrdiff_t k, int add, ptrdiff_t ahead, int m) {
+    const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
     vf sum[LSK_MR][LSK_NR];
     LSK_UNROLL
     for (int i = 0; i < m; i++)
         LSK_UNROLL
         for (int j = 0; j < LSK_NR; j++) sum[i][j] = (vf){};
     for (ptrdiff_t at = 0; at < k; at++) {
+        const char *next = (const char *)b + at * LSK_PANEL * bytes + ahead;
+        __builtin_prefetch(next);
+        if (format == LSK_FP32) __builtin_prefetch(next + 64);
         vf column[LSK_NR];
         LSK_UNROLL
         for (int j = 0; j < LSK_NR; j++)
@@ -49,11 +55,11 @@ LSK_INLINE void multiply_tile(float *c, ptrdiff_t c_stride, const float *a, int3
 }
 
 #define LSK_ROWS_CASE(M) \
-    case M: multiply_tile(c, c_stride, a, format, b, k, add, M); break;
+    case M: multiply_tile(c, c_stride, a, format, b, k, add, ahead, M); break;
 
 // m <= LSK_MR rows, 32 columns, k <= 128.
 LSK_INLINE void multiply_strip(float *c, ptrdiff_t c_stride, const float *a, int32_t format, const void *b,
-                               ptrdiff_t k, int add, ptrdiff_t m) {
+                               ptrdiff_t k, int add, ptrdiff_t ahead, ptrdiff_t m) {
     const ptrdiff_t width = LSK_NR * LSK_LANES, bytes = format == LSK_FP32 ? 4 : 2;
     for (ptrdiff_t column = 0; column < LSK_PANEL; column += width, c += width, b = (const char *)b + width * bytes) {
         switch (m) {
@@ -81,14 +87,16 @@ static void multiply(float *c, ptrdiff_t c_stride, const float *strips, ptrdiff_
     const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
     for (ptrdiff_t row = 0; row < m; row += LSK_MR, c += LSK_MR * c_stride, strips += LSK_MR * depth) {
         const ptrdiff_t part = m - row < LSK_MR ? m - row : LSK_MR;
+        // The first strip brings the panel into the cache. With one or two rows the processor runs ahead by itself.
+        const ptrdiff_t ahead = row == 0 && part > 2 ? LSK_AHEAD : 0;
         for (ptrdiff_t at = 0; at < k; at += LSK_CHAIN) {
             const ptrdiff_t chain = k - at < LSK_CHAIN ? k - at : LSK_CHAIN;
             const float *a = strips + (first + at) * part;
             const void *b = (const char *)panel + at * LSK_PANEL * bytes;
             const int more = add || at > 0;
-            if (format == LSK_FP32) multiply_strip(c, c_stride, a, LSK_FP32, b, chain, more, part);
-            else if (format == LSK_FP16) multiply_strip(c, c_stride, a, LSK_FP16, b, chain, more, part);
-            else multiply_strip(c, c_stride, a, LSK_BF16, b, chain, more, part);
+            if (format == LSK_FP32) multiply_strip(c, c_stride, a, LSK_FP32, b, chain, more, ahead, part);
+            else if (format == LSK_FP16) multiply_strip(c, c_stride, a, LSK_FP16, b, chain, more, ahead, part);
+            else multiply_strip(c, c_stride, a, LSK_BF16, b, chain, more, ahead, part);
         }
     }
 }
@@ -209,8 +217,19 @@ LSK_INLINE void transpose(vf v[LSK_LANES]) {
 #undef S
 }
 
-// Strips of the left operand from rows of m x k elements. Transposed registers are stored whole, each over the
-// spare lanes of the one before, but for a strip's last: the next strip is another thread's.
+#if LSK_MR <= LSK_LANES
+// `count` k of a strip of `part` rows, from a register of each row. Transposed registers are stored whole, each over the
+// spare lanes of the one before, as long as `room` floats are left: the next strip is another thread's.
+LSK_INLINE void store_strip(float *to, vf v[LSK_LANES], ptrdiff_t part, ptrdiff_t count, ptrdiff_t room) {
+    transpose(v);
+    for (ptrdiff_t i = 0; i < count; i++, to += part, room -= part) {
+        if (room >= LSK_LANES) vf_store(to, v[i]);
+        else memcpy(to, &v[i], (size_t)part * sizeof(float));
+    }
+}
+#endif
+
+// Strips of the left operand from rows of m x k elements.
 static void pack_strips(float *strips, const void *x, int32_t format, ptrdiff_t row_stride, ptrdiff_t m,
                         ptrdiff_t k) {
     const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
@@ -218,18 +237,22 @@ static void pack_strips(float *strips, const void *x, int32_t format, ptrdiff_t 
         const char *rows = (const char *)x + first * row_stride * bytes;
         const ptrdiff_t part = m - first < LSK_MR ? m - first : LSK_MR;
         ptrdiff_t at = 0;
+        if (part == 1)
+            for (; at + LSK_LANES <= k; at += LSK_LANES) vf_store(strips + at, vf_load_as(format, rows, at));
 #if LSK_MR <= LSK_LANES
-        if (part == LSK_MR)
-            for (; at + LSK_LANES <= k; at += LSK_LANES) {
-                vf v[LSK_LANES] = {{0}};
-                LSK_UNROLL
-                for (int i = 0; i < LSK_MR; i++) v[i] = vf_load_as(format, rows + i * row_stride * bytes, at);
-                transpose(v);
-                for (int i = 0; i < LSK_LANES; i++) {
-                    if (at + i < k - 1) vf_store(strips + (at + i) * LSK_MR, v[i]);
-                    else memcpy(strips + (at + i) * LSK_MR, &v[i], LSK_MR * sizeof(float));
-                }
-            }
+        for (; at + LSK_LANES <= k; at += LSK_LANES) {
+            vf v[LSK_LANES] = {{0}};
+            LSK_UNROLL  // what stands for the rows that a narrow strip lacks is stored over
+            for (int i = 0; i < LSK_MR; i++)
+                v[i] = vf_load_as(format, rows + (i < part ? i : 0) * row_stride * bytes, at);
+            store_strip(strips + at * part, v, part, LSK_LANES, (k - at) * part);
+        }
+        if (at < k && part > 1) {
+            vf v[LSK_LANES] = {{0}};
+            for (int i = 0; i < part; i++) v[i] = load_some(format, rows + i * row_stride * bytes, at, k - at);
+            store_strip(strips + at * part, v, part, k - at, (k - at) * part);
+            at = k;
+        }
 #endif
         for (; at < k; at++)
             for (ptrdiff_t i = 0; i < part; i++)

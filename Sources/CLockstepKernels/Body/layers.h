@@ -10,14 +10,6 @@ LSK_INLINE void vf_store_as(int32_t format, void *out, ptrdiff_t index, vf v) {
     }
 }
 
-// Some lanes of a register in memory: `count` of them, the others read as 0 and not written.
-LSK_INLINE vf load_some(int32_t format, const void *x, ptrdiff_t index, ptrdiff_t count) {
-    const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
-    char some[LSK_WIDTH] = {0};
-    memcpy(some, (const char *)x + index * bytes, (size_t)((count < LSK_LANES ? count : LSK_LANES) * bytes));
-    return vf_load_as(format, some, 0);
-}
-
 LSK_INLINE void store_some(int32_t format, void *out, ptrdiff_t index, ptrdiff_t count, vf v) {
     const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
     char some[LSK_WIDTH];

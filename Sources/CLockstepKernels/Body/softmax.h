@@ -22,6 +22,14 @@ LSK_INLINE float load_one(int32_t format, const void *x, ptrdiff_t index) {
     return format == LSK_FP16 ? vf_from_fp16(vh_load(pair))[0] : vf_from_bf16(vh_load(pair))[0];
 }
 
+// Some lanes of a register in memory: `count` of them, the others read as 0.
+LSK_INLINE vf load_some(int32_t format, const void *x, ptrdiff_t index, ptrdiff_t count) {
+    const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
+    char some[LSK_WIDTH] = {0};
+    memcpy(some, (const char *)x + index * bytes, (size_t)((count < LSK_LANES ? count : LSK_LANES) * bytes));
+    return vf_load_as(format, some, 0);
+}
+
 // True if any lane of a comparison's result is set.
 LSK_INLINE int vi_any(vi mask) {
     int32_t found = 0;

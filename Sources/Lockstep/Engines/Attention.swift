@@ -8,9 +8,10 @@ import CLockstepKernels
 ///
 /// One worker owns it.
 final class Attention: @unchecked Sendable {
-    /// Tokens whose queries are worked on at a time.
-    static let block = 64
+    /// Tokens whose queries are worked on at a time: 64, fewer beyond 8,192 positions, so that scores do not grow.
+    private(set) var block = 64
 
+    private let table: UnsafePointer<lsk_kernels>
     private let kernels: lsk_kernels
     private let configuration: ModelConfiguration
     private let recipe: Recipe
@@ -19,37 +20,53 @@ final class Attention: @unchecked Sendable {
     private let scale: Float
     private let queries: Scratch<UInt8>
     private let queryRows: PackedRows
-    private let scores: Scratch<Float>
-    private let probabilities: Scratch<UInt8>
-    private let probabilityRows: PackedRows
-    private let sums: Scratch<lsk_lse_block>
+    private var scores: Scratch<Float>
+    private var probabilities: Scratch<UInt8>
+    private var probabilityRows: PackedRows
+    private var sums: Scratch<lsk_lse_block>
     private let tile: Scratch<Float>
-    private let capacity: Int
+    private var capacity = 0
 
     /// Room for sequences of up to `positions` tokens.
     init(
         _ kernels: UnsafePointer<lsk_kernels>, _ model: Model, positions: Int
     ) throws(LockstepError) {
+        table = kernels
         self.kernels = kernels.pointee
         configuration = model.configuration
         recipe = model.recipe
         rule = try LogProbOptions().rule()
         scale = Float(1 / Double(configuration.headSize).squareRoot())
-        // Whole panels and pages: a product writes 32 columns, a strip reads what was packed.
-        capacity =
-            (positions + KeyValueCache.pagePositions - 1) / KeyValueCache.pagePositions
-            * KeyValueCache.pagePositions
-        let rows = Attention.block * (configuration.heads / configuration.keyValueHeads)
+        let rows = block * (configuration.heads / configuration.keyValueHeads)
         queries = try Scratch(count: rows * configuration.headSize * recipe.activations.byteCount)
         queryRows = try PackedRows(kernels, rows: rows, depth: configuration.headSize)
-        scores = try Scratch(count: rows * capacity)
-        probabilities = try Scratch(count: rows * capacity * recipe.probabilities.byteCount)
-        probabilityRows = try PackedRows(kernels, rows: rows, depth: capacity)
-        sums = try Scratch(count: capacity / Int(LSK_BLOCK) + 1)
+        scores = try Scratch(count: 0)
+        probabilities = try Scratch(count: 0)
+        probabilityRows = try PackedRows(kernels, rows: 0, depth: 0)
+        sums = try Scratch(count: 0)
         tile = try Scratch(count: rows * Int(LSK_PANEL))
+        try reserve(positions: positions)
     }
 
-    /// Attends from tokens at `positions` (at most 64) of a sequence, with the query heads that share a key head.
+    /// Makes room for sequences of up to `positions` tokens.
+    func reserve(positions: Int) throws(LockstepError) {
+        // Whole panels and pages: a product writes 32 columns, a strip reads what was packed.
+        let pages = (positions + KeyValueCache.pagePositions - 1) / KeyValueCache.pagePositions
+        let capacity = pages * KeyValueCache.pagePositions
+        var block = 64
+        while block > 1, block * capacity > 64 * 8192 { block /= 2 }
+        let rows = block * (configuration.heads / configuration.keyValueHeads)
+        let scores = try Scratch<Float>(count: rows * capacity)
+        let probabilities = try Scratch<UInt8>(count: rows * capacity * recipe.probabilities.byteCount)
+        let sums = try Scratch<lsk_lse_block>(count: capacity / Int(LSK_BLOCK) + 1)
+        probabilityRows = try PackedRows(table, rows: rows, depth: capacity)
+        self.scores = scores
+        self.probabilities = probabilities
+        self.sums = sums
+        (self.block, self.capacity) = (block, capacity)
+    }
+
+    /// Attends from tokens at `positions` (at most `block`) of a sequence, with the query heads that share a key head.
     ///
     /// `queries` and `output` are of the first of the tokens: all heads in a row, `queryStride` and `outputStride`
     /// elements from token to token.

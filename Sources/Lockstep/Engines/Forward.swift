@@ -31,7 +31,8 @@ final class Forward {
     var observe: ((Int, StaticString, UnsafeRawPointer, Int) -> Void)?
     private let kernels: lsk_kernels
     private let threads: Int
-    private let rotary: RotaryTable
+    private var rotary: RotaryTable
+    private var positions: Int
     private let packed: PackedRows
     private let multipliers: [TileMultiplier]
     private let attentions: [Attention]
@@ -43,7 +44,7 @@ final class Forward {
     private let added: Scratch<UInt8>
     private let experts: ExpertScratch?
 
-    /// Room for `rows` rows of sequences of up to `positions` tokens.
+    /// Room for `rows` rows of sequences of up to `positions` tokens: `reserve` makes more.
     init(_ model: Model, rows: Int, positions: Int, _ execution: Execution) throws(LockstepError) {
         let kernels = try execution.kernels()
         let threads = try execution.threadCount()
@@ -53,6 +54,7 @@ final class Forward {
         self.model = model
         self.kernels = kernels.pointee
         self.threads = threads
+        self.positions = positions
         rotary = try RotaryTable(c, positions: positions)
         packed = try PackedRows(kernels, rows: rows, depth: max(c.hiddenSize, widest, c.heads * c.headSize))
         multipliers = try workers(threads) { () throws(LockstepError) in
@@ -72,6 +74,17 @@ final class Forward {
                 try ExpertScratch(
                     rows: rows, hiddenSize: c.hiddenSize, experts: count, rowBytes: c.hiddenSize * size)
             } else { nil }
+    }
+
+    /// Makes room for sequences of up to `wanted` tokens.
+    ///
+    /// It grows by doubling: a context of which little is used costs little.
+    func reserve(positions wanted: Int) throws(LockstepError) {
+        if wanted <= positions { return }
+        let limit = max(wanted, min(max(2 * positions, Forward.rowLimit), configuration.positions))
+        rotary = try RotaryTable(configuration, positions: limit)
+        for attention in attentions { try attention.reserve(positions: limit) }
+        positions = limit
     }
 
     private static func projectionWidth(_ c: ModelConfiguration) -> Int {
@@ -227,10 +240,9 @@ final class Forward {
         let (width, outputWidth, size) = (Forward.projectionWidth(c), c.heads * c.headSize, format.byteCount)
         var blocks: [(span: TokenSpan, positions: Range<Int>)] = []
         for span in spans {
-            for first in stride(
-                from: span.positions.lowerBound, to: span.positions.upperBound, by: Attention.block)
-            {
-                blocks.append((span, first..<min(first + Attention.block, span.positions.upperBound)))
+            let block = attentions[0].block
+            for first in stride(from: span.positions.lowerBound, to: span.positions.upperBound, by: block) {
+                blocks.append((span, first..<min(first + block, span.positions.upperBound)))
             }
         }
         let failures = Counter(threads)

@@ -33,6 +33,9 @@ public struct SamplingSettings: Sendable {
 
     var isGreedy: Bool { temperature == 0 }
 
+    /// Whether tokens are drawn from the model's own distribution.
+    var isPlain: Bool { temperature == 1 && topK == 0 && topP == 1 && minP == 0 }
+
     /// What tokens are drawn from.
     func options(_ logits: Format) -> LogProbOptions {
         isGreedy
@@ -78,8 +81,9 @@ public final class RolloutEngine {
     private let forward: Forward
     private let capacity: Int
     private let execution: Execution
-    private let rawScorer: RowScorer
-    private let drawScorer: RowScorer
+    /// Each worker's: of the model's own distribution, and of what is drawn from.
+    private let scorers: [(raw: RowScorer, drawn: RowScorer)]
+    private let threads: Int
     private let philox: Philox4x32
     private let rows: Scratch<UInt8>
     private let logits: Scratch<Float>
@@ -95,6 +99,9 @@ public final class RolloutEngine {
         /// Others with the same prompt, the next one last, which fork this one's cache when it has read the prompt.
         var followers: [UInt64] = []
         let promptCount: Int
+
+        /// Where its next token stands.
+        var position: Int { promptCount + rollout.tokens.count }
 
         init(id: UInt64, pending: ArraySlice<Int32>, cache: KeyValueCache, promptCount: Int) {
             rollout = Rollout(id: id)
@@ -127,11 +134,16 @@ public final class RolloutEngine {
         self.settings = settings
         self.capacity = capacity
         self.execution = execution
-        forward = try Forward(
-            model, rows: Forward.rowLimit, positions: model.configuration.positions, execution)
-        rawScorer = try RowScorer(
-            kernels, LogProbOptions(logitsFormat: model.recipe.logits), vocab: vocab, wantsEntropy: false)
-        drawScorer = try RowScorer(kernels, options, vocab: vocab, wantsEntropy: false)
+        forward = try Forward(model, rows: Forward.rowLimit, positions: 0, execution)
+        threads = try execution.threadCount()
+        scorers = try workers(threads) { () throws(LockstepError) in
+            (
+                try RowScorer(
+                    kernels, LogProbOptions(logitsFormat: model.recipe.logits), vocab: vocab,
+                    wantsEntropy: false),
+                try RowScorer(kernels, options, vocab: vocab, wantsEntropy: false)
+            )
+        }
         philox = Philox4x32(seed: settings.seed)
         rows = try Scratch(
             count: Forward.rowLimit * model.configuration.hiddenSize * model.recipe.activations.byteCount)
@@ -216,6 +228,7 @@ public final class RolloutEngine {
             spans.append(TokenSpan(cache: member.cache, positions: first..<first + count, row: row))
             row += count
         }
+        try forward.reserve(positions: spans.map(\.positions.upperBound).max() ?? 0)
         return (members, spans)
     }
 
@@ -243,30 +256,29 @@ public final class RolloutEngine {
             ready.append((member, span.row + span.positions.count - 1))
         }
         try formLogits(ready.map(\.row))
+        // The group's other members begin where the prompt ends, with draws of their own.
+        var drawing: [(member: Member, row: Int)] = []
+        var followers: [Member] = []
         for (index, (member, _)) in ready.enumerated() {
-            let logits = UnsafeRawPointer(logits.base + index * model.configuration.vocab)
-            // The group's other members begin where the prompt ends, with draws of their own.
-            while let id = member.followers.last {
-                let follower = Member(
-                    id: id, pending: [], cache: try member.cache.forked(), promptCount: member.promptCount)
-                try draw(follower, logits)
-                if follower.rollout.finish == .running {
-                    waiting.insert(follower, at: 0)
-                } else {
-                    ended.append(follower.rollout)
-                }
-                member.followers.removeLast()
+            for id in member.followers {
+                followers.append(
+                    Member(
+                        id: id, pending: [], cache: try member.cache.forked(), promptCount: member.promptCount
+                    ))
+                drawing.append((followers[followers.count - 1], index))
             }
-            try draw(member, logits)
+            drawing.append((member, index))
         }
-        defer { ended = [] }
-        let over = active.filter { $0.rollout.finish != .running }
+        try draw(drawing)
+        for (member, _) in ready { member.followers = [] }
+        for follower in followers where follower.rollout.finish == .running {
+            waiting.insert(follower, at: 0)
+        }
+        let over = (active + followers).filter { $0.rollout.finish != .running }
         active.removeAll { $0.rollout.finish != .running }
-        return (over.map(\.rollout) + ended).sorted { $0.id < $1.id }
+        return over.map(\.rollout).sorted { $0.id < $1.id }
     }
 
-    /// Of the step at hand, those that ended with their first token.
-    private var ended: [Rollout] = []
     /// What stopped the engine.
     private var failure: LockstepError?
 
@@ -280,44 +292,84 @@ public final class RolloutEngine {
         forward.logits(rows.base, chosen.count, into: logits.base)
     }
 
-    private func draw(_ member: Member, _ logits: UnsafeRawPointer) throws(LockstepError) {
-        let position = member.promptCount + member.rollout.tokens.count
-        do throws(RowSum.Failure) {
-            let words = philox.block(UInt64(position), high: member.rollout.id)
-            let uniform = Double(UInt64(words[0]) << 21 | UInt64(words[1]) >> 11) * 0x1p-53
-            let token =
-                settings.isGreedy
-                ? mostProbable(logits) : try drawScorer.draw(logits, .fp32, uniform: uniform)
-            let raw = rawScorer.score(logits, .fp32, target: token)
-            let drawn = settings.isGreedy ? raw : drawScorer.score(logits, .fp32, target: token)
-            for score in [raw, drawn] {
-                if let failure = RowSum.Failure(rawValue: score.failure) { throw failure }
+    /// A token, its score under the model, and under what it was drawn from.
+    private struct Draw {
+        var token = 0
+        var raw = RowScore()
+        var drawn = RowScore()
+    }
+
+    /// Draws a token for each member from its row of logits: for all of them or, on a failure, for none.
+    private func draw(_ drawing: [(member: Member, row: Int)]) throws(LockstepError) {
+        var draws = [Draw](repeating: Draw(), count: drawing.count)
+        draws.withUnsafeMutableBufferPointer { draws in
+            let place = draws.baseAddress  // tasks write to different elements
+            parallelFor(tasks: drawing.count, threads: threads) { task, worker in
+                let (member, row) = drawing[task]
+                place![task] = draw(
+                    for: member, UnsafeRawPointer(logits.base + row * model.configuration.vocab), worker)
             }
-            member.rollout.tokens.append(Int32(token))
-            member.rollout.rawLogProbs.append(raw.logProb)
-            member.rollout.processedLogProbs.append(settings.isGreedy ? 0 : drawn.logProb)
-            member.rollout.keptMass.append(settings.isGreedy ? exponential(raw.logProb) : drawn.keptMass)
-            member.pending = [Int32(token)]
-            if settings.stopIDs.contains(Int32(token)) {
-                member.rollout.finish = .stop
-            } else if member.rollout.tokens.count == settings.maxTokens
-                || position + 1 == model.configuration.positions
-            {
-                member.rollout.finish = .length
-            }
-        } catch {
+        }
+        for ((member, _), draw) in zip(drawing, draws) where draw.raw.failure | draw.drawn.failure != 0 {
             throw LockstepError(
                 .nonFinite,
-                "logits of sequence \(member.rollout.id) at position \(position): NaN, +inf or only -inf; use a "
-                    + "recipe with a wider format")
+                "logits of sequence \(member.rollout.id) at position \(member.position): NaN, +inf or only -inf; "
+                    + "use a recipe with a wider format")
+        }
+        for ((member, _), draw) in zip(drawing, draws) { keep(draw, in: member) }
+    }
+
+    private func draw(for member: Member, _ logits: UnsafeRawPointer, _ worker: Int) -> Draw {
+        let (rawScorer, drawScorer) = scorers[worker]
+        var draw = Draw()
+        if settings.isGreedy {
+            draw.token = mostProbable(logits)
+            draw.raw = rawScorer.score(logits, .fp32, target: draw.token)
+            draw.drawn = RowScore(keptMass: exponential(draw.raw.logProb))
+            return draw
+        }
+        let words = philox.block(UInt64(member.position), high: member.rollout.id)
+        let uniform = Double(UInt64(words[0]) << 21 | UInt64(words[1]) >> 11) * 0x1p-53
+        do {
+            (draw.token, draw.drawn) = try drawScorer.draw(logits, .fp32, uniform: uniform)
+            // Drawn from the model's own distribution, a token has one score.
+            draw.raw =
+                settings.isPlain ? draw.drawn : rawScorer.score(logits, .fp32, target: draw.token)
+        } catch {
+            draw.drawn.failure = error.rawValue
+        }
+        return draw
+    }
+
+    private func keep(_ draw: Draw, in member: Member) {
+        let position = member.position
+        let token = Int32(draw.token)
+        member.rollout.tokens.append(token)
+        member.rollout.rawLogProbs.append(draw.raw.logProb)
+        member.rollout.processedLogProbs.append(draw.drawn.logProb)
+        member.rollout.keptMass.append(draw.drawn.keptMass)
+        member.pending = [token]
+        if settings.stopIDs.contains(token) {
+            member.rollout.finish = .stop
+        } else if member.rollout.tokens.count == settings.maxTokens
+            || position + 1 == model.configuration.positions
+        {
+            member.rollout.finish = .length
         }
     }
 
     /// The first of the largest logits.
     private func mostProbable(_ logits: UnsafeRawPointer) -> Int {
         let values = logits.assumingMemoryBound(to: Float.self)
-        var best = 0
-        for v in 1..<model.configuration.vocab where values[v] > values[best] { best = v }
-        return best
+        let vocab = model.configuration.vocab
+        // Eight maxima side by side: the compiler makes vectors of them, not of one.
+        var highest = SIMD8<Float>(repeating: -.infinity)
+        for v in stride(from: 0, to: vocab - vocab % 8, by: 8) {
+            let some = UnsafeRawPointer(values + v).loadUnaligned(as: SIMD8<Float>.self)
+            highest.replace(with: some, where: some .> highest)
+        }
+        var top = highest.max()
+        for v in vocab - vocab % 8..<vocab where values[v] > top { top = values[v] }
+        return (0..<vocab).first { values[$0] == top } ?? 0
     }
 }

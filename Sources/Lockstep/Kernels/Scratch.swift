@@ -11,13 +11,22 @@ struct Scratch<Element: BitwiseCopyable>: ~Copyable {
     let base: UnsafeMutablePointer<Element>
     let count: Int
 
-    init(count: Int) throws(LockstepError) {
+    /// With `hasLargePages` memory of some megabytes is in pages of 2 MB, where the system has them.
+    init(count: Int, hasLargePages: Bool = false) throws(LockstepError) {
         let (bytes, overflow) = count.multipliedReportingOverflow(by: MemoryLayout<Element>.stride)
+        let largePage = 2 << 20
+        let isLarge = hasLargePages && bytes >= largePage
         var raw: UnsafeMutableRawPointer?
-        guard !overflow, bytes >= 0, posix_memalign(&raw, 64, max(bytes, 64)) == 0, let raw else {
+        guard !overflow, bytes >= 0, posix_memalign(&raw, isLarge ? largePage : 64, max(bytes, 64)) == 0,
+            let raw
+        else {
             throw LockstepError(
                 .outOfMemory, "\(count) x \(MemoryLayout<Element>.stride) bytes cannot be had")
         }
+        #if os(Linux)
+            // A wish: where it is not granted nothing but time is lost.
+            if isLarge { _ = madvise(raw, bytes, MADV_HUGEPAGE) }
+        #endif
         base = raw.bindMemory(to: Element.self, capacity: max(count, 1))
         self.count = count
     }

@@ -10,14 +10,19 @@ public final class Head: @unchecked Sendable {
     public let hiddenSize: Int
     /// Format of the weight: fp32, fp16 or bf16.
     public let format: Format
-    private let panels: Scratch<UInt8>
+    private let panels: UnsafeMutableRawPointer
+    private let memory: PanelMemory.Chunk  // that the panels are in
     private let hasBias: Bool
     private let biasValues: Scratch<Float>
 
     /// Copies `weight` [vocab x H] and `bias` [vocab]; keeps no pointer to either.
     ///
     /// - Throws: `.invalidArgument` for formats and shapes, `.outOfMemory`.
-    public init(weight: MatrixView, bias: VectorView? = nil) throws(LockstepError) {
+    public convenience init(weight: MatrixView, bias: VectorView? = nil) throws(LockstepError) {
+        try self.init(weight: weight, bias: bias, in: PanelMemory(isShared: false))
+    }
+
+    init(weight: MatrixView, bias: VectorView?, in memory: PanelMemory) throws(LockstepError) {
         try checkFormat(weight.format, "weight")
         try checkBias(bias, vocab: weight.rows)
         vocab = weight.rows
@@ -27,7 +32,7 @@ public final class Head: @unchecked Sendable {
         let (bytes, overflow) = (panelCount * Int(LSK_PANEL)).multipliedReportingOverflow(
             by: weight.columns * weight.format.byteCount)
         guard !overflow else { throw LockstepError(.outOfMemory, "weight is too large to copy") }
-        panels = try Scratch(count: bytes)
+        (panels, self.memory) = try memory.take(bytes)
         hasBias = bias != nil
         biasValues = try Scratch(count: bias?.count ?? 0)
         if let bias {
@@ -51,7 +56,7 @@ public final class Head: @unchecked Sendable {
     }
 
     func panel(_ index: Int, k: Int = 0) -> UnsafeRawPointer {
-        UnsafeRawPointer(panels.base) + (index * hiddenSize + k) * Int(LSK_PANEL) * format.byteCount
+        UnsafeRawPointer(panels) + (index * hiddenSize + k) * Int(LSK_PANEL) * format.byteCount
     }
 
     /// Writes a row of the weight, as it was before it was packed.
@@ -82,11 +87,14 @@ public final class Head: @unchecked Sendable {
     ) {
         let size = MemoryLayout<Element>.size
         let out = target.assumingMemoryBound(to: Element.self)
-        for row in 0..<Int(LSK_PANEL) {
-            for k in 0..<depth {
-                out[k * Int(LSK_PANEL) + row] =
-                    row < rows
-                    ? (source + (row * rowStride + k) * size).loadUnaligned(as: Element.self) : 0
+        let part = 64  // of the depth at a time: what is written stays in the nearest cache
+        for first in stride(from: 0, to: depth, by: part) {
+            for row in 0..<Int(LSK_PANEL) {
+                for k in first..<min(first + part, depth) {
+                    out[k * Int(LSK_PANEL) + row] =
+                        row < rows
+                        ? (source + (row * rowStride + k) * size).loadUnaligned(as: Element.self) : 0
+                }
             }
         }
     }

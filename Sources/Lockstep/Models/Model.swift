@@ -75,6 +75,7 @@ private struct WeightLoader {
     let adapter: Adapter?
     let recipe: Recipe
     let configuration: ModelConfiguration
+    let memory = PanelMemory(isShared: true)
 
     init(_ checkpoint: Checkpoint, _ adapter: Adapter?, _ recipe: Recipe) {
         self.checkpoint = checkpoint
@@ -169,7 +170,7 @@ private struct WeightLoader {
         }
         return try Head(
             weight: MatrixView(weights.base, format, rows: rows, columns: columns),
-            bias: hasBias ? VectorView(biases.base, format, count: rows) : nil)
+            bias: hasBias ? VectorView(biases.base, format, count: rows) : nil, in: memory)
     }
 
     private func weight(
