@@ -1,0 +1,96 @@
+/// A named algorithm of the field: how advantages are made, how tokens are weighted and left out, what a token
+/// contributes, and how that becomes a loss.
+///
+/// `description` says all of it, a line for each part, made from the options themselves.
+public struct Preset: Sendable, CustomStringConvertible {
+    /// Which log-probs stand where.
+    public enum Policies: Int32, CaseIterable, Sendable {
+        /// The correction compares trainer and rollout, the objective's ratio is current over trainer: decoupled.
+        case three = 0
+        /// The current policy stands as trainer in the correction, the rollout in the objective: bypass.
+        case two = 1
+    }
+
+    /// Such as `paper/grpo-token-tis`: whose, and which.
+    public let name: String
+    /// What it is, in a sentence.
+    public let summary: String
+    /// Where it is from.
+    public let source: String
+    /// What of it is inferred and not confirmed; empty if nothing is.
+    public let doubts: String
+    /// Which log-probs stand where.
+    public let policies: Policies
+    /// Whether the rollout's log-probs are also the reference's.
+    public var referenceIsRollout: Bool { policies == .two && objective.kl != .none }
+    /// Weights and mask.
+    public let correction: CorrectionOptions
+    /// How rewards become advantages.
+    public let advantages: AdvantageOptions
+    /// Term, aggregation, regularisers; `length` is 0 where the aggregation needs one that no preset can know.
+    public let objective: ObjectiveOptions
+
+    init(
+        _ name: String, _ summary: String, from source: String, doubts: String = "",
+        policies: Policies = .three, _ correction: CorrectionOptions, _ advantages: AdvantageOptions,
+        _ objective: ObjectiveOptions
+    ) {
+        self.name = name
+        self.summary = summary
+        self.source = source
+        self.doubts = doubts
+        self.policies = policies
+        self.correction = correction
+        self.advantages = advantages
+        self.objective = objective
+    }
+
+    /// The preset of a name, or an error that lists the nearest.
+    public init(named name: String) throws(LockstepError) {
+        guard let found = Preset.all.first(where: { $0.name == name }) else {
+            let shown = String(name.prefix(Preset.longest))
+            throw LockstepError(
+                .invalidArgument,
+                "name is '\(shown)', which is no preset; the nearest are "
+                    + Preset.nearest(to: shown).joined(separator: ", "))
+        }
+        self = found
+    }
+
+    /// How much of an unknown name is looked at.
+    private static let longest = 48
+
+    /// The names to offer for one that is unknown, nearest first: those that hold it, then by distance.
+    static func nearest(to name: String, count: Int = 5) -> [String] {
+        let wanted = Array(name.utf8)
+        var found: [(distance: Int, name: String)] = []
+        for preset in all {
+            let known = Array(preset.name.utf8)
+            let distance = holds(known, wanted) ? 0 : editDistance(known, wanted)
+            // Equal distances stay in the order of the table.
+            let place = found.firstIndex { $0.distance > distance } ?? found.count
+            found.insert((distance, preset.name), at: place)
+        }
+        return found.prefix(count).map(\.name)
+    }
+
+    private static func holds(_ text: [UInt8], _ part: [UInt8]) -> Bool {
+        guard !part.isEmpty, part.count <= text.count else { return false }
+        return (0...text.count - part.count).contains { text[$0..<$0 + part.count].elementsEqual(part) }
+    }
+
+    /// The fewest bytes to insert, delete or replace that make one of the other (Levenshtein).
+    private static func editDistance(_ from: [UInt8], _ to: [UInt8]) -> Int {
+        var row = Array(0...to.count)
+        for (line, byte) in from.enumerated() {
+            var diagonal = row[0]
+            row[0] = line + 1
+            for column in to.indices {
+                let replaced = diagonal + (byte == to[column] ? 0 : 1)
+                diagonal = row[column + 1]
+                row[column + 1] = min(replaced, diagonal + 1, row[column] + 1)
+            }
+        }
+        return row[to.count]
+    }
+}
