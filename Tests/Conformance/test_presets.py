@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,6 +41,7 @@ def test_names_are_unique_and_said_by_their_presets():
 @pytest.mark.parametrize("name, nearest", [
     ("paper/grpo-tokn-tis", "paper/grpo-token-tis"), ("Paper/GSPO", "paper/gspo"), ("mlpref", "mlperf"),
     ("seq-mis", "paper/pg-seq-mis"), ("trl/dapo ", "trl/dapo"), ("ipo", "prime-rl/ipo"),
+    ("grpo-tis", "paper/grpo-token-tis"), ("verl", "verl/decoupled-token-is"),
 ])
 def test_an_unknown_name_lists_the_nearest(name, nearest):
     with pytest.raises(InvalidArgumentError, match="is no preset; the nearest are") as error:
@@ -113,7 +115,7 @@ def test_the_text_has_every_part_and_number(name):
     preset = lockstep.preset(name)
     lines = preset.text.split("\n")
     assert lines[:2] == [name, "  " + preset.summary] and str(preset) == preset.text
-    parts = {line[2:15].strip(): line[15:] for line in lines[2:]}
+    parts = {line[2:17].strip(): line[17:] for line in lines[2:]}
     assert list(parts)[:7] == ["from", "policies", "weights", "mask", "advantage", "term", "aggregation"]
     assert parts["from"] == preset.source and parts.get("not confirmed", "") == preset.doubts
     correction, objective = preset.correction_options, preset.objective_options
@@ -203,51 +205,68 @@ def test_the_papers_numbers():
 
 @pytest.mark.parametrize("name, prefix", [
     ("verl/bypass-pg-is", "verl/bypass/reinforce/sequence+2.0/"),
-    ("verl/bypass-ppo-clip", "verl/bypass/ppo_clip/plain/"),
+    ("verl/bypass-ppo-clip-k3-rs", "verl/bypass/ppo_clip/seq_mean_k3+0.03/"),
 ])
 def test_verls_bypass_modes(name, prefix):
     """Without a number of tokens from the trainer: KEPT. Its counts have 1e-8 added."""
     for case in golden(prefix):
         if case["params"]["loss_agg_mode"] == "token-mean":
-            more = {"high": 1.28} if name.endswith("clip") else {}
-            assert_golden(name, case, 1e-7, denominator="kept", **more)
+            clip, rule = {}, {}
+            if "ppo" in name:
+                clip = {"high": 1.28}
+                rule = {"reject": lockstep.Rejection("k3", "sequence_mean", high=0.03)}
+            assert_golden(name, case, 1e-7, correction=rule, denominator="kept", **clip)
+
+
+def assert_correction(name, system, params, **options):
+    """The preset's weights against every golden case of these settings, as the corrections' own test."""
+    cases = [case for case in corrections.GOLDEN["cases"] if case["system"] == system
+             and params.items() <= case["params"].items() and not case["params"].get("rollout_is_batch_normalize")
+             and "weights" in case["expected"] | case.get("exact", {}) and not case.get("flags")]
+    assert cases
+    for case in cases:
+        x = corrections.INPUTS[case["input"]]
+        found = lockstep.preset(name).correct(x.trainer, x.rollout, x.mask, **options)
+        theirs = case["expected"] | case.get("exact", {})
+        for figure, (wanted, mine) in corrections.figures(case, theirs, found).items():
+            if figure == "weights":
+                np.testing.assert_allclose(mine, wanted, rtol=1e-9, err_msg=f"{case['id']}: {figure}")
 
 
 @pytest.mark.parametrize("name, params", [
     ("decoupled-token-is", {"rollout_is": "token", "rollout_is_threshold": 2.0}),
     ("decoupled-seq-is", {"rollout_is": "sequence", "rollout_is_threshold": 2.0}),
     ("decoupled-token-icepop", {"rollout_is": "token", "rollout_is_threshold": "0.5_5.0"}),
-    ("decoupled-geo-rs", {"rollout_rs": "seq_mean_k1", "rollout_rs_threshold": "0.999_1.001"}),
-    ("decoupled-seq-is-rs", {"rollout_is": None, "rollout_rs": "seq_sum_k1", "rollout_rs_threshold": "0.5_2.0"}),
-    ("decoupled-k3-rs", {"rollout_rs": "seq_mean_k3", "rollout_rs_threshold": "0.0509141"}),
 ])
-def test_verls_corrections(name, params):
-    cases = [case for case in corrections.GOLDEN["cases"] if case["system"] == "verl"
-             and params.items() <= case["params"].items() and not case["params"].get("rollout_is_batch_normalize")
-             and not case.get("flags")]
-    assert cases
-    options = {"reject": [lockstep.Rejection("k3", "sequence_mean", high=0.0509141)]} if "k3" in name else {}
-    for case in cases:
-        x = corrections.INPUTS[case["input"]]
-        result = lockstep.preset(f"verl/{name}").correct(x.trainer, x.rollout, x.mask, **options)
-        expected = case["expected"]
-        if params.get("rollout_is"):
-            np.testing.assert_allclose(
-                result.weights[x.mask], corrections.numbers(expected["weights"])[x.mask], rtol=1e-9)
-        else:
-            assert (result.kept[x.mask] == corrections.numbers(expected["mask"])[x.mask].astype(bool)).all()
+def test_verls_weights(name, params):
+    assert_correction(f"verl/{name}", "verl", params)
 
 
 @pytest.mark.parametrize("name", ["token-truncate", "token-mask", "sequence-truncate", "sequence-mask"])
-def test_trls_corrections(name):
-    cases = [case for case in corrections.GOLDEN["cases"] if case["system"] == "trl" and case["params"] == {
-        "mode": name.replace("-", "_"), "clip_min": None, "clip_max": 3.0} and not case.get("flags")]
+def test_trls_weights(name):
+    assert_correction(
+        f"trl/{name}", "trl", {"mode": name.replace("-", "_"), "clip_min": None, "clip_max": 3.0})
+
+
+@pytest.mark.parametrize("name, params", [
+    ("geo-rs", {"rollout_rs": "seq_mean_k1", "rollout_rs_threshold": "0.999_1.001"}),
+    ("seq-is-rs", {"rollout_rs": "seq_sum_k1", "rollout_rs_threshold": "0.5_2.0"}),
+    ("k3-rs", {"rollout_rs": "seq_mean_k3"}),
+])
+def test_verls_rejections(name, params):
+    cases = [case for case in corrections.GOLDEN["cases"] if case["system"] == "verl"
+             and case["function"] != "compute_rollout_correction_weights"
+             and params.items() <= case["params"].items() and not case.get("flags")]
     assert cases
     for case in cases:
         x = corrections.INPUTS[case["input"]]
-        result = lockstep.preset(f"trl/{name}").correct(x.trainer, x.rollout, x.mask)
-        np.testing.assert_allclose(
-            result.weights[x.mask], corrections.numbers(case["expected"]["weights"])[x.mask], rtol=1e-9)
+        options = {}
+        if name == "k3-rs":  # the cases have bounds of their own
+            (rule,) = lockstep.preset("verl/decoupled-k3-rs").correction_options["reject"]
+            options["reject"] = replace(rule, high=float(case["params"]["rollout_rs_threshold"]))
+        found = lockstep.preset(f"verl/decoupled-{name}").correct(x.trainer, x.rollout, x.mask, **options)
+        wanted, mine = corrections.figures(case, case["expected"], found)["mask"]
+        assert (wanted == mine).all(), case["id"]
 
 
 @pytest.mark.parametrize("name, golden_name", [

@@ -5,15 +5,16 @@ extension Preset {
     public var description: String {
         var lines = [name, "  " + summary]
         func add(_ label: String, _ text: String) {
-            lines.append("  " + label + String(repeating: " ", count: 13 - label.utf8.count) + text)
+            lines.append("  " + label + String(repeating: " ", count: 15 - label.utf8.count) + text)
         }
         add("from", source)
         add(
             "policies",
-            policies == .three
-                ? "trainer against rollout is corrected; the objective has current against trainer"
-                : "current against rollout; no trainer's log-probs"
-                    + (referenceIsRollout ? "; the rollout is the reference too" : ""))
+            (policies == .three
+                ? "current against trainer"
+                    + (corrects ? ", with a correction for the rollout" : "; the rollout is ignored")
+                : "current against rollout; no trainer")
+                + (referenceIsRollout ? "; the rollout is the reference too" : ""))
         add("weights", weightsText)
         add(
             "mask",
@@ -29,6 +30,8 @@ extension Preset {
         return lines.joined(separator: "\n")
     }
 
+    private var corrects: Bool { correction.weights != .one || !correction.rejections.isEmpty }
+
     private var weightsText: String {
         let top = policies == .three ? "trainer" : "current"
         let (low, high) = (short(correction.low), short(correction.high))
@@ -41,7 +44,7 @@ extension Preset {
             case .mask: "w = r where \(range("r", correction.low, correction.high)), else 0"
             }
         if correction.weights == .one { return weight }
-        return weight + ", r = " + ratioText(correction.level) + ", d = ln \(top) - ln rollout"
+        return weight + "; r = " + ratioText(correction.level) + ", d = ln \(top) - ln rollout"
             + clampText(correction.logRatioMin, correction.logRatioMax)
     }
 
@@ -55,9 +58,9 @@ extension Preset {
             }
         let level =
             switch rule.level {
-            case .token: "tokens"
-            case .segmentSum, .segmentMean: "segments"
-            case .sequenceSum, .sequenceMean: "sequences"
+            case .token: "tokens with"
+            case .segmentSum, .segmentMean: "segments with"
+            case .sequenceSum, .sequenceMean: "sequences with"
             case .sequenceEvery: "sequences with every"
             }
         var statistic =
@@ -79,13 +82,13 @@ extension Preset {
         let side =
             switch rule.side {
             case .both: ""
-            case .byAdvantage: ", the upper bound where A > 0, else the lower"
-            case .negativeAdvantage: ", where A < 0"
+            case .byAdvantage: " (upper where A > 0, lower elsewhere)"
+            case .negativeAdvantage: " (asked where A < 0)"
             }
         let difference =
             rule.statistic.rawValue >= Rejection.Statistic.probabilityDifference.rawValue
-            ? " (of probabilities)" : ", d = ln \(top) - ln \(bottom)"
-        return "\(level) \(range(statistic, rule.low, rule.high))" + side + difference
+            ? ", of probabilities" : ", d = ln \(top) - ln \(bottom)"
+        return "keep \(level) \(range(statistic, rule.low, rule.high))" + side + difference
     }
 
     private var advantageText: String {
@@ -120,23 +123,23 @@ extension Preset {
             case .topr: "-A ln current where A > 0, else -[min(r, 1)] A ln current"
             case .squared: "-A ln current + \(short(o.coefficient)) / 2 x^2"
             case .klCov: "-A r + \(short(o.coefficient)) |x| where selected"
-            case .gmpo: "-A r w, both geometric means over the sequence"
+            case .gmpo:
+                "-A r w, w of the sequence too, x held at ln \(low) and ln \(high) where A pulls beyond"
             case .vespo:
-                "-[phi] A ln current, ln phi = rate + shape ln u - rate u, u = w exp(sum over the sequence of x); "
-                    + "shape, rate = \(short(o.shapePositive)), \(short(o.ratePositive)) where A >= 0, else "
+                "-[phi] A ln current, ln phi = rate + shape ln u - rate u, u = w r; shape, rate = "
+                    + "\(short(o.shapePositive)), \(short(o.ratePositive)) where A >= 0, else "
                     + "\(short(o.shapeNegative)), \(short(o.rateNegative))"
             }
-        if o.term == .vespo || o.term == .gmpo || o.term == .reinforce && o.ratioLevel == .token {
-            return term + (o.term == .reinforce ? "" : ", x = ln current - ln \(bottom)")
-        }
+        if o.term == .reinforce && o.ratioLevel == .token { return term }
+        let level: RatioLevel = o.term == .vespo ? .sequenceSum : o.term == .gmpo ? .sequence : o.ratioLevel
         let ratio =
-            switch o.ratioLevel {
+            switch level {
             case .token: "exp(x)"
             case .sequence: "exp(mean over the sequence of x)"
             case .sequenceToken: "exp(mean over the sequence of x) with a token's gradient"
             case .sequenceSum: "exp(sum over the sequence of x)"
             }
-        return term + ", r = " + ratio + ", x = ln current - ln \(bottom)"
+        return term + "; r = " + ratio + ", x = ln current - ln \(bottom)"
             + clampText(o.logRatioMin, o.logRatioMax)
     }
 

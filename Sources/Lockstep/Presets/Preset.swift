@@ -48,7 +48,7 @@ public struct Preset: Sendable, CustomStringConvertible {
     /// The preset of a name, or an error that lists the nearest.
     public init(named name: String) throws(LockstepError) {
         guard let found = Preset.all.first(where: { $0.name == name }) else {
-            let shown = String(name.prefix(Preset.longest))
+            let shown = String(decoding: name.utf8.prefix(Preset.longest), as: UTF8.self)
             throw LockstepError(
                 .invalidArgument,
                 "name is '\(shown)', which is no preset; the nearest are "
@@ -62,35 +62,37 @@ public struct Preset: Sendable, CustomStringConvertible {
 
     /// The names to offer for one that is unknown, nearest first: those that hold it, then by distance.
     static func nearest(to name: String, count: Int = 5) -> [String] {
-        let wanted = Array(name.utf8)
-        var found: [(distance: Int, name: String)] = []
-        for preset in all {
-            let known = Array(preset.name.utf8)
-            let distance = holds(known, wanted) ? 0 : editDistance(known, wanted)
-            // Equal distances stay in the order of the table.
-            let place = found.firstIndex { $0.distance > distance } ?? found.count
-            found.insert((distance, preset.name), at: place)
+        let wanted = name.utf8.map { (65...90).contains($0) ? $0 + 32 : $0 }
+        var distances = all.map { preset in
+            let name = Array(preset.name.utf8)
+            return holds(name, wanted) ? 0 : distance(from: wanted, to: name)
         }
-        return found.prefix(count).map(\.name)
+        return (0..<min(count, all.count)).map { _ in
+            // Of equal distances the first in the table.
+            let best = distances.indices.min { distances[$0] < distances[$1] }!
+            distances[best] = .max
+            return all[best].name
+        }
     }
 
-    private static func holds(_ text: [UInt8], _ part: [UInt8]) -> Bool {
-        guard !part.isEmpty, part.count <= text.count else { return false }
-        return (0...text.count - part.count).contains { text[$0..<$0 + part.count].elementsEqual(part) }
+    private static func holds(_ name: [UInt8], _ part: [UInt8]) -> Bool {
+        guard !part.isEmpty, part.count <= name.count else { return false }
+        return (0...name.count - part.count).contains { name[$0..<$0 + part.count].elementsEqual(part) }
     }
 
-    /// The fewest bytes to insert, delete or replace that make one of the other (Levenshtein).
-    private static func editDistance(_ from: [UInt8], _ to: [UInt8]) -> Int {
-        var row = Array(0...to.count)
-        for (line, byte) in from.enumerated() {
+    /// How far a name is from what was typed: a byte left out costs 1, as who types a part leaves out much; one too
+    /// many, or another, costs 4 (Levenshtein).
+    private static func distance(from typed: [UInt8], to name: [UInt8]) -> Int {
+        var row = (0...typed.count).map { 4 * $0 }
+        for byte in name {
             var diagonal = row[0]
-            row[0] = line + 1
-            for column in to.indices {
-                let replaced = diagonal + (byte == to[column] ? 0 : 1)
+            row[0] += 1
+            for column in typed.indices {
+                let same = diagonal + (byte == typed[column] ? 0 : 4)
                 diagonal = row[column + 1]
-                row[column + 1] = min(replaced, diagonal + 1, row[column] + 1)
+                row[column + 1] = min(same, diagonal + 1, row[column] + 4)
             }
         }
-        return row[to.count]
+        return row[typed.count]
     }
 }

@@ -148,10 +148,11 @@ def preset(name: str) -> Preset:
         InvalidArgumentError: the name is unknown; the nearest are listed.
 
     Example:
-        >>> print(lockstep.preset("paper/grpo"))
-        paper/grpo
-          GRPO as if there were no mismatch; sums over tokens by the constant length
-          from         Qi et al. 2025, arXiv 2510.26788
+        >>> preset = lockstep.preset("paper/grpo-token-tis")
+        >>> preset.correction_options["high"], preset.objective_options["high"]
+        (3.0, 1.28)
+        >>> print(preset.text.splitlines()[4])
+          weights        w = min(r, 3); r = exp(d), d = ln trainer - ln rollout, log ratio held in [-20, 20]
     """
     if not isinstance(name, str) or "\0" in name:
         raise InvalidArgumentError(f"name is {name!r}; give one of lockstep.presets()")
