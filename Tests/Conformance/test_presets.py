@@ -397,3 +397,12 @@ def test_the_command_in_json():
 def test_the_command_and_an_unknown_name():
     result = run("paper/grop")
     assert result.exit_code == 2 and "paper/grpo" in result.output and "Traceback" not in result.output
+
+
+def test_the_pages_snippets_are_of_files_that_run():
+    """`examples/run.sh` runs the examples; each shown part is one of theirs."""
+    files = {"python": "examples/python/presets.py", "c": "examples/c/presets.c",
+             "swift": "examples/swift/Sources/presets/main.swift"}
+    for language, name in files.items():
+        shown = re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.S)
+        assert shown and all(each in (ROOT / name).read_text() for each in shown)
