@@ -65,7 +65,8 @@ extension Preset {
                 "grpo-seq-mis", "the script's: C = 10 and clip 0.2, where the paper has 3 and 0.28",
                 script: "ppo_use_seq_is", .three, weights(.mask, .sequenceSum, 10), .clip),
             preset(
-                "pg-seq-is", "as the paper's", script: "use_seq_is without a limit",
+                "pg-seq-is", "policy gradient, exact ratios of sequences: as the paper's",
+                script: "use_seq_is without a limit",
                 doubts: "that no limit is set is a reading of the code; no script was run", .two,
                 weights(.raw, .sequenceSum), .reinforce),
             preset(
@@ -90,8 +91,13 @@ extension Preset {
         let geometric = Rejection(.ratio, .sequenceMean, low: 1 / 1.001, high: 1 / 0.999)
         let k3 = Rejection(.k3, .sequenceMean, high: 0.01)
         let whole = Rejection(.ratio, .sequenceSum, low: 0.5, high: 2)
+        let tokens = "tokens' ratios truncated at 2"
+        let sequences = "sequences' ratios truncated at 2"
+        let outside = "tokens with ratios outside [0.5, 5] left out"
+        let drifted = "sequences off by 0.1 % in the geometric mean left out"
+        let distant = "sequences with a mean k3 above 0.01 left out"
         func preset(
-            _ name: String, _ correction: CorrectionOptions, _ rejection: Rejection? = nil
+            _ name: String, _ what: String, _ correction: CorrectionOptions, _ rejection: Rejection? = nil
         ) -> Preset {
             var correction = correction
             if let rejection { correction.rejections = [rejection] }
@@ -101,13 +107,8 @@ extension Preset {
             if !bypasses && corrects { objective.denominator = .kept }
             return Preset(
                 "verl/" + name,
-                bypasses
-                    ? name.hasPrefix("bypass-pg")
-                        ? "policy gradient against the rollout, corrected"
-                        : "PPO against the rollout: the clipped ratio is the correction"
-                    : corrects
-                        ? "PPO against the trainer, whose mismatch with the rollout is corrected"
-                        : "PPO against the trainer, the mismatch ignored",
+                (name.hasPrefix("bypass-pg") ? "policy gradient" : "PPO")
+                    + (bypasses ? " against the rollout, " : ", ") + what,
                 from: "verl, RolloutCorrectionConfig",
                 doubts: bypasses
                     ? "ORIGINAL holds where the trainer gives the loss its number of tokens; else verl counts the "
@@ -118,25 +119,26 @@ extension Preset {
                 policies: bypasses ? .two : .three, correction, advantages, objective)
         }
         return [
-            preset("decoupled-token-is", truncated),
-            preset("decoupled-seq-is", wholeTruncated),
-            preset("decoupled-token-icepop", icepop),
-            preset("decoupled-seq-is-rs", wholeTruncated, whole),
-            preset("decoupled-geo-rs", weights(.one), geometric),
-            preset("decoupled-geo-rs-seq-tis", wholeTruncated, geometric),
-            preset("decoupled-geo-rs-token-tis", truncated, geometric),
-            preset("decoupled-k3-rs", weights(.one), k3),
-            preset("decoupled-k3-rs-seq-tis", wholeTruncated, k3),
-            preset("decoupled-k3-rs-token-tis", truncated, k3),
-            preset("bypass-ppo-clip", weights(.one)),
-            preset("bypass-ppo-clip-geo-rs", weights(.one), geometric),
-            preset("bypass-ppo-clip-k3-rs", weights(.one), k3),
-            preset("bypass-pg-is", wholeTruncated),
-            preset("bypass-pg-token-icepop", icepop),
-            preset("bypass-pg-geo-rs", weights(.one), geometric),
-            preset("bypass-pg-geo-rs-seq-tis", wholeTruncated, geometric),
-            preset("bypass-pg-geo-rs-token-tis", truncated, geometric),
-            preset("disabled", weights(.one)),
+            preset("decoupled-token-is", tokens, truncated),
+            preset("decoupled-seq-is", sequences, wholeTruncated),
+            preset("decoupled-token-icepop", outside, icepop),
+            preset(
+                "decoupled-seq-is-rs", sequences + ", those outside [0.5, 2] left out", wholeTruncated, whole),
+            preset("decoupled-geo-rs", drifted, weights(.one), geometric),
+            preset("decoupled-geo-rs-seq-tis", sequences + "; " + drifted, wholeTruncated, geometric),
+            preset("decoupled-geo-rs-token-tis", tokens + "; " + drifted, truncated, geometric),
+            preset("decoupled-k3-rs", distant, weights(.one), k3),
+            preset("decoupled-k3-rs-seq-tis", sequences + "; " + distant, wholeTruncated, k3),
+            preset("decoupled-k3-rs-token-tis", tokens + "; " + distant, truncated, k3),
+            preset("bypass-ppo-clip", "whose clip is the only correction", weights(.one)),
+            preset("bypass-ppo-clip-geo-rs", drifted, weights(.one), geometric),
+            preset("bypass-ppo-clip-k3-rs", distant, weights(.one), k3),
+            preset("bypass-pg-is", sequences, wholeTruncated),
+            preset("bypass-pg-token-icepop", outside, icepop),
+            preset("bypass-pg-geo-rs", drifted, weights(.one), geometric),
+            preset("bypass-pg-geo-rs-seq-tis", sequences + "; " + drifted, wholeTruncated, geometric),
+            preset("bypass-pg-geo-rs-token-tis", tokens + "; " + drifted, truncated, geometric),
+            preset("disabled", "the mismatch ignored", weights(.one)),
         ]
     }
 
