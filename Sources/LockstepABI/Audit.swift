@@ -1,7 +1,7 @@
 import CLockstep
 import Lockstep
 
-// Section 9 of the header: the FP16 headroom of a checkpoint.
+// Section 10 of the header: the FP16 headroom of a checkpoint.
 
 /// What a lockstep_audit points to: its rows, with names that are lent.
 private final class AuditBox {

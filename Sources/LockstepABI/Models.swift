@@ -1,7 +1,7 @@
 import CLockstep
 import Lockstep
 
-// Section 9 of the header: models and engines.
+// Section 10 of the header: models and engines.
 
 extension lockstep_recipe: GrowableOptions {
     static var firstSize: Int { MemoryLayout<lockstep_recipe>.size }

@@ -208,9 +208,8 @@ public final class RolloutEngine {
 
     /// Takes all sequences out of the engine, as far as they have come: after a failure, or to stop early.
     public func removeAll() -> [Rollout] {
-        defer { (active, waiting, ended, failure) = ([], [], [], nil) }
-        return ended
-            + (active + waiting).flatMap { [$0.rollout] + $0.followers.reversed().map { Rollout(id: $0) } }
+        defer { (active, waiting, failure) = ([], [], nil) }
+        return (active + waiting).flatMap { [$0.rollout] + $0.followers.map { Rollout(id: $0) } }
     }
 
     /// Which tokens of which sequences are worked on: at most 512.

@@ -43,6 +43,7 @@ from ._objectives import (
     Objective, ObjectiveCounts, ObjectiveLoss, ObjectiveReport, adapted_kl_coefficient, covariance_select,
     kl_penalty, objective_loss,
 )
+from ._presets import Preset, preset, presets
 from .advice import Advice, advise
 from .certificate import Certificate, certify
 
@@ -52,13 +53,13 @@ __all__ = [
     "Headroom", "InternalError", "InvalidArgumentError", "LOG_RATIO_QUANTILES", "LinearGradients",
     "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter",
     "Mismatch", "MismatchAccumulator", "Model", "Monitor", "NonFiniteError", "Objective",
-    "ObjectiveCounts", "ObjectiveLoss", "ObjectiveReport", "OutOfMemoryError", "Reading",
+    "ObjectiveCounts", "ObjectiveLoss", "ObjectiveReport", "OutOfMemoryError", "Preset", "Reading",
     "Rejection", "RejectionCount", "Rollout", "RolloutEngine", "Scores", "UnsupportedError",
     "WeightStatistics", "adapted_kl_coefficient", "advantages", "advise", "audit_headroom",
     "certify", "convert", "correct", "covariance_select", "exact_mismatch", "has_instruction_set",
     "kl_penalty", "linear_log_probs", "linear_log_probs_backward", "log_probs",
     "log_probs_backward", "metrics", "mismatch", "mismatch_profile", "mismatch_sequences",
-    "objective_loss", "overlong_penalty", "ulp_distance",
+    "objective_loss", "overlong_penalty", "preset", "presets", "ulp_distance",
 ]
 
 #: The version of the library that is loaded.

@@ -629,7 +629,21 @@ class CovarianceOptions(Structure):
     ]
 
 
-# 9. Models and engines
+# 9. Presets
+
+PRESET_THREE_POLICIES = 0
+PRESET_TWO_POLICIES = 1
+
+
+class Preset(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("policies", c_int32), ("name", c_char_p), ("summary", c_char_p),
+        ("source", c_char_p), ("doubts", c_char_p), ("text", c_char_p), ("reference_is_rollout", c_int32),
+        ("reserved", c_uint32),
+    ]
+
+
+# 10. Models and engines
 
 
 class Recipe(Structure):
@@ -780,6 +794,10 @@ SIGNATURES = {
     "lockstep_kl_coefficient_update": (c_int32, [c_void_p] + [c_double] * 4),
     "lockstep_covariance_select": (
         c_int32, [_tensor, POINTER(c_size_t), POINTER(Batch), POINTER(CovarianceOptions)]),
+    "lockstep_preset_name": (c_char_p, [c_size_t]),
+    "lockstep_preset_read": (
+        c_int32, [POINTER(Preset), POINTER(CorrectionOptions), POINTER(AdvantageOptions),
+                  POINTER(ObjectiveOptions), c_char_p]),
     "lockstep_recipe_named": (c_int32, [POINTER(Recipe), c_char_p]),
     "lockstep_model_load": (c_int32, [POINTER(c_void_p), c_char_p, c_char_p, POINTER(Recipe)]),
     "lockstep_model_get_info": (c_int32, [POINTER(ModelInfo), c_void_p]),

@@ -18,6 +18,7 @@ from .audit import audit
 from .certify import certify
 from .convert import convert
 from .diagnose import diagnose
+from .presets import presets
 from .watch import watch
 
 __all__ = ["commands"]
@@ -32,5 +33,5 @@ def commands() -> None:
             stream.reconfigure(errors="replace")
 
 
-for command in (diagnose, certify, advise, watch, convert, audit):
+for command in (diagnose, certify, advise, watch, convert, presets, audit):
     commands.add_command(command)
