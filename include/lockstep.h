@@ -1831,6 +1831,7 @@ lockstep_status lockstep_preset_read(lockstep_preset *preset, lockstep_correctio
                                      lockstep_advantage_options *advantages,
                                      lockstep_objective_options *objective, const char *name);
 
+/* ---------------------------------------------------------------------------------------------
  * 10. Models and engines
  *
  * A decoder-only transformer from a Hugging Face folder, scored teacher-forced (what a trainer does) and
