@@ -24,6 +24,8 @@ import lockstep
 try:
     import torch
     import transformers
+
+    transformers.utils.logging.disable_progress_bar()
 except ImportError:
     torch = transformers = None
 
