@@ -1520,7 +1520,265 @@ lockstep_status lockstep_overlong_penalty(const lockstep_tensor *penalties, cons
 
 /* ---------------------------------------------------------------------------------------------
  * 8. Objectives
+ *
+ * An objective is a term (what one token contributes to the loss, to be minimised), an aggregation (how
+ * terms become a loss), and regularisers. Of it come the loss, its exact gradient with respect to the
+ * current log-probs, and what happened. A token counts if the mask lets it; its term acts if a correction
+ * kept it:
+ *
+ *     loss = scale / D  sum_i 1 / n_i  sum_t  acts w term + kl_coefficient kl - entropy_coefficient H
+ *
+ * with w the weights of a correction, and D and n_i by the aggregation. Everything but the current log-probs
+ * and the entropies is a constant to the gradient.
+ *
+ * Letters: A advantage; c current log-prob; delta = c - trainer log-prob; x the log ratio, which is delta
+ * or its sequence's, within the clamps; r = exp(x); [..] a constant to the gradient.
  * ------------------------------------------------------------------------------------------ */
+
+/* The objective of one token. */
+typedef int32_t lockstep_objective_term;
+enum {
+    /* max(-A min(r, ratio_max), -A clamp(r, low, high)), at most -A dual where A < 0. PPO, GRPO, DAPO;
+     * with ratio_level GSPO. Tokens marked in `selected` (clip-cov) have no term. */
+    LOCKSTEP_TERM_CLIP = 0,
+    LOCKSTEP_TERM_REINFORCE = 1, /* -A c */
+    LOCKSTEP_TERM_RATIO = 2,     /* -A r */
+    LOCKSTEP_TERM_CISPO = 3,     /* -[clamp(r, low, high)] A c */
+    LOCKSTEP_TERM_SAPO = 4,      /* -A 4 / tau sigmoid(tau (r - 1)), tau_positive where A > 0, else tau_negative */
+    LOCKSTEP_TERM_TOPR = 5,      /* -A c where A > 0, else -[min(r, 1)] A c */
+    LOCKSTEP_TERM_SQUARED = 6,   /* -A c + coefficient / 2 x^2: Kimi k1.5, DRO */
+    LOCKSTEP_TERM_KL_COV = 7,    /* -A r, + coefficient |x| where `selected` */
+    /* -A r w, r the exponential of the mean over the sequence of delta held at ln high (A > 0) or ln low
+     * (A < 0), w the geometric mean of its weights. */
+    LOCKSTEP_TERM_GMPO = 8,
+    /* -[phi] A c, ln phi = rate + shape ln u - rate u, by the sign of A, where u is exp of the sum over the
+     * sequence of delta and of the logarithms of its weights, in [1e-8, exp(log_ratio_max)]. In these two
+     * logarithms a weight is held in [1e-8, e^20]. */
+    LOCKSTEP_TERM_VESPO = 9
+};
+
+/* What the ratio is of. GMPO and VESPO bring their own: leave it TOKEN. */
+typedef int32_t lockstep_ratio_level;
+enum {
+    LOCKSTEP_RATIO_TOKEN = 0,
+    LOCKSTEP_RATIO_SEQUENCE = 1,       /* exp(mean delta) over the sequence: GSPO */
+    LOCKSTEP_RATIO_SEQUENCE_TOKEN = 2, /* the same value, the gradient of a token's own: GSPO-token */
+    LOCKSTEP_RATIO_SEQUENCE_SUM = 3    /* exp(sum delta) */
+};
+
+/* How terms become a loss. Only sequences, and prompts, with a token that counts are counted. */
+typedef int32_t lockstep_aggregation;
+enum {
+    LOCKSTEP_TOKEN_MEAN = 0,             /* sum over all tokens / their number */
+    LOCKSTEP_TOKEN_SUM = 1,              /* sum over all tokens */
+    LOCKSTEP_SEQ_MEAN_TOKEN_SUM = 2,     /* mean over sequences of their sums */
+    LOCKSTEP_SEQ_MEAN_TOKEN_MEAN = 3,    /* mean over sequences of their means */
+    LOCKSTEP_SEQ_MEAN_TOKEN_SUM_NORM = 4,/* mean over sequences of their sums / length: Dr. GRPO */
+    LOCKSTEP_PROMPT_MEAN = 5             /* mean over prompts (`groups`) of the mean over all their tokens */
+};
+
+/* Which tokens the denominators count. */
+typedef int32_t lockstep_denominator;
+enum {
+    /* All: a rejected token has no term, but stays in the number (so rejection does not scale the others
+     * up), in the mean of a sequence's delta, and keeps its regularisers. */
+    LOCKSTEP_DENOMINATOR_ORIGINAL = 0,
+    /* Those kept: a rejected token is as if it were masked. */
+    LOCKSTEP_DENOMINATOR_KEPT = 1
+};
+
+/* An estimator of the divergence of the current policy from the reference, of y = reference - current. */
+typedef int32_t lockstep_kl_estimator;
+enum {
+    LOCKSTEP_KL_NONE = 0,
+    LOCKSTEP_KL_K1 = 1, /* -y: unbiased, may be negative */
+    LOCKSTEP_KL_K2 = 2, /* y^2 / 2 */
+    LOCKSTEP_KL_K3 = 3, /* exp(y) - 1 - y, without cancellation */
+    LOCKSTEP_KL_ABS = 4 /* |y| */
+};
+
+/* Where its gradient comes from. Beyond a clamp it is 0, but for K2's, which knows none. */
+typedef int32_t lockstep_kl_gradient;
+enum {
+    LOCKSTEP_KL_GRADIENT_DIRECT = 0, /* the estimator's derivative */
+    LOCKSTEP_KL_GRADIENT_RATIO = 1,  /* the estimator times r, in the loss too: unbiased off policy */
+    LOCKSTEP_KL_GRADIENT_SCORE_FUNCTION = 2, /* its derivative, + the estimator itself */
+    LOCKSTEP_KL_GRADIENT_K2 = 3      /* k2's derivative, whatever the estimator: -y (straight through) */
+};
+
+/* Growable: appended fields read as zero when struct_size is smaller. Start from _INIT, which is PPO: the
+ * clipped term in [0.8, 1.2], the mean over tokens. */
+typedef struct {
+    uint32_t struct_size;
+    lockstep_objective_term term;
+    lockstep_ratio_level ratio_level;
+    lockstep_aggregation aggregation;
+    lockstep_denominator denominator;
+    lockstep_kl_estimator kl;
+    lockstep_kl_gradient kl_gradient;
+    lockstep_non_finite non_finite; /* STRICT: a NaN or infinity at a token that counts is an error */
+    double low, high;     /* bounds of the ratio itself, low in [0, 1], high >= 1: 0.8, 1.2. Not distances
+                           * from 1: that mistake (a CISPO held at 0.2) is refused */
+    double dual;          /* above 1 (PPO's dual clip: 3); 0: none */
+    double ratio_max;     /* at least 1; 0: none */
+    double coefficient;   /* SQUARED, KL_COV */
+    double tau_positive, tau_negative;     /* SAPO: 1, 1.05 */
+    double shape_positive, rate_positive;  /* VESPO, A >= 0: 2, 3 */
+    double shape_negative, rate_negative;  /* VESPO, A < 0: 3, 2 */
+    /* A log ratio is clamped before it is exponentiated: -20, 20; infinite: at +-700, where exp ends. Tokens
+     * that were clamped are counted; the gradient through the ratio is 0 there. */
+    double log_ratio_min, log_ratio_max;
+    double kl_coefficient;
+    double kl_input_max;  /* |y| is held at it: 20; 0: none, which is 700 */
+    double kl_output_max; /* the estimate is held at +-it; 0: none */
+    double entropy_coefficient;
+    double length;        /* SEQ_MEAN_TOKEN_SUM_NORM: the constant */
+    double scale;         /* of the whole loss: 1. A data-parallel mean over ranks wants their number here */
+    int32_t threads;      /* 0: one for each processor this process may use */
+    lockstep_instruction_set instruction_set;
+} lockstep_objective_options;
+
+#define LOCKSTEP_OBJECTIVE_OPTIONS_INIT \
+    { sizeof(lockstep_objective_options), 0, 0, 0, 0, 0, 0, 0, 0.8, 1.2, 0, 0, 0, 1, 1.05, 2, 3, 3, 2, -20, 20, \
+      0, 20, 0, 0, 0, 1, 0, 0 }
+
+/* The loss and what happened. Means and shares are over tokens that count, and NaN where there is nothing to
+ * take them of. Growable: set struct_size before the call; only that many bytes are written. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t empty; /* 1: no token has a policy term, and policy_loss is 0 */
+    double loss;   /* policy_loss + kl_loss + entropy_loss */
+    double policy_loss, kl_loss, entropy_loss;
+    int64_t tokens;             /* that count */
+    int64_t masked_tokens;      /* that the masks leave out */
+    int64_t excluded_tokens;    /* dropped as non-finite (`exclude`) */
+    int64_t rejected_tokens;    /* that count but have no policy term */
+    int64_t sequences;          /* with a token that counts */
+    int64_t empty_sequences;    /* without */
+    int64_t rejected_sequences; /* that count, without any policy term */
+    int64_t clamped_tokens;     /* whose log ratio, or their sequence's, was clamped */
+    int64_t kl_clamped_tokens;
+    /* Of the ratio, rejected tokens included: a correction must not hide what it rejects. */
+    double ratio_mean, ratio_min, ratio_max;
+    double clip_low;  /* CLIP: r < low where A < 0; CISPO: r < low */
+    double clip_high; /* CLIP: r > high where A > 0; CISPO: r > high; TOPR: r > 1 where A <= 0 */
+    double clip_dual; /* held at -A dual */
+    double approx_kl_k1; /* KL(trainer || current): mean(-delta) */
+    double approx_kl_k3; /* the same: mean(exp(delta) - 1 - delta), delta within the clamps */
+    double kl;        /* the divergence from the reference, without its coefficient and ratio */
+    double entropy;
+} lockstep_objective_report;
+
+/* Loss and gradient of a whole batch.
+ *
+ * report       the loss and what happened
+ * d_log_probs  fp32 or fp64, the layout of the batch; optional. d loss / d current log-prob; 0 where no token
+ *              counts. A gradient beyond what fp32 holds becomes infinite there
+ * d_entropies  the same for the entropies; optional
+ * batch        current_log_probs and advantages; trainer_log_probs, but for REINFORCE on its own;
+ *              reference_log_probs for `kl`, entropies for entropy_coefficient, selected for KL_COV, groups
+ *              for PROMPT_MEAN; weights and kept if there is a correction. What is not needed is not read
+ *
+ * If no token counts, or everything was rejected, the call succeeds: `empty` is 1, and what there is nothing
+ * to sum of is 0. The bits do not depend on padding, on what stands where no token counts, or on the order of
+ * the sequences.
+ *
+ * Errors: LOCKSTEP_ERROR_INVALID_ARGUMENT for what is missing or does not fit, LOCKSTEP_ERROR_NON_FINITE
+ * naming array, sequence and position, LOCKSTEP_ERROR_UNSUPPORTED for a ratio_level beside GMPO or VESPO. */
+lockstep_status lockstep_objective_loss(lockstep_objective_report *report, const lockstep_tensor *d_log_probs,
+                                        const lockstep_tensor *d_entropies, const lockstep_batch *batch,
+                                        const lockstep_objective_options *options);
+
+/* The same for a batch that comes in parts (micro-batches, ranks): first _count every part, then _evaluate
+ * every part. Gradients and report have the bits of the whole at once, however it was cut into whole sequences,
+ * as sums over sequences are exact. A handle is used by one thread at a time. */
+typedef struct lockstep_objective lockstep_objective;
+
+/* What the denominators count. Frozen. */
+typedef struct {
+    int64_t tokens;
+    int64_t sequences;
+    int64_t prompts; /* PROMPT_MEAN; else 0 */
+} lockstep_objective_counts;
+
+/* Makes an objective; destroy it with lockstep_objective_destroy. */
+lockstep_status lockstep_objective_create(lockstep_objective **objective,
+                                          const lockstep_objective_options *options);
+
+/* Frees an objective. NULL is a no-op. */
+void lockstep_objective_destroy(lockstep_objective *objective);
+
+/* Adds a part to the denominators: the first pass. */
+lockstep_status lockstep_objective_count(lockstep_objective *objective, const lockstep_batch *batch);
+
+/* The denominators so far, of this handle's parts and of what was added. */
+lockstep_status lockstep_objective_counted(lockstep_objective_counts *counts,
+                                           const lockstep_objective *objective);
+
+/* Adds what was counted elsewhere, as on another rank; it has other sequences, and other prompts. */
+lockstep_status lockstep_objective_add_counts(lockstep_objective *objective,
+                                              const lockstep_objective_counts *counts);
+
+/* Adds a part to the loss and writes its gradient: the second pass. A part that was not counted is
+ * LOCKSTEP_ERROR_INVALID_ARGUMENT where that can be seen: by its prompt, or by more tokens than there are. */
+lockstep_status lockstep_objective_evaluate(lockstep_objective *objective, const lockstep_tensor *d_log_probs,
+                                            const lockstep_tensor *d_entropies, const lockstep_batch *batch);
+
+/* The loss of what was evaluated so far, and what happened. After lockstep_objective_add_counts it is this
+ * handle's share: the losses of all ranks add up. */
+lockstep_status lockstep_objective_read(lockstep_objective_report *report, const lockstep_objective *objective);
+
+/* Forgets what was counted and evaluated: for the next batch. */
+lockstep_status lockstep_objective_reset(lockstep_objective *objective);
+
+/* The divergence from the reference, token by token, for use in rewards: kl_coefficient times the estimate,
+ * times `weights` if there are any.
+ *
+ * values, gradients  as d_log_probs above; `gradients` (optional) by the current log-prob
+ * batch              current_log_probs and reference_log_probs
+ * options            kl (not NONE), kl_gradient (not RATIO: give the ratio as weights), the clamps and
+ *                    kl_coefficient (which _INIT leaves at 0) are used */
+lockstep_status lockstep_kl_penalty(const lockstep_tensor *values, const lockstep_tensor *gradients,
+                                    const lockstep_batch *batch, const lockstep_objective_options *options);
+
+/* Moves an adaptive coefficient (never NULL) towards a target divergence:
+ *
+ *     coefficient *= 1 + clamp(kl / target - 1, -0.2, 0.2) steps / horizon */
+lockstep_status lockstep_kl_coefficient_update(double *coefficient, double kl, double target, double horizon,
+                                               double steps);
+
+/* Rules that pick the tokens whose covariance (A - mean A) (c - mean c) drives entropy down (Cui et al. 2025). */
+typedef int32_t lockstep_covariance_rule;
+enum {
+    /* A random share of the tokens with a covariance in (low, high) that the clip does not hold already. */
+    LOCKSTEP_COVARIANCE_CLIP = 0,
+    /* The share with the largest covariance. */
+    LOCKSTEP_COVARIANCE_KL = 1
+};
+
+/* Growable. */
+typedef struct {
+    uint32_t struct_size;
+    lockstep_covariance_rule rule;
+    double share;               /* of the tokens that count, in [0, 1]; at least one token is picked: 2e-4 */
+    double low, high;           /* CLIP: 1, 5 */
+    double ratio_low, ratio_high; /* CLIP: the bounds of the ratio, as in the objective: 0.8, 1.2 */
+    uint64_t seed;              /* CLIP: which share */
+} lockstep_covariance_options;
+
+#define LOCKSTEP_COVARIANCE_OPTIONS_INIT { sizeof(lockstep_covariance_options), 0, 0.0002, 1, 5, 0.8, 1.2, 0 }
+
+/* Picks tokens over a whole batch, for `selected`.
+ *
+ * selected  uint8 or bool, the layout of the batch: 1 where picked
+ * count     how many; optional
+ * batch     current_log_probs, advantages; trainer_log_probs for CLIP; ids, so that the choice does not depend on
+ *           where a sequence stands
+ *
+ * The random choice is by the hash of seed, id and position; equal covariances go by id and position. */
+lockstep_status lockstep_covariance_select(const lockstep_tensor *selected, size_t *count,
+                                           const lockstep_batch *batch,
+                                           const lockstep_covariance_options *options);
 
 /* ---------------------------------------------------------------------------------------------
  * 9. Models and engines

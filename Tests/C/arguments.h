@@ -113,6 +113,8 @@ typedef union {
     lockstep_log_probs_options log_probs;
     lockstep_mismatch_options mismatch;
     lockstep_correction_options correction;
+    lockstep_objective_options objective;
+    lockstep_covariance_options covariance;
     unsigned char bytes[8192];
 } growable;
 

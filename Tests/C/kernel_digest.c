@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The instruction set, the rows of a strip, and 30 kernels. */
-_Static_assert(sizeof(lsk_kernels) == 32 * sizeof(void *), "a kernel came or went: it needs a digest here");
+/* The instruction set, the rows of a strip, and 34 kernels. */
+_Static_assert(sizeof(lsk_kernels) == 36 * sizeof(void *), "a kernel came or went: it needs a digest here");
 
 /* ---- digests */
 
@@ -620,6 +620,83 @@ static void digest_correction(int32_t format, int32_t level) {
     digest_end(name);
 }
 
+/* ---- objective.h */
+
+static void digest_objective(int32_t term, int32_t level) {
+    enum { COUNT = 700 };
+    static double gradient[COUNT], d_entropies[COUNT];
+    static uint8_t mask[COUNT], kept[COUNT], selected[COUNT];
+    char name[64];
+    digest_begin();
+    for (int32_t format = LSK_FP32; format <= LSK_FP64; format++)
+        for (int32_t kl = LSK_KL_NONE; kl <= LSK_KL_ABS; kl++) {
+            lsk_objective_span span;
+            lsk_objective_rule rule;
+            memset(&span, 0, sizeof span);
+            memset(&rule, 0, sizeof rule);
+            for (int i = 0; i < LSK_OBJECTIVE_INPUTS; i++) {
+                span.input[i] = random_values(format, COUNT, 2);
+                span.format[i] = format;
+            }
+            for (int i = 0; i < COUNT; i++) {
+                mask[i] = random_bits() % 8 != 0;
+                kept[i] = random_bits() % 8 != 0;
+                selected[i] = random_bits() % 8 == 0;
+            }
+            span.mask = mask;
+            span.kept = kept;
+            span.selected = selected;
+            span.count = COUNT - kl;
+            rule.term = term;
+            rule.level = term == LSK_GMPO ? LSK_RATIO_SEQUENCE : term == LSK_VESPO ? LSK_RATIO_SEQUENCE_SUM : level;
+            rule.kl = kl;
+            rule.kl_gradient = (term + level + kl) % 4;
+            rule.low = 0.8;
+            rule.high = 1.25;
+            rule.log_low = -0.25;
+            rule.log_high = 0.25;
+            rule.dual = 3;
+            rule.ratio_max = 2;
+            rule.coefficient = 0.5;
+            rule.tau_positive = 1;
+            rule.tau_negative = 1.05;
+            rule.shape_positive = rule.rate_negative = 2;
+            rule.rate_positive = rule.shape_negative = 3;
+            rule.log_ratio_min = -2.5;
+            rule.log_ratio_max = 2.5;
+            rule.kl_coefficient = 0.125;
+            rule.kl_input = 3;
+            rule.kl_output = 5;
+            rule.entropy_coefficient = 0.01;
+            lsk_objective_counts counts;
+            kernels->objective_count(&counts, &span, &rule);
+            digest_integer(counts.tokens);
+            digest_integer(counts.acting);
+            lsk_objective_level found;
+            lsk_objective_sums sums;
+            const lsk_objective_scale scale = {0.37, -1.5};
+            if (rule.level != LSK_RATIO_TOKEN) kernels->objective_level(&found, &span, &rule);
+            kernels->objective_terms(&sums, gradient, LSK_FP64, d_entropies, LSK_FP64, &span, &rule,
+                                     rule.level != LSK_RATIO_TOKEN ? &found : NULL, &scale);
+            digest_double(sums.policy);
+            digest_double(sums.kl);
+            digest_double(sums.entropy);
+            digest_double(sums.by_log_ratio);
+            digest_double(sums.delta);
+            digest_double(sums.k3);
+            digest_double(sums.ratio);
+            digest_integer(sums.clamped);
+            for (int64_t i = 0; i < span.count; i++) digest_double(gradient[i] + 0);
+            if (kl != LSK_KL_NONE) {
+                kernels->objective_kl(gradient, LSK_FP64, NULL, LSK_FP64, &span, &rule);
+                for (int64_t i = 0; i < span.count; i++) digest_double(gradient[i] + 0);
+            }
+            for (int i = 0; i < LSK_OBJECTIVE_INPUTS; i++) free((void *)(uintptr_t)span.input[i]);
+        }
+    snprintf(name, sizeof name, "objective_%d_%d", term, level);
+    digest_end(name);
+}
+
 int main(int count, char **arguments) {
     static const char *const sets[] = {"baseline", "avx2", "avx512", "neon"};
     for (int32_t set = LSK_BASELINE; set <= LSK_NEON; set++)
@@ -653,6 +730,8 @@ int main(int count, char **arguments) {
         for (int32_t level = 0; level <= LSK_LEVEL_SEQUENCE_EVERY; level++) digest_correction(format, level);
     digest_exact(0);
     digest_exact(1);
+    for (int32_t term = LSK_CLIP; term <= LSK_VESPO; term++)
+        for (int32_t level = LSK_RATIO_TOKEN; level <= LSK_RATIO_SEQUENCE_SUM; level++) digest_objective(term, level);
     lsk_float_mode_leave(mode);
     return 0;
 }

@@ -195,6 +195,22 @@ OFFSET(lockstep_monitor_alarm, step, 16);
 OFFSET(lockstep_monitor_alarm, value, 32);
 OFFSET(lockstep_monitor_alarm, false_alarm_probability, 72);
 
+STATIC_CHECK(sizeof(lockstep_objective_options) >= 192);
+OFFSET(lockstep_objective_options, term, 4);
+OFFSET(lockstep_objective_options, low, 32);
+OFFSET(lockstep_objective_options, log_ratio_min, 120);
+OFFSET(lockstep_objective_options, scale, 176);
+OFFSET(lockstep_objective_options, instruction_set, 188);
+STATIC_CHECK(sizeof(lockstep_objective_report) >= 192);
+OFFSET(lockstep_objective_report, loss, 8);
+OFFSET(lockstep_objective_report, tokens, 40);
+OFFSET(lockstep_objective_report, ratio_mean, 112);
+OFFSET(lockstep_objective_report, entropy, 184);
+STATIC_CHECK(sizeof(lockstep_objective_counts) == 24);
+OFFSET(lockstep_objective_counts, prompts, 16);
+STATIC_CHECK(sizeof(lockstep_covariance_options) >= 56);
+OFFSET(lockstep_covariance_options, seed, 48);
+
 STATIC_CHECK(LOCKSTEP_OK == 0 && LOCKSTEP_ERROR_INVALID_ARGUMENT == 1 && LOCKSTEP_ERROR_UNSUPPORTED == 2 &&
              LOCKSTEP_ERROR_NON_FINITE == 3 && LOCKSTEP_ERROR_OUT_OF_MEMORY == 4 &&
              LOCKSTEP_ERROR_INTERNAL == 5 && LOCKSTEP_ERROR_FILE == 6 && LOCKSTEP_ERROR_BAD_DATA == 7);
@@ -203,6 +219,18 @@ STATIC_CHECK(LOCKSTEP_INSTRUCTION_SET_BEST == 0 && LOCKSTEP_INSTRUCTION_SET_BASE
              LOCKSTEP_INSTRUCTION_SET_NEON == 4);
 STATIC_CHECK(LOCKSTEP_ROUND_NEAREST_EVEN == 0 && LOCKSTEP_ROUND_TOWARD_ZERO == 1 &&
              LOCKSTEP_ROUND_STOCHASTIC == 2);
+STATIC_CHECK(LOCKSTEP_TERM_CLIP == 0 && LOCKSTEP_TERM_REINFORCE == 1 && LOCKSTEP_TERM_RATIO == 2 &&
+             LOCKSTEP_TERM_CISPO == 3 && LOCKSTEP_TERM_SAPO == 4 && LOCKSTEP_TERM_TOPR == 5 &&
+             LOCKSTEP_TERM_SQUARED == 6 && LOCKSTEP_TERM_KL_COV == 7 && LOCKSTEP_TERM_GMPO == 8 &&
+             LOCKSTEP_TERM_VESPO == 9);
+STATIC_CHECK(LOCKSTEP_RATIO_TOKEN == 0 && LOCKSTEP_RATIO_SEQUENCE == 1 && LOCKSTEP_RATIO_SEQUENCE_TOKEN == 2 &&
+             LOCKSTEP_RATIO_SEQUENCE_SUM == 3);
+STATIC_CHECK(LOCKSTEP_TOKEN_MEAN == 0 && LOCKSTEP_TOKEN_SUM == 1 && LOCKSTEP_SEQ_MEAN_TOKEN_SUM == 2 &&
+             LOCKSTEP_SEQ_MEAN_TOKEN_MEAN == 3 && LOCKSTEP_SEQ_MEAN_TOKEN_SUM_NORM == 4 &&
+             LOCKSTEP_PROMPT_MEAN == 5);
+STATIC_CHECK(LOCKSTEP_KL_NONE == 0 && LOCKSTEP_KL_K1 == 1 && LOCKSTEP_KL_K2 == 2 && LOCKSTEP_KL_K3 == 3 &&
+             LOCKSTEP_KL_ABS == 4 && LOCKSTEP_KL_GRADIENT_DIRECT == 0 && LOCKSTEP_KL_GRADIENT_RATIO == 1 &&
+             LOCKSTEP_KL_GRADIENT_SCORE_FUNCTION == 2 && LOCKSTEP_KL_GRADIENT_K2 == 3);
 STATIC_CHECK(LOCKSTEP_NON_FINITE_STRICT == 0 && LOCKSTEP_NON_FINITE_EXCLUDE == 1);
 STATIC_CHECK(LOCKSTEP_SEQUENCE_LOG_RATIO == 0 && LOCKSTEP_SEQUENCE_MEAN_LOG_RATIO == 1);
 STATIC_CHECK(LOCKSTEP_AXIS_POSITION == 0 && LOCKSTEP_AXIS_PROBABILITY == 1 && LOCKSTEP_AXIS_LOG_RATIO == 2);

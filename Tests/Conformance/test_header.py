@@ -14,7 +14,7 @@ import pytest
 import lockstep
 from conftest import ROOT
 from lockstep import _library as c
-from lockstep import _accumulator, _corrections, _log_file, _mismatch, _monitor
+from lockstep import _accumulator, _corrections, _log_file, _mismatch, _monitor, _objectives
 
 HEADER = re.sub(r"/\*.*?\*/", " ", (ROOT / "include" / "lockstep.h").read_text(), flags=re.S)
 
@@ -155,6 +155,11 @@ def test_option_defaults_are_the_macros(run_c):
             name: each.default for name, each in inspect.signature(lockstep.correct).parameters.items()
             if name in inspect.signature(_corrections._options).parameters}),
         "lockstep_batch": c.Batch(ctypes.sizeof(c.Batch)),
+        "lockstep_objective_options": _objectives._options(),
+        "lockstep_covariance_options": c.CovarianceOptions(
+            ctypes.sizeof(c.CovarianceOptions), *(
+                inspect.signature(lockstep.covariance_select).parameters[name].default if name != "rule" else 0
+                for name, _ in c.CovarianceOptions._fields_[1:])),
     }
     for name, options in defaults.items():
         assert bytes(options) == run_c(
@@ -166,6 +171,9 @@ def test_results_have_the_structs_fields():
         each for each in STRUCTS["lockstep_mismatch"] if each not in ("struct_size", "reserved")]
     assert list(lockstep.Divergence._fields) == STRUCTS["lockstep_divergence"]
     assert list(lockstep.ConvertCounts._fields) == STRUCTS["lockstep_convert_counts"]
+    assert [each.name for each in fields(lockstep.ObjectiveReport)] == [
+        each for each in STRUCTS["lockstep_objective_report"] if each != "struct_size"]
+    assert list(lockstep.ObjectiveCounts._fields) == STRUCTS["lockstep_objective_counts"]
     assert list(lockstep.Estimate._fields) == STRUCTS["lockstep_estimate"]
     assert {each.name for each in fields(lockstep.Alarm)} == set(STRUCTS["lockstep_monitor_alarm"]) - {"struct_size"}
     assert {each.name for each in fields(lockstep.Correction)} - {"weights", "kept", "counts"} == set(

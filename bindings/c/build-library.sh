@@ -25,12 +25,12 @@ mkdir -p "$out" "$scratch"
     echo "  local: *; };"
 } > "$scratch/lockstep.map"
 
-# nodelete: worker threads outlive a dlclose, so the code must stay mapped.
+# nodelete: worker threads outlive a dlclose, so the code must stay mapped. icf: equal functions are kept once.
 set -- --package-path "$root" --scratch-path "$scratch" -c release --product lockstep \
     -Xswiftc -static-stdlib -Xswiftc -use-ld=lld \
     -Xlinker --version-script="$scratch/lockstep.map" -Xlinker -soname=$soname \
     -Xlinker -z -Xlinker nodelete -Xlinker --no-undefined \
-    -Xlinker --gc-sections -Xlinker -s
+    -Xlinker --gc-sections -Xlinker --icf=all -Xlinker -s
 "$swift" build "$@"
 
 # Put in place by a rename, so that a process that has the old library mapped keeps it whole.

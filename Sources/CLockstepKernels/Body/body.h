@@ -19,6 +19,8 @@
 
 #include "correction.h"
 
+#include "objective.h"
+
 const lsk_kernels LSK_TABLE = {
     .instruction_set = LSK_SET,
     .convert = convert,
@@ -52,4 +54,8 @@ const lsk_kernels LSK_TABLE = {
     .exact_add = exact_add,
     .divergence_row = divergence_row,
     .divergence_sums = divergence_sums,
+    .objective_count = objective_count,
+    .objective_level = objective_level,
+    .objective_terms = objective_terms,
+    .objective_kl = objective_kl,
 };

@@ -13,6 +13,7 @@
 #include "lsk_environment.h"
 #include "lsk_evidence.h"
 #include "lsk_mismatch.h"
+#include "lsk_objective.h"
 
 // The instruction sets, with the values of lockstep_instruction_set. Macros, so that the body can ask
 // for its own in #if.
@@ -164,6 +165,18 @@ typedef struct {
                            int64_t count, const lsk_divergence_rule *rule);
     void (*divergence_sums)(lsk_divergence_sums *sums, const double *p, double p_total, const double *q,
                             double q_total, double log_ratio_of_totals, int64_t count);
+
+    // objective.h. `gradient`, `d_entropies` and `gradients` may be NULL; fp32 or fp64.
+    void (*objective_count)(lsk_objective_counts *counts, const lsk_objective_span *span,
+                            const lsk_objective_rule *rule);
+    void (*objective_level)(lsk_objective_level *level, const lsk_objective_span *span,
+                            const lsk_objective_rule *rule);
+    void (*objective_terms)(lsk_objective_sums *sums, void *gradient, int32_t format, void *d_entropies,
+                            int32_t d_entropies_format, const lsk_objective_span *span,
+                            const lsk_objective_rule *rule, const lsk_objective_level *level,
+                            const lsk_objective_scale *scale);
+    void (*objective_kl)(void *values, int32_t format, void *gradients, int32_t gradients_format,
+                         const lsk_objective_span *span, const lsk_objective_rule *rule);
 } lsk_kernels;
 
 // The kernels for an instruction set; NULL if this machine, or this build, does not have it.

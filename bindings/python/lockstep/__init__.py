@@ -39,20 +39,26 @@ from ._mismatch import (
 )
 from ._models import Model, Rollout, RolloutEngine, Scores
 from ._monitor import Alarm, Monitor, Reading
+from ._objectives import (
+    Objective, ObjectiveCounts, ObjectiveLoss, ObjectiveReport, adapted_kl_coefficient, covariance_select,
+    kl_penalty, objective_loss,
+)
 from .advice import Advice, advise
 from .certificate import Certificate, certify
 
 __all__ = [
     "LOG_RATIO_QUANTILES", "Advice", "Alarm", "BadDataError", "Cause", "CauseEvidence",
-    "Certificate", "ConvertCounts", "Converted", "Correction", "Divergence", "Estimate", "ExactMismatch",
-    "FileError", "Head", "InternalError", "InvalidArgumentError", "LinearGradients",
-    "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary",
-    "LogWriter", "Mismatch", "MismatchAccumulator", "Model", "Monitor", "NonFiniteError",
-    "OutOfMemoryError", "Reading", "Rejection", "RejectionCount", "Rollout", "RolloutEngine", "Scores",
-    "UnsupportedError", "WeightStatistics", "advantages", "advise", "certify", "convert", "correct",
-    "exact_mismatch", "has_instruction_set", "linear_log_probs", "linear_log_probs_backward",
+    "Certificate", "ConvertCounts", "Converted", "Correction", "Divergence", "Estimate",
+    "ExactMismatch", "FileError", "Head", "InternalError", "InvalidArgumentError",
+    "LinearGradients", "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords",
+    "LogSummary", "LogWriter", "Mismatch", "MismatchAccumulator", "Model", "Monitor",
+    "NonFiniteError", "Objective", "ObjectiveCounts", "ObjectiveLoss", "ObjectiveReport",
+    "OutOfMemoryError", "Reading", "Rejection", "RejectionCount", "Rollout", "RolloutEngine",
+    "Scores", "UnsupportedError", "WeightStatistics", "adapted_kl_coefficient", "advantages",
+    "advise", "certify", "convert", "correct", "covariance_select", "exact_mismatch",
+    "has_instruction_set", "kl_penalty", "linear_log_probs", "linear_log_probs_backward",
     "log_probs", "log_probs_backward", "metrics", "mismatch", "mismatch_profile",
-    "mismatch_sequences", "overlong_penalty", "ulp_distance",
+    "mismatch_sequences", "objective_loss", "overlong_penalty", "ulp_distance",
 ]
 
 #: The version of the library that is loaded.

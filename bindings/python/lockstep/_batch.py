@@ -38,7 +38,8 @@ class Batch:
     ) -> None:
         tokens = {name: each for name, each in tokens.items() if each is not None}
         self._name = next((name for name in tokens if name in _LOG_PROBS), next(iter(tokens), "mask"))
-        if _lengths(tokens.get(self._name), self._name) is not None and is_ragged(advantages):
+        self._ragged = is_ragged(tokens.get(self._name))
+        if self._ragged and is_ragged(advantages):
             tokens["advantages"], advantages = advantages, None
         self.offsets, tokens = layout(tokens, offsets, self._name)
         if advantages is not None:
@@ -74,6 +75,13 @@ class Batch:
     def sequences(self) -> int:
         """Number of sequences, empty ones included."""
         return sequence_count(self.like, self.offsets)
+
+    def laid_out(self, array: Array) -> Log:
+        """An output as the caller's log-probs are: a list of its sequences where they were one."""
+        if not self._ragged:
+            return array
+        bounds = np.asarray(self.offsets.owner)
+        return [array[start:end] for start, end in zip(bounds[:-1], bounds[1:])]
 
     def output(self, code: int, name: str) -> tuple[Array, View]:
         """A new array of one value for each token, of the caller's kind."""

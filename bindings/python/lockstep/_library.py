@@ -549,6 +549,86 @@ class AdvantageOptions(Structure):
     ]
 
 
+# 8. Objectives
+
+TERM_CLIP = 0
+TERM_REINFORCE = 1
+TERM_RATIO = 2
+TERM_CISPO = 3
+TERM_SAPO = 4
+TERM_TOPR = 5
+TERM_SQUARED = 6
+TERM_KL_COV = 7
+TERM_GMPO = 8
+TERM_VESPO = 9
+
+RATIO_TOKEN = 0
+RATIO_SEQUENCE = 1
+RATIO_SEQUENCE_TOKEN = 2
+RATIO_SEQUENCE_SUM = 3
+
+TOKEN_MEAN = 0
+TOKEN_SUM = 1
+SEQ_MEAN_TOKEN_SUM = 2
+SEQ_MEAN_TOKEN_MEAN = 3
+SEQ_MEAN_TOKEN_SUM_NORM = 4
+PROMPT_MEAN = 5
+
+DENOMINATOR_ORIGINAL = 0
+DENOMINATOR_KEPT = 1
+
+KL_NONE = 0
+KL_K1 = 1
+KL_K2 = 2
+KL_K3 = 3
+KL_ABS = 4
+
+KL_GRADIENT_DIRECT = 0
+KL_GRADIENT_RATIO = 1
+KL_GRADIENT_SCORE_FUNCTION = 2
+KL_GRADIENT_K2 = 3
+
+COVARIANCE_CLIP = 0
+COVARIANCE_KL = 1
+
+
+class ObjectiveOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("term", c_int32), ("ratio_level", c_int32), ("aggregation", c_int32),
+        ("denominator", c_int32), ("kl", c_int32), ("kl_gradient", c_int32), ("non_finite", c_int32),
+        ("low", c_double), ("high", c_double), ("dual", c_double), ("ratio_max", c_double),
+        ("coefficient", c_double), ("tau_positive", c_double), ("tau_negative", c_double),
+        ("shape_positive", c_double), ("rate_positive", c_double), ("shape_negative", c_double),
+        ("rate_negative", c_double), ("log_ratio_min", c_double), ("log_ratio_max", c_double),
+        ("kl_coefficient", c_double), ("kl_input_max", c_double), ("kl_output_max", c_double),
+        ("entropy_coefficient", c_double), ("length", c_double), ("scale", c_double),
+        ("threads", c_int32), ("instruction_set", c_int32),
+    ]
+
+
+class ObjectiveReport(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("empty", c_int32), ("loss", c_double), ("policy_loss", c_double),
+        ("kl_loss", c_double), ("entropy_loss", c_double), ("tokens", c_int64), ("masked_tokens", c_int64),
+        ("excluded_tokens", c_int64), ("rejected_tokens", c_int64), ("sequences", c_int64),
+        ("empty_sequences", c_int64), ("rejected_sequences", c_int64), ("clamped_tokens", c_int64),
+        ("kl_clamped_tokens", c_int64), ("ratio_mean", c_double), ("ratio_min", c_double),
+        ("ratio_max", c_double), ("clip_low", c_double), ("clip_high", c_double), ("clip_dual", c_double),
+        ("approx_kl_k1", c_double), ("approx_kl_k3", c_double), ("kl", c_double), ("entropy", c_double),
+    ]
+
+
+class ObjectiveCounts(Structure):
+    _fields_ = [("tokens", c_int64), ("sequences", c_int64), ("prompts", c_int64)]
+
+
+class CovarianceOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("rule", c_int32), ("share", c_double), ("low", c_double),
+        ("high", c_double), ("ratio_low", c_double), ("ratio_high", c_double), ("seed", c_uint64),
+    ]
+
+
 # 9. Models and engines
 
 
@@ -678,6 +758,20 @@ SIGNATURES = {
     "lockstep_advantages": (
         c_int32, [_tensor] * 2 + [POINTER(Rewards), POINTER(Batch), POINTER(AdvantageOptions)]),
     "lockstep_overlong_penalty": (c_int32, [_tensor] * 2 + [c_int64, c_int64, c_double]),
+    "lockstep_objective_loss": (
+        c_int32, [POINTER(ObjectiveReport)] + [_tensor] * 2 + [POINTER(Batch), POINTER(ObjectiveOptions)]),
+    "lockstep_objective_create": (c_int32, [POINTER(c_void_p), POINTER(ObjectiveOptions)]),
+    "lockstep_objective_destroy": (None, [c_void_p]),
+    "lockstep_objective_count": (c_int32, [c_void_p, POINTER(Batch)]),
+    "lockstep_objective_counted": (c_int32, [POINTER(ObjectiveCounts), c_void_p]),
+    "lockstep_objective_add_counts": (c_int32, [c_void_p, POINTER(ObjectiveCounts)]),
+    "lockstep_objective_evaluate": (c_int32, [c_void_p] + [_tensor] * 2 + [POINTER(Batch)]),
+    "lockstep_objective_read": (c_int32, [POINTER(ObjectiveReport), c_void_p]),
+    "lockstep_objective_reset": (c_int32, [c_void_p]),
+    "lockstep_kl_penalty": (c_int32, [_tensor] * 2 + [POINTER(Batch), POINTER(ObjectiveOptions)]),
+    "lockstep_kl_coefficient_update": (c_int32, [c_void_p] + [c_double] * 4),
+    "lockstep_covariance_select": (
+        c_int32, [_tensor, POINTER(c_size_t), POINTER(Batch), POINTER(CovarianceOptions)]),
     "lockstep_recipe_named": (c_int32, [POINTER(Recipe), c_char_p]),
     "lockstep_model_load": (c_int32, [POINTER(c_void_p), c_char_p, c_char_p, POINTER(Recipe)]),
     "lockstep_model_get_info": (c_int32, [POINTER(ModelInfo), c_void_p]),
@@ -787,6 +881,27 @@ POLICIES = {
 SIDES = {
     "both": SIDE_BOTH, "by_advantage": SIDE_BY_ADVANTAGE, "negative_advantage": SIDE_NEGATIVE_ADVANTAGE,
 }
+TERMS = {
+    "clip": TERM_CLIP, "reinforce": TERM_REINFORCE, "ratio": TERM_RATIO, "cispo": TERM_CISPO,
+    "sapo": TERM_SAPO, "topr": TERM_TOPR, "squared": TERM_SQUARED, "kl_cov": TERM_KL_COV,
+    "gmpo": TERM_GMPO, "vespo": TERM_VESPO,
+}
+RATIO_LEVELS = {
+    "token": RATIO_TOKEN, "sequence": RATIO_SEQUENCE, "sequence_token": RATIO_SEQUENCE_TOKEN,
+    "sequence_sum": RATIO_SEQUENCE_SUM,
+}
+AGGREGATIONS = {
+    "token_mean": TOKEN_MEAN, "token_sum": TOKEN_SUM, "seq_mean_token_sum": SEQ_MEAN_TOKEN_SUM,
+    "seq_mean_token_mean": SEQ_MEAN_TOKEN_MEAN, "seq_mean_token_sum_norm": SEQ_MEAN_TOKEN_SUM_NORM,
+    "prompt_mean": PROMPT_MEAN,
+}
+DENOMINATORS = {"original": DENOMINATOR_ORIGINAL, "kept": DENOMINATOR_KEPT}
+KL_ESTIMATORS = {"none": KL_NONE, "k1": KL_K1, "k2": KL_K2, "k3": KL_K3, "abs": KL_ABS}
+KL_GRADIENTS = {
+    "direct": KL_GRADIENT_DIRECT, "ratio": KL_GRADIENT_RATIO,
+    "score_function": KL_GRADIENT_SCORE_FUNCTION, "k2": KL_GRADIENT_K2,
+}
+COVARIANCE_RULES = {"clip": COVARIANCE_CLIP, "kl": COVARIANCE_KL}
 FINISHES = {"running": FINISH_RUNNING, "stop": FINISH_STOP, "length": FINISH_LENGTH}
 AXES = {
     "position": AXIS_POSITION, "probability": AXIS_PROBABILITY, "log_ratio": AXIS_LOG_RATIO,

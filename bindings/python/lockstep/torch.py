@@ -1,4 +1,4 @@
-"""Log-probs for PyTorch's autograd: the library computes both directions.
+"""Log-probs and objectives for PyTorch's autograd: the library computes both directions.
 
     >>> import torch, lockstep.torch
     >>> logits = torch.zeros(1, 4, requires_grad=True)
@@ -6,7 +6,8 @@
     >>> logits.grad
     tensor([[ 0.7500, -0.2500, -0.2500, -0.2500]])
 
-Options, shapes and errors are those of `lockstep.log_probs` and `lockstep.linear_log_probs`. CPU
+Options, shapes and errors are those of `lockstep.log_probs`, `lockstep.linear_log_probs` and
+`lockstep.objective_loss`. CPU
 tensors; gradients of gradients are not offered.
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from . import _log_probs
+from . import _log_probs, _objectives
 
 
 class _LogProbs(torch.autograd.Function):
@@ -102,3 +103,64 @@ def linear_log_probs(
         [...] fp32 log-probs, or the pair.
     """
     return _LinearLogProbs.apply(hidden, weight, targets, bias, entropy, options)
+
+
+class _ObjectiveLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, current_log_probs, entropies, call):
+        result = call(current_log_probs, entropies)
+        ctx.save_for_backward(result.d_log_probs, result.d_entropies)
+        ctx.dtypes = current_log_probs.dtype, None if entropies is None else entropies.dtype
+        kind = torch.float64 if current_log_probs.dtype is torch.float64 else torch.float32
+        return torch.tensor(result.loss, dtype=kind)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss):
+        # The gradient of a loss that nothing was done to is there already.
+        gradients = [
+            None if saved is None or not needed else (saved if d_loss == 1 else saved * d_loss).to(dtype)
+            for saved, needed, dtype in zip(ctx.saved_tensors, ctx.needs_input_grad, ctx.dtypes)]
+        return *gradients, None
+
+
+def objective_loss(
+    current_log_probs: torch.Tensor,
+    trainer_log_probs: torch.Tensor | None,
+    advantages: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    offsets: torch.Tensor | None = None,
+    *,
+    entropies: torch.Tensor | None = None,
+    **parts_and_options: Any,
+) -> tuple[torch.Tensor, _objectives.ObjectiveReport]:
+    """`lockstep.objective_loss`, differentiable with respect to current_log_probs and entropies.
+
+    >>> current = torch.tensor([[-0.5, -0.7]], requires_grad=True)
+    >>> loss, report = lockstep.torch.objective_loss(current, current.detach(), torch.tensor([2.0]))
+    >>> loss.backward()
+    >>> current.grad, report.ratio_mean
+    (tensor([[-1., -1.]]), 1.0)
+
+    Args:
+        current_log_probs: of the policy that is updated, [tokens] or [sequences x length].
+        trainer_log_probs: what the ratio is against; None for "reinforce".
+        advantages: one for each token, or [sequences].
+        mask: which tokens count.
+        offsets: [sequences + 1], for packed log-probs.
+        entropies: of the current policy; differentiable too.
+        parts_and_options: everything else that `lockstep.objective_loss` takes.
+
+    Returns:
+        The loss, a scalar in fp64 where the log-probs are, else in fp32; and the report.
+    """
+    reports = []
+
+    def call(current, entropies):
+        result = _objectives.objective_loss(
+            current, trainer_log_probs, advantages, mask, offsets, entropies=entropies, **parts_and_options)
+        reports.append(_objectives.ObjectiveReport(**result.to_dict()))
+        return result
+
+    loss = _ObjectiveLoss.apply(current_log_probs, entropies, call)
+    return loss, reports[0]
