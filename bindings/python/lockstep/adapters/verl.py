@@ -206,18 +206,18 @@ def _weight_metrics(
     rows = tokens.means(weights)
     low, high = how["low"], how["high"]
     if level == "token":
-        raw, units, statistics, extremes = tokens.means(tokens.clamped.exp()), found.tokens, found.weight, found.weight
+        raw, units, outside = tokens.means(tokens.clamped.exp()), found.tokens, found.above + found.below
+        statistics, least, most = found.weight, found.weight.min, found.weight.max
     else:
         # verl takes mean and spread over tokens, of which a long sequence has more, and the extremes of the ratio.
-        raw, units, extremes = tokens.sums(tokens.log_ratio).clamp(-20, 20).exp(), found.sequences, found.ratio
-        statistics = _spread(tokens.spread(rows))
-    outside = found.above + found.below
-    if level == "sequence":
+        whole = tokens.sums(tokens.log_ratio)
+        raw, units = whole.clamp(-20, 20).exp(), found.sequences
         outside = float(tokens.spread((raw < low) | (raw > high)).sum())
+        statistics, least, most = _spread(tokens.spread(rows)), whole.min().exp(), raw.max()
     return {
         "rollout_is_mean": statistics.mean, "rollout_is_std": statistics.std,
-        "rollout_is_eff_sample_size": statistics.ess, "rollout_is_max": extremes.max,
-        "rollout_is_min": extremes.min, "rollout_is_ratio_fraction_high": found.above / units,
+        "rollout_is_eff_sample_size": statistics.ess, "rollout_is_max": most, "rollout_is_min": least,
+        "rollout_is_ratio_fraction_high": found.above / units,
         "rollout_is_ratio_fraction_low": found.below / units,
         **_row_metrics("rollout_is", rows, raw, 1.0, low, high),
         **({"rollout_is_oob_ratio": outside / found.tokens} if how["weights"] == "mask" else {})}

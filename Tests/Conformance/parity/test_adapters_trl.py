@@ -1,0 +1,186 @@
+"""`lockstep.adapters.trl` beside TRL's own `GRPOTrainer`: losses, gradients, importance weights and metrics.
+
+The trainer is the real one, without the parts that load models: its log-probs are given. What differs is a line of
+docs/Adapters.md and has a test at the end of this file.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import types
+
+import numpy as np
+import pytest
+
+from conftest import VECTORS
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+trl = pytest.importorskip("trl", reason="trl is not installed (make test PEERS=1)")
+try:
+    from trl import GRPOConfig, GRPOTrainer
+except Exception as error:  # what it imports is not installed
+    pytest.skip(f"trl's GRPOTrainer cannot be imported: {error}", allow_module_level=True)
+
+import lockstep  # noqa: E402
+from lockstep.adapters import trl as adapter  # noqa: E402
+
+GOLDEN = json.loads((VECTORS / "objectives.json").read_text())["inputs"]
+LOSSES = ["grpo", "bnpo", "dapo", "dr_grpo", "luspo", "cispo", "sapo", "vespo"]
+
+
+class Theirs(GRPOTrainer):
+    """TRL's trainer, of which only `_compute_loss` and what it calls is used."""
+
+    def __init__(self, config, log_probs, entropies, vllm, training=True):  # not its own: that loads a model
+        self.args = config
+        for name in ("loss_type", "importance_sampling_level", "off_policy_mask_threshold", "beta",
+                     "top_entropy_quantile", "entropy_coef", "use_adaptive_entropy",
+                     "vllm_importance_sampling_correction", "vllm_importance_sampling_mode",
+                     "vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max"):
+            setattr(self, name, getattr(config, name))
+        self.use_vllm, self.max_completion_length = vllm, log_probs.shape[1]
+        self.epsilon_low = config.epsilon
+        self.epsilon_high = config.epsilon if config.epsilon_high is None else config.epsilon_high
+        self.aux_loss_enabled, self.current_gradient_accumulation_steps = False, 4
+        self._entropy_bonus_enabled = config.entropy_coef != 0.0 or config.use_adaptive_entropy
+        self.model = types.SimpleNamespace(training=training)
+        self._metrics = {"train": collections.defaultdict(list), "eval": collections.defaultdict(list)}
+        self.accelerator = types.SimpleNamespace(
+            num_processes=1, sync_gradients=True, gather=lambda x: x, reduce=lambda x, reduction: x,
+            pad_across_processes=lambda x, **how: x)
+        self.given = log_probs, entropies
+
+    def _get_per_token_logps_and_entropies(self, *args, **options):
+        return *self.given, None
+
+    def _generate_and_score_completions(self, inputs):
+        return dict(inputs)
+
+    def figures(self):
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        return {name: value for name, (value,) in metrics.items()}
+
+
+class Ours(adapter.LockstepMixin, Theirs):
+    pass
+
+
+def padded(seed, dtype=torch.float64, sequences=7, length=20, spread=0.3, empty=False):
+    rng = np.random.default_rng(seed)
+    make = lambda array: torch.tensor(array, dtype=dtype)  # noqa: E731
+    lengths = rng.integers(1, length + 1, sequences)
+    if empty:
+        lengths[2] = 0
+    mask = np.arange(length) < lengths[:, None]
+    shape = mask.shape
+    current = -rng.exponential(1, shape)
+    noise = lambda: rng.normal(0, spread, shape)  # noqa: E731
+    ids = torch.zeros(sequences, 3, dtype=torch.int64)
+    inputs = {
+        "prompt_ids": ids, "prompt_mask": ids + 1, "completion_ids": torch.zeros(shape, dtype=torch.int64),
+        "completion_mask": torch.tensor(mask).long(), "advantages": make(rng.normal(0, 1, sequences)),
+        "old_per_token_logps": make(current + noise()), "ref_per_token_logps": make(current + noise()),
+        "sampling_per_token_logps": make(current + noise()), "num_items_in_batch": torch.tensor(int(mask.sum()) * 8)}
+    return make(current), make(rng.uniform(0, 2, shape)), inputs
+
+
+def golden(name, dtype=torch.float64):
+    arrays = {key: np.array(value, float) for key, value in GOLDEN[name].items() if key != "note"}
+    mask = arrays["mask"] > 0
+    make = lambda key: torch.tensor(  # noqa: E731
+        np.where(mask, arrays[key], -1.0), dtype=dtype)
+    ids = torch.zeros(len(mask), 3, dtype=torch.int64)
+    return make("log_prob"), -make("log_prob"), {
+        "prompt_ids": ids, "prompt_mask": ids + 1, "completion_ids": torch.zeros(mask.shape, dtype=torch.int64),
+        "completion_mask": torch.tensor(mask).long(),
+        "advantages": torch.tensor(arrays["row_advantages"], dtype=dtype),
+        "old_per_token_logps": make("old_log_prob"), "ref_per_token_logps": make("ref_log_prob"),
+        "sampling_per_token_logps": make("rollout_log_prob"), "num_items_in_batch": torch.tensor(int(mask.sum()))}
+
+
+BATCHES = {
+    "ragged": lambda dtype: padded(1, dtype), "wide": lambda dtype: padded(2, dtype, spread=1.0),
+    "padding": lambda dtype: padded(3, dtype, empty=True),
+    **{f"golden {name}": lambda dtype, name=name: golden(name, dtype) for name in GOLDEN}}
+
+SETTINGS = {
+    "plain": {}, "kl": {"beta": 0.04}, "kl corrected": {"beta": 0.1, "use_bias_correction_kl": True},
+    "delta": {"delta": 1.5}, "sequences": {"importance_sampling_level": "sequence"},
+    "sequences kl": {"importance_sampling_level": "sequence", "beta": 0.1, "use_bias_correction_kl": True},
+    "opsm": {"off_policy_mask_threshold": 0.02}, "entropies": {"top_entropy_quantile": 0.4, "beta": 0.04},
+    "bonus": {"entropy_coef": 0.01}, "wider": {"epsilon": 0.1, "epsilon_high": 0.28},
+    "delta, corrected kl": {"delta": 1.5, "beta": 0.1, "use_bias_correction_kl": True},
+}
+
+
+def settings(loss, about, **more):
+    about = {"loss_type": loss} | about | more
+    if loss == "cispo":
+        about["epsilon_high"] = 2.0
+    return GRPOConfig(output_dir="unused", bf16=False, report_to=[], **about)
+
+
+def run(kind, config, batch, mode=None, training=True):
+    log_probs, entropies, inputs = batch
+    log_probs, entropies = log_probs.clone().requires_grad_(), entropies.clone().requires_grad_()
+    if mode is not None:
+        config.vllm_importance_sampling_mode = mode
+    trainer = kind(config, log_probs, entropies, vllm=mode is not None, training=training)
+    if mode is not None:
+        inputs = inputs | {"importance_sampling_ratio": weights(config, inputs)}
+    loss = trainer._compute_loss(None, dict(inputs))
+    (loss * 2).backward()
+    slope = entropies.grad if entropies.grad is not None else torch.zeros_like(entropies)
+    return loss.detach(), log_probs.grad / 2, slope / 2, trainer.figures()
+
+
+def weights(config, inputs):
+    """TRL's lines: they stand in the middle of what generates."""
+    gap = (inputs["old_per_token_logps"] - inputs["sampling_per_token_logps"]) * inputs["completion_mask"]
+    gap = torch.nan_to_num(gap, nan=0.0)
+    level, kind = config.vllm_importance_sampling_mode.split("_")
+    ratio = (gap.sum(-1, keepdim=True) if level == "sequence" else gap).exp()
+    low, high = config.vllm_importance_sampling_clip_min, config.vllm_importance_sampling_clip_max
+    if kind == "truncate":
+        return ratio.clamp(low, high)
+    return ratio.masked_fill((ratio < (low or 0)) | (ratio > high), 0.0)
+
+
+def compare(theirs, ours, dtype, but=()):
+    # Temperatures of SAPO are float32 there.
+    tolerance = 2e-6 if dtype == torch.float64 else 2e-4
+    close = lambda mine, wanted, name: np.testing.assert_allclose(  # noqa: E731
+        mine, wanted, rtol=tolerance, atol=tolerance * 1e-1, err_msg=name)
+    for mine, wanted, name in zip(ours, theirs, ("loss", "gradient", "entropies")):
+        assert mine.dtype == wanted.dtype
+        close(mine, wanted, name)
+    assert ours[3].keys() == theirs[3].keys()
+    for name, value in theirs[3].items():
+        if name not in but:
+            close(ours[3][name], value, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses(loss, name, dtype):
+    batch = BATCHES[name](dtype)
+    empty = not batch[2]["completion_mask"].any(1).all()
+    for about in SETTINGS.values():
+        level = about.get("importance_sampling_level", "token")
+        corrected = about.get("use_bias_correction_kl")
+        if loss == "vespo" and (level == "sequence" or corrected):
+            continue
+        # Means over sequences have those without tokens there; kl is there times the ratio, and ours is not.
+        but = {"kl"} if corrected else set()
+        if empty and (level == "sequence" or loss == "vespo"):
+            but |= {"vespo/phi_seq_mean", *(f"clip_ratio/{what}" for what in (
+                "low_mean", "high_mean", "region_mean", "low_min", "high_max")), "cispo_clip_ratio"}
+        for mode in (None, "token_truncate", "sequence_mask"):
+            if loss == "vespo" and mode == "sequence_mask":
+                continue
+            training = "beta" in about
+            make = lambda: settings(loss, about)  # noqa: E731
+            compare(run(Theirs, make(), batch, mode, training), run(Ours, make(), batch, mode, training), dtype, but)
