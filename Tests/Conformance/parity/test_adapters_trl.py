@@ -7,7 +7,6 @@ docs/Adapters.md and has a test at the end of this file.
 from __future__ import annotations
 
 import collections
-import itertools
 import json
 import types
 
@@ -106,7 +105,7 @@ BATCHES = {
     **{f"golden {name}": lambda dtype, name=name: golden(name, dtype) for name in GOLDEN}}
 
 SETTINGS = {
-    "plain": {}, "kl": {"beta": 0.04}, "kl corrected": {"beta": 0.1, "use_bias_correction_kl": True},
+    "plain": {}, "kl": {"beta": 0.04, "use_bias_correction_kl": False}, "kl corrected": {"beta": 0.1, "use_bias_correction_kl": True},
     "delta": {"delta": 1.5}, "sequences": {"importance_sampling_level": "sequence"},
     "sequences kl": {"importance_sampling_level": "sequence", "beta": 0.1, "use_bias_correction_kl": True},
     "opsm": {"off_policy_mask_threshold": 0.02}, "entropies": {"top_entropy_quantile": 0.4, "beta": 0.04},
@@ -170,17 +169,145 @@ def test_losses(loss, name, dtype):
     empty = not batch[2]["completion_mask"].any(1).all()
     for about in SETTINGS.values():
         level = about.get("importance_sampling_level", "token")
-        corrected = about.get("use_bias_correction_kl")
-        if loss == "vespo" and (level == "sequence" or corrected):
-            continue
-        # Means over sequences have those without tokens there; kl is there times the ratio, and ours is not.
-        but = {"kl"} if corrected else set()
+        but = set()  # shares of sequences have those without tokens there
         if empty and (level == "sequence" or loss == "vespo"):
             but |= {"vespo/phi_seq_mean", *(f"clip_ratio/{what}" for what in (
                 "low_mean", "high_mean", "region_mean", "low_min", "high_max")), "cispo_clip_ratio"}
         for mode in (None, "token_truncate", "sequence_mask"):
             if loss == "vespo" and mode == "sequence_mask":
                 continue
-            training = "beta" in about
+            training = "beta" in about or "entropy_coef" in about
             make = lambda: settings(loss, about)  # noqa: E731
             compare(run(Theirs, make(), batch, mode, training), run(Ours, make(), batch, mode, training), dtype, but)
+
+
+# Importance weights
+
+@pytest.mark.parametrize("mode", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])
+@pytest.mark.parametrize("bounds", [(None, 3.0), (0.7, 1.4)])
+def test_importance_sampling_ratio(mode, bounds):
+    for name in BATCHES:
+        for dtype in (torch.float64, torch.float32):
+            _, _, inputs = BATCHES[name](dtype)
+            config = settings("grpo", {}, vllm_importance_sampling_mode=mode)
+            config.vllm_importance_sampling_clip_min, config.vllm_importance_sampling_clip_max = bounds
+            ours, _ = adapter.importance_sampling_ratio(
+                inputs["old_per_token_logps"], inputs["sampling_per_token_logps"], inputs["completion_mask"],
+                mode=mode, clip_min=bounds[0], clip_max=bounds[1])
+            torch.testing.assert_close(ours, weights(config, inputs), rtol=1e-5, atol=1e-12)
+
+
+def test_the_weights_are_exchanged_where_batches_are_made():
+    log_probs, entropies, inputs = padded(5)
+    config = settings("grpo", {}, vllm_importance_sampling_mode="token_truncate")
+    trainer = Ours(config, log_probs, entropies, vllm=True)
+    stale = inputs | {"importance_sampling_ratio": torch.full_like(log_probs, 7.0)}
+    made = trainer._generate_and_score_completions(stale)
+    torch.testing.assert_close(made["importance_sampling_ratio"], weights(config, inputs))
+    mask = inputs["completion_mask"].bool()
+    raw = (inputs["old_per_token_logps"] - inputs["sampling_per_token_logps"]).exp()[mask]
+    found = trainer.figures()
+    name = "sampling/importance_sampling_ratio"
+    assert found[f"{name}/raw_max"] == pytest.approx(float(raw.max()))
+    assert found[f"{name}/raw_mean"] == pytest.approx(float(raw.mean()))
+    assert found[f"{name}/effective_sample_size"] < 1 and found["sampling/unscored_tokens"] == 0
+
+
+# What differs on purpose: the table of docs/Adapters.md. Each test also shows that TRL still does what the table says.
+
+def test_cispo_with_a_bound_below_one():
+    """T10: on policy, every token is scaled to 0.2."""
+    log_probs, entropies, inputs = padded(6)
+    inputs["old_per_token_logps"] = log_probs
+    whole = run(Theirs, settings("cispo", {}), (log_probs, entropies, inputs))[1]
+    config = GRPOConfig(output_dir="unused", bf16=False, report_to=[], loss_type="cispo")
+    theirs = run(Theirs, config, (log_probs, entropies, inputs))[1]
+    torch.testing.assert_close(theirs, 0.2 * whole)
+    with pytest.raises(lockstep.InvalidArgumentError, match="epsilon_high is 0.2.*give 5.0"):
+        run(Ours, config, (log_probs, entropies, inputs))
+
+
+def test_nan_padding():
+    log_probs, entropies, inputs = padded(7)
+    clean = run(Ours, settings("grpo", {"beta": 0.04}), (log_probs, entropies, inputs))
+    hidden = inputs["completion_mask"] == 0
+    for name in ("old_per_token_logps", "ref_per_token_logps"):
+        inputs[name] = inputs[name].masked_fill(hidden, float("nan"))
+    dirty = log_probs.masked_fill(hidden, float("nan")), entropies.masked_fill(hidden, float("nan")), inputs
+    assert run(Theirs, settings("grpo", {"beta": 0.04}), dirty)[0].isnan()
+    found = run(Ours, settings("grpo", {"beta": 0.04}), dirty)
+    assert found[0] == clean[0] and torch.equal(found[1], clean[1]) and found[3] == clean[3]
+
+
+def test_tokens_without_a_sampling_log_prob():
+    """There they count as drawn by the very same policy."""
+    _, _, inputs = padded(8)
+    sampled = inputs["sampling_per_token_logps"].clone()
+    sampled[:, 0] = float("nan")
+    config = settings("grpo", {}, vllm_importance_sampling_mode="token_truncate")
+    arguments = inputs["old_per_token_logps"], sampled, inputs["completion_mask"]
+    assert (weights(config, inputs | {"sampling_per_token_logps": sampled})[:, 0] == 1).all()
+    ours, found = adapter.importance_sampling_ratio(*arguments, mode="token_truncate")
+    assert (ours[:, 0] == 0).all() and found.excluded_tokens == len(ours)
+    config.vllm_importance_sampling_mode = "sequence_truncate"
+    ours, _ = adapter.importance_sampling_ratio(*arguments, mode="sequence_truncate")
+    torch.testing.assert_close(ours, weights(config, inputs | {"sampling_per_token_logps": sampled}))
+
+
+def test_figures_of_sequences_without_tokens():
+    """Shares of sequences are there of all rows."""
+    batch = padded(3, spread=1.0, empty=True)
+    config = lambda: settings("grpo", {"importance_sampling_level": "sequence"})  # noqa: E731
+    theirs, ours = run(Theirs, config(), batch)[3], run(Ours, config(), batch)[3]
+    counted = batch[2]["completion_mask"].any(1)
+    share = counted.float().mean().item()
+    for name in ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"):
+        assert theirs[name] == pytest.approx(share * ours[name], rel=1e-6)
+    assert share < 1 and theirs["clip_ratio/region_mean"] < ours["clip_ratio/region_mean"]
+
+
+def test_figures_before_the_bounds():
+    """T11: TRL's largest ratio is never above its bound; ours is beside it."""
+    _, _, inputs = padded(9, spread=2.0)
+    config = settings("grpo", {}, vllm_importance_sampling_mode="token_truncate")
+    assert weights(config, inputs).max() == config.vllm_importance_sampling_clip_max
+    _, found = adapter.importance_sampling_ratio(
+        inputs["old_per_token_logps"], inputs["sampling_per_token_logps"], inputs["completion_mask"],
+        mode="token_truncate", clip_max=config.vllm_importance_sampling_clip_max)
+    assert found.ratio.max > config.vllm_importance_sampling_clip_max == found.weight.max
+
+
+def test_adaptive_entropy_is_refused():
+    batch = padded(10)
+    config = settings("grpo", {}, use_adaptive_entropy=True)
+    with pytest.raises(lockstep.UnsupportedError, match="use_adaptive_entropy.*entropy_coef"):
+        adapter.patch(Theirs(config, *batch[:2], vllm=False))
+
+
+def test_non_finite_log_probs_are_errors():
+    log_probs, entropies, inputs = padded(11)
+    log_probs[0, 0] = float("nan")
+    assert run(Theirs, settings("grpo", {}), (log_probs, entropies, inputs))[0].isnan()
+    with pytest.raises(lockstep.NonFiniteError):
+        run(Ours, settings("grpo", {}), (log_probs, entropies, inputs))
+
+
+@pytest.mark.parametrize("about, match", [
+    ({"loss_type": "ppo"}, "loss_type is 'ppo'; give grpo"), ({"importance_sampling_level": "word"}, "'token' or"),
+])
+def test_words(about, match):
+    batch = padded(12)
+    trainer = Theirs(settings("grpo", {}), *batch[:2], vllm=False)
+    for name, value in about.items():
+        setattr(trainer, name, value)
+    with pytest.raises(lockstep.InvalidArgumentError, match=match):
+        adapter.patch(trainer)
+    with pytest.raises(lockstep.InvalidArgumentError, match="vllm_importance_sampling_mode is 'word_mask'"):
+        adapter.importance_sampling_ratio(batch[0], batch[0], batch[2]["completion_mask"], mode="word_mask")
+
+
+def test_patch():
+    batch = padded(13)
+    trainer = Theirs(settings("grpo", {}), *batch[:2], vllm=False)
+    assert adapter.patch(trainer) is trainer and adapter.patch(trainer) is trainer
+    assert [each.__name__ for each in type(trainer).__mro__[:3]] == ["Theirs", "LockstepMixin", "Theirs"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import json
 import math
-import types
 
 import numpy as np
 import pytest
@@ -28,6 +27,7 @@ GOLDEN = json.loads((VECTORS / "objectives.json").read_text())["inputs"]
 #: verl's own, before anything is installed in their place.
 THEIRS = {name: each for name, each in core.POLICY_LOSS_REGISTRY.items() if not name.startswith("lockstep_")}
 CORRECT = helper.compute_rollout_correction_and_rejection_mask
+helper_metrics = helper.compute_offpolicy_metrics
 MODES = ["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 GLOBAL = {"dp_size": 2, "batch_num_tokens": 1000, "global_batch_size": 16, "loss_scale_factor": 64}
 
@@ -196,3 +196,224 @@ def test_corrections(name, dtype, how):
     assert my_metrics.keys() == metrics.keys()
     for key, value in metrics.items():
         same_metric(batch, key, my_metrics[key], value)
+
+
+def test_offpolicy_metrics_without_rollout():
+    batch = Batch(5)
+    theirs = helper_metrics(batch.trainer, None, batch.mask)
+    ours = adapter.compute_offpolicy_metrics(batch.trainer, None, batch.mask)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert ours[name] == pytest.approx(value, rel=1e-6)
+
+
+def test_the_mean_weight_of_all_processes(tmp_path):
+    """With several processes verl normalises over all; one process of one is enough to take that way."""
+    batch = Batch(6)
+    how = {"rollout_is": "token", "rollout_is_batch_normalize": True}
+    alone = corrected(adapter.compute_rollout_correction_and_rejection_mask, batch, **how)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        together = corrected(adapter.compute_rollout_correction_and_rejection_mask, batch, **how)
+        theirs = corrected(CORRECT, batch, **how)
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(together[0], alone[0])
+    torch.testing.assert_close(together[0], theirs[0], rtol=1e-6, atol=0)
+    name = "rollout_corr/rollout_is_batch_norm_factor"
+    assert together[2][name] == pytest.approx(theirs[2][name], rel=1e-6)
+
+
+def test_arguments_are_verls():
+    """Names, order and defaults; annotations are ours."""
+    pairs = [(THEIRS[name], adapter.LOSSES[name]) for name in THEIRS] + [
+        (CORRECT, adapter.compute_rollout_correction_and_rejection_mask), (core.agg_loss, adapter.agg_loss),
+        (helper_metrics, adapter.compute_offpolicy_metrics),
+        (core.compute_policy_loss_reinforce, adapter.compute_policy_loss_reinforce)]
+    for theirs, ours in pairs:
+        shape = lambda function: [  # noqa: E731
+            (each.name, each.default) for each in inspect.signature(function).parameters.values()]
+        assert shape(ours) == shape(theirs), theirs.__name__
+
+
+@pytest.fixture
+def restored(monkeypatch):
+    """verl's own functions come back after a test that installs ours."""
+    for name, each in THEIRS.items():
+        monkeypatch.setitem(core.POLICY_LOSS_REGISTRY, name, each)
+    for name in ("compute_rollout_correction_and_rejection_mask", "compute_offpolicy_metrics"):
+        monkeypatch.setattr(helper, name, getattr(helper, name))
+
+
+def test_install(restored):
+    """verl's own steps then take ours: the correction of a batch, and the loss that a worker looks up."""
+    from verl.protocol import DataProto
+    from verl.trainer.config.algorithm import RolloutCorrectionConfig
+
+    adapter.install()
+    assert all(core.get_policy_loss_fn(name) is each for name, each in adapter.LOSSES.items())
+    batch = Batch(7)
+    data = DataProto.from_dict(tensors={
+        "old_log_probs": batch.trainer, "rollout_log_probs": batch.rollout,
+        "response_mask": batch.mask.long()})
+    # A case that verl's own function cannot do shows whose it is.
+    about = RolloutCorrectionConfig(rollout_is="token", rollout_is_threshold="900_901")
+    data, metrics = helper.compute_rollout_correction_and_add_to_batch(data, about)
+    assert (data.batch["rollout_is_weights"] == 0).all()
+    assert metrics["rollout_corr/rollout_is_eff_sample_size"] == 0
+
+
+# What differs on purpose: the table of docs/Adapters.md. Each test also shows that verl still does what the table says.
+
+def same_metrics(ours, theirs, but=()):
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        if name not in but:
+            assert ours[name] == pytest.approx(value, rel=1e-6, abs=1e-7), name
+
+
+@pytest.mark.parametrize("how", CORRECTIONS[:4], ids=str)
+def test_figures_of_sequences_without_tokens(how):
+    """T1: ours are those of the other sequences alone; so are verl's, if it does not see the empty ones."""
+    whole, part = Batch(8, empty=True), Batch(8, empty=True).without_empty()
+    theirs = corrected(CORRECT, whole, **how)[2]
+    ours = corrected(adapter.compute_rollout_correction_and_rejection_mask, whole, **how)[2]
+    same_metrics(ours, corrected(CORRECT, part, **how)[2])
+    for name in ("training_ppl", "rollout_ppl", "chi2_seq", "log_ppl_abs_diff"):
+        assert abs(theirs[f"rollout_corr/{name}"] - ours[f"rollout_corr/{name}"]) > 1e-3
+
+
+def test_geo_mean_of_sequences_without_tokens():
+    """T6: the mean is over those that have tokens."""
+    whole, part = Batch(9, empty=True), Batch(9, empty=True).without_empty()
+    about = config()
+    theirs, ours, right = (run(function, batch, "token-mean", about, False)[0] for function, batch in (
+        (THEIRS["geo_mean"], whole), (adapter.LOSSES["geo_mean"], whole), (THEIRS["geo_mean"], part)))
+    assert ours == pytest.approx(float(right), rel=1e-7)
+    assert theirs == pytest.approx(float(right) * len(part.mask) / len(whole.mask), rel=1e-7)
+
+
+def test_every_weight_rejected():
+    """T4: an exception there."""
+    batch = Batch(10)
+    how = {"rollout_is": "token", "rollout_is_threshold": "900_901"}
+    with pytest.raises(ZeroDivisionError):
+        corrected(CORRECT, batch, **how)
+    weights, mask, metrics = corrected(adapter.compute_rollout_correction_and_rejection_mask, batch, **how)
+    assert (weights == 0).all() and metrics["rollout_corr/rollout_is_eff_sample_size"] == 0
+    assert torch.equal(mask.bool(), batch.mask)
+
+
+def test_every_token_rejected():
+    """0 / 0 there: the loss is not a number; ours is 0 and so is its gradient."""
+    batch, about = Batch(11), config(rollout_correction={
+        "loss_type": "reinforce", "rollout_rs": "token_k1", "rollout_rs_threshold": "900_901"})
+    assert run(THEIRS["bypass_mode"], batch, "token-mean", about, False)[0].isnan()
+    loss, gradient, metrics = run(adapter.LOSSES["bypass_mode"], batch, "token-mean", about, False)
+    assert loss == 0 and (gradient == 0).all() and metrics["rollout_corr/rollout_rs_masked_fraction"] == 1
+
+
+def test_nan_padding():
+    """NaN times 0 is NaN."""
+    batch, about = Batch(12), config()
+    clean = run(adapter.LOSSES["vanilla"], batch, "seq-mean-token-mean", about, False)
+    for name in ("current", "trainer", "advantages"):
+        setattr(batch, name, getattr(batch, name).masked_fill(~batch.mask, math.nan))
+    assert run(THEIRS["vanilla"], batch, "seq-mean-token-mean", about, False)[0].isnan()
+    found = run(adapter.LOSSES["vanilla"], batch, "seq-mean-token-mean", about, False)
+    assert found[0] == clean[0] and torch.equal(found[1], clean[1]) and found[2] == clean[2]
+
+
+def test_non_finite_log_probs_are_errors():
+    """T3: figures of minus infinity and NaN there."""
+    batch = Batch(13)
+    batch.rollout[0, 0] = -math.inf
+    assert math.isinf(corrected(CORRECT, batch)[2]["rollout_corr/kl"])
+    with pytest.raises(lockstep.NonFiniteError, match="sequence 0"):
+        corrected(adapter.compute_rollout_correction_and_rejection_mask, batch)
+
+
+def test_large_log_ratios_in_float32():
+    """T3: exp overflows there."""
+    batch = Batch(14, torch.float32)
+    batch.rollout[0, 0] = batch.trainer[0, 0] - 100
+    assert math.isinf(corrected(CORRECT, batch)[2]["rollout_corr/k3_kl"])
+    found = corrected(adapter.compute_rollout_correction_and_rejection_mask, batch)[2]["rollout_corr/k3_kl"]
+    assert found == pytest.approx(math.exp(100) / int(batch.mask.sum()), rel=1e-4)
+
+
+def test_sums_beyond_the_clamp():
+    """There each token's log ratio is held within 20 before it is added; ours holds the sum."""
+    batch = Batch(15, sequences=1, length=3)
+    batch.mask[:] = True
+    gap = torch.tensor([[30.0, -10.0, -10.0]], dtype=torch.float64)
+    batch.rollout = batch.trainer - gap
+    how = {"rollout_rs": "seq_sum_k1", "rollout_rs_threshold": str(math.exp(9))}
+    assert corrected(CORRECT, batch, **how)[1].all()  # 20 - 20 = 0
+    assert not corrected(adapter.compute_rollout_correction_and_rejection_mask, batch, **how)[1].any()  # 10
+
+
+def test_the_random_share_of_clip_cov():
+    """As many tokens, chosen by torch's seed, but not the same ones."""
+    batch, about = Batch(16), config(clip_cov_ratio=0.02, clip_cov_lb=0.01)
+    theirs = [run(THEIRS["clip_cov"], batch, "token-mean", about, False, seed) for seed in range(8)]
+    ours = [run(adapter.LOSSES["clip_cov"], batch, "token-mean", about, False, seed) for seed in range(8)]
+    again = run(adapter.LOSSES["clip_cov"], batch, "token-mean", about, False, 3)
+    assert torch.equal(again[1], ours[3][1])
+    shares = {round(each[2]["actor/pg_clipfrac"], 6) for each in theirs + ours}
+    assert len(shares) == 1 and shares != {0.0}
+    assert any(not torch.equal(one[1], other[1]) for one, other in zip(theirs, ours))
+
+
+def test_advantages_in_16_bits_are_refused():
+    batch, about = Batch(17), config()
+    batch.advantages = batch.advantages.bfloat16()
+    run(THEIRS["vanilla"], batch, "token-mean", about, False)
+    with pytest.raises(lockstep.LockstepError, match="advantages"):
+        run(adapter.LOSSES["vanilla"], batch, "token-mean", about, False)
+
+
+def test_the_interval_of_k1_is_verls():
+    """T2: of rollout / trainer, the inverse of IcePop's. The adapter keeps it: a bound in a config means what it did."""
+    batch = Batch(18, sequences=2, length=1)
+    batch.mask[:] = True
+    batch.rollout = batch.trainer - torch.tensor([[3.0], [0.3]], dtype=torch.float64).log()
+    for function in (CORRECT, adapter.compute_rollout_correction_and_rejection_mask):
+        how = {"rollout_rs": "token_k1", "rollout_rs_threshold": "0.5_5.0"}
+        assert corrected(function, batch, **how)[1].tolist() == [[0], [1]]
+        weights = corrected(function, batch, rollout_is="token", rollout_is_threshold="0.5_5.0")[0]
+        assert (weights > 0).tolist() == [[True], [False]]
+
+
+@pytest.mark.parametrize("how, match", [
+    ({"rollout_is": "word"}, "rollout_is is 'word'; give 'token'"),
+    ({"rollout_is": "token", "rollout_is_threshold": "3_2"}, "give a positive number, or two"),
+    ({"rollout_is": "token", "rollout_is_threshold": True}, "rollout_is_threshold is True"),
+    ({"rollout_rs": "token_k9", "rollout_rs_threshold": 1}, "no rule 'token_k9'; there are seq_max_k2"),
+    ({"rollout_rs": "token_k1"}, "rollout_rs_threshold: is missing"),
+    ({"rollout_rs": "token_k1,token_k2", "rollout_rs_threshold": "1,2,3"}, "3 thresholds for 2 rules"),
+    ({"rollout_rs": "token_k2", "rollout_rs_threshold": "1_2"}, "upper bound only"),
+])
+def test_words_and_thresholds(how, match):
+    """verl refuses these too."""
+    batch = Batch(19)
+    with pytest.raises((ValueError, TypeError)):
+        corrected(CORRECT, batch, **how)
+    with pytest.raises(lockstep.InvalidArgumentError, match=match):
+        corrected(adapter.compute_rollout_correction_and_rejection_mask, batch, **how)
+
+
+def test_missing_parts():
+    batch = Batch(20)
+    with pytest.raises(lockstep.InvalidArgumentError, match="no token counts"):
+        adapter.compute_offpolicy_metrics(batch.trainer, batch.rollout, batch.mask & False)
+    with pytest.raises(lockstep.InvalidArgumentError, match="shapes"):
+        adapter.compute_offpolicy_metrics(batch.trainer, batch.rollout[:1], batch.mask)
+    with pytest.raises(lockstep.InvalidArgumentError, match="config: is missing"):
+        run(adapter.LOSSES["vanilla"], batch, "token-mean", None, False)
+    with pytest.raises(lockstep.InvalidArgumentError, match="dro_beta is None"):
+        run(adapter.LOSSES["dro"], batch, "token-mean", config(), False)
+    with pytest.raises(lockstep.InvalidArgumentError, match="loss_agg_mode is 'mean'"):
+        adapter.agg_loss(batch.trainer, batch.mask, "mean")
+    with pytest.raises(lockstep.InvalidArgumentError, match="batch_num_tokens: is missing"):
+        adapter.agg_loss(batch.trainer, batch.mask, "token-mean", dp_size=2)

@@ -86,7 +86,6 @@ def grpo_loss(
 
     Raises:
         InvalidArgumentError: options that make no sense, as an epsilon_high below 1 for CISPO.
-        UnsupportedError: use_bias_correction_kl with VESPO, which has no token ratio.
         NonFiniteError: a NaN or infinity at a token that counts.
     """
     current = per_token_logps.cpu()
@@ -100,9 +99,13 @@ def grpo_loss(
         parts["weights"] = inputs["importance_sampling_ratio"].cpu().expand_as(current).contiguous()
     if trainer.beta != 0.0:
         parts["reference_log_probs"] = inputs["ref_per_token_logps"].cpu()
-    loss, report = objective_loss(
-        current, old, advantages, mask, **parts, **_term(trainer), **_kl(trainer),
-        **_aggregation(trainer, inputs, mask))
+    term, kl, whole = _term(trainer), _kl(trainer), _aggregation(trainer, inputs, mask)
+    apart = trainer.loss_type == "vespo" and kl.get("kl_gradient") == "ratio"
+    loss, report = objective_loss(current, old, advantages, mask, **parts, **term, **({} if apart else kl), **whole)
+    if apart:  # VESPO's own ratio is another than the divergence's
+        loss = loss + objective_loss(
+            current, old, torch.zeros_like(advantages), mask, **kl, **whole, **_NO_CLAMP,
+            ratio_level=trainer.importance_sampling_level, reference_log_probs=parts["reference_log_probs"])[0]
     return loss.to(per_token_logps.device), report
 
 
@@ -155,8 +158,6 @@ def _term(trainer: Any) -> dict[str, Any]:
 def _kl(trainer: Any) -> dict[str, Any]:
     if trainer.beta == 0.0:
         return {}
-    if trainer.args.use_bias_correction_kl and trainer.loss_type == "vespo":
-        raise UnsupportedError("use_bias_correction_kl: not with loss_type 'vespo', which has no ratio of tokens")
     gradient = "ratio" if trainer.args.use_bias_correction_kl else "direct"
     return {"kl": "k3", "kl_coefficient": trainer.beta, "kl_input_max": None, "kl_gradient": gradient}
 
@@ -207,9 +208,9 @@ class LockstepMixin:
         uncertain = None
         if self.top_entropy_quantile < 1.0:
             uncertain = self.get_high_entropy_mask(entropies, mask, 1 - self.top_entropy_quantile)
-        loss, report = grpo_loss(self, inputs, logps, uncertain)
+        loss, _ = grpo_loss(self, inputs, logps, uncertain)
         steps = _steps(self)
-        figures = _figures(self, inputs, logps.detach(), entropies.detach(), report)
+        figures = _figures(self, inputs, logps.detach(), entropies.detach())
         if self._entropy_bonus_enabled:
             whole = self.loss_type in ("cispo", "dapo", "vespo")
             policy_loss = loss.detach() if whole else loss.detach() * steps
@@ -239,7 +240,7 @@ class LockstepMixin:
             self._metrics[mode][name].append(value)
 
 
-def _figures(trainer, inputs, logps, entropies, report) -> dict[str, float]:
+def _figures(trainer, inputs, logps, entropies) -> dict[str, float]:
     """TRL's metrics of a loss, over all processes."""
     mask = _mask(inputs).bool()
     counted = mask.any(1)
@@ -258,18 +259,21 @@ def _figures(trainer, inputs, logps, entropies, report) -> dict[str, float]:
         return getattr(trainer.accelerator.gather(getattr(own, reduce)().reshape(1)), reduce)().item()
 
     figures = {"entropy": mean(torch.where(mask, entropies, 0.0).sum(), mask.sum())}
-    if trainer.beta != 0.0:
-        figures["kl"] = mean(report.kl * report.tokens if report.tokens else 0.0, report.tokens)
     advantages = inputs["advantages"]
     advantages = advantages[:, None] if advantages.dim() == 1 else advantages
     gap = torch.where(mask, logps - _old(inputs, logps), 0.0)
+    whole = trainer.importance_sampling_level == "sequence"
+    ratio = (gap.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1) if whole else gap).exp()
+    if trainer.beta != 0.0:
+        weights = ratio.expand_as(gap).contiguous().cpu() if trainer.args.use_bias_correction_kl else None
+        each = _objectives.kl_penalty(
+            logps.cpu(), inputs["ref_per_token_logps"].cpu(), mask.cpu(), weights=weights, kl_input_max=None)
+        figures["kl"] = mean(each.sum(), mask.sum())
     if trainer.loss_type == "vespo":
         phi = trainer.get_gamma_weights(
             advantages, gap, mask, inputs.get("importance_sampling_ratio"), *(
                 getattr(trainer.args, f"vespo_{name}") for name in ("k_pos", "lambda_pos", "k_neg", "lambda_neg")))
         return figures | {"vespo/phi_seq_mean": mean(phi[counted].sum(), counted.sum())}
-    whole = trainer.importance_sampling_level == "sequence"
-    ratio = (gap.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1) if whole else gap).exp()
 
     def share(flags):  # of tokens, or of sequences where they have the ratio
         flags = flags.expand_as(mask).double()
@@ -295,7 +299,6 @@ def _check(trainer: Any) -> None:
     if trainer.use_adaptive_entropy:
         raise UnsupportedError("use_adaptive_entropy: not offered; give a fixed entropy_coef")
     _term(trainer)
-    _kl(trainer)
 
 
 def patch(trainer: Any) -> Any:

@@ -149,7 +149,7 @@ def _weights(level: str, threshold: Threshold) -> dict[str, Any]:
         raise InvalidArgumentError(f"rollout_is is {level!r}; give 'token' or 'sequence'")
     ends = _numbers("rollout_is_threshold", threshold)
     if len(ends) == 1:
-        return {"weights": "truncate", "level": _LEVELS[level], "low": min(1 / ends[0], ends[0]), "high": ends[0]}
+        return {"weights": "truncate", "level": _LEVELS[level], "high": ends[0]}
     return {"weights": "mask", "level": _LEVELS[level], "low": ends[0], "high": ends[1]}
 
 
@@ -204,23 +204,25 @@ def _weight_metrics(
     tokens: _Tokens, level: str, weights: torch.Tensor, found: _corrections.Correction, how: Mapping[str, Any],
 ) -> dict[str, float]:
     rows = tokens.means(weights)
-    low, high = how["low"], how["high"]
+    masks, high = how["weights"] == "mask", how["high"]
+    low = how["low"] if masks else 1 / high
     if level == "token":
-        raw, units, outside = tokens.means(tokens.clamped.exp()), found.tokens, found.above + found.below
-        statistics, least, most = found.weight, found.weight.min, found.weight.max
+        ratio = tokens.clamped.exp()
+        raw, units = tokens.means(ratio), ratio[tokens.mask]
+        each, statistics, least, most = units, found.weight, found.weight.min, found.weight.max
     else:
         # verl takes mean and spread over tokens, of which a long sequence has more, and the extremes of the ratio.
         whole = tokens.sums(tokens.log_ratio)
-        raw, units = whole.clamp(-20, 20).exp(), found.sequences
-        outside = float(tokens.spread((raw < low) | (raw > high)).sum())
-        statistics, least, most = _spread(tokens.spread(rows)), whole.min().exp(), raw.max()
+        raw = units = whole.clamp(-20, 20).exp()
+        each, statistics, least, most = (
+            tokens.spread(units), _spread(tokens.spread(rows)), whole.min().exp(), raw.max())
     return {
         "rollout_is_mean": statistics.mean, "rollout_is_std": statistics.std,
         "rollout_is_eff_sample_size": statistics.ess, "rollout_is_max": most, "rollout_is_min": least,
-        "rollout_is_ratio_fraction_high": found.above / units,
-        "rollout_is_ratio_fraction_low": found.below / units,
+        "rollout_is_ratio_fraction_high": _share(units > high),
+        "rollout_is_ratio_fraction_low": _share(units < low),
         **_row_metrics("rollout_is", rows, raw, 1.0, low, high),
-        **({"rollout_is_oob_ratio": outside / found.tokens} if how["weights"] == "mask" else {})}
+        **({"rollout_is_oob_ratio": _share((each < low) | (each > high))} if masks else {})}
 
 
 def _spread(values: torch.Tensor) -> _corrections.WeightStatistics:
