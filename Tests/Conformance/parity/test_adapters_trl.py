@@ -311,3 +311,46 @@ def test_patch():
     trainer = Theirs(settings("grpo", {}), *batch[:2], vllm=False)
     assert adapter.patch(trainer) is trainer and adapter.patch(trainer) is trainer
     assert [each.__name__ for each in type(trainer).__mro__[:3]] == ["Theirs", "LockstepMixin", "Theirs"]
+
+
+# A real trainer
+
+def small_trainer(folder, **more):
+    """A model of two layers and 32 words, with rewards that favour one of them."""
+    import tokenizers
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    words = {f"w{index}": index for index in range(30)} | {"<pad>": 30, "<end>": 31}
+    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", eos_token="<end>")
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(Qwen2Config(
+        vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, pad_token_id=30, eos_token_id=31, bos_token_id=None)).save_pretrained(folder)
+    config = GRPOConfig(
+        output_dir=str(folder), bf16=False, report_to=[], use_cpu=True, per_device_train_batch_size=4,
+        num_generations=4, max_completion_length=6, max_steps=2, num_iterations=2, learning_rate=0.1,
+        save_strategy="no", disable_tqdm=True, seed=1, beta=0.05, logging_steps=1,
+        model_init_kwargs={"dtype": "float32"}, **more)
+    return GRPOTrainer(
+        model=str(folder), args=config, processing_class=tokenizer,
+        reward_funcs=lambda completions, **_: [float(len(set(each.split()))) for each in completions],
+        train_dataset=Dataset.from_dict({"prompt": ["w1 w2", "w3 w4"] * 4}))
+
+
+def test_training(tmp_path):
+    """Two steps, the second off policy: the weights and the log are those of TRL alone."""
+    found = []
+    for prepare in (lambda trainer: trainer, adapter.patch):
+        trainer = prepare(small_trainer(tmp_path))
+        trainer.train()
+        log = [{name: value for name, value in each.items() if name in ("loss", "kl", "entropy", "grad_norm")
+                or name.startswith("clip_ratio")} for each in trainer.state.log_history if "loss" in each]
+        found.append((log, torch.cat([each.detach().flatten() for each in trainer.model.parameters()])))
+    (theirs, weights_of_theirs), (ours, weights_of_ours) = found
+    assert len(ours) == 2 and "clip_ratio/high_mean" in ours[1] and ours[1]["grad_norm"] > 0
+    for one, other in zip(theirs, ours):
+        assert other == pytest.approx(one, rel=1e-3, abs=1e-5)
+    torch.testing.assert_close(weights_of_ours, weights_of_theirs, rtol=1e-3, atol=1e-4)
