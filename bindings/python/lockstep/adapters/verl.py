@@ -475,7 +475,7 @@ def compute_policy_loss_geo_mean(batch, mode):
         report, *(int((held & sign).sum()) / tokens for sign in (advantages > 0, advantages < 0)))
 
 
-def _divergence(statistic: str) -> Callable:
+def _divergence(name: str, statistic: str) -> PolicyLoss:
     def compute(batch, mode):
         low, high = batch.clip
         parts = batch.parts
@@ -489,11 +489,13 @@ def _divergence(statistic: str) -> Callable:
         tokens = max(found.tokens, 1)
         return loss, _metrics(report, found.rejected_tokens / tokens, int(held.sum()) / tokens)
 
-    return compute
+    compute.__name__ = f"compute_policy_loss_{name}"
+    compute.__doc__ = f"REINFORCE weighted by the ratio, without tokens that went too far: DPPO by {statistic}."
+    return _loss(name)(compute)
 
 
-compute_policy_loss_dppo_tv = _loss("dppo_tv")(_divergence("probability_difference"))
-compute_policy_loss_dppo_kl = _loss("dppo_kl")(_divergence("binary_kl"))
+compute_policy_loss_dppo_tv = _divergence("dppo_tv", "probability_difference")
+compute_policy_loss_dppo_kl = _divergence("dppo_kl", "binary_kl")
 
 
 @_loss("clip_cov")
