@@ -81,7 +81,8 @@ def padded(seed, dtype=torch.float64, sequences=7, length=20, spread=0.3, empty=
         "prompt_ids": ids, "prompt_mask": ids + 1, "completion_ids": torch.zeros(shape, dtype=torch.int64),
         "completion_mask": torch.tensor(mask).long(), "advantages": make(rng.normal(0, 1, sequences)),
         "old_per_token_logps": make(current + noise()), "ref_per_token_logps": make(current + noise()),
-        "sampling_per_token_logps": make(current + noise()), "num_items_in_batch": torch.tensor(int(mask.sum()) * 8)}
+        "sampling_per_token_logps": make(current + noise()),
+        "num_items_in_batch": torch.tensor(int(mask.sum()) * 8)}
     return make(current), make(rng.uniform(0, 2, shape)), inputs
 
 
@@ -105,7 +106,8 @@ BATCHES = {
     **{f"golden {name}": lambda dtype, name=name: golden(name, dtype) for name in GOLDEN}}
 
 SETTINGS = {
-    "plain": {}, "kl": {"beta": 0.04, "use_bias_correction_kl": False}, "kl corrected": {"beta": 0.1, "use_bias_correction_kl": True},
+    "plain": {}, "kl": {"beta": 0.04, "use_bias_correction_kl": False},
+    "kl corrected": {"beta": 0.1, "use_bias_correction_kl": True},
     "delta": {"delta": 1.5}, "sequences": {"importance_sampling_level": "sequence"},
     "sequences kl": {"importance_sampling_level": "sequence", "beta": 0.1, "use_bias_correction_kl": True},
     "opsm": {"off_policy_mask_threshold": 0.02}, "entropies": {"top_entropy_quantile": 0.4, "beta": 0.04},
@@ -213,7 +215,7 @@ def test_the_weights_are_exchanged_where_batches_are_made():
     assert found[f"{name}/effective_sample_size"] < 1 and found["sampling/unscored_tokens"] == 0
 
 
-# What differs on purpose: the table of docs/Adapters.md. Each test also shows that TRL still does what the table says.
+# What differs on purpose, the table of docs/Adapters.md. Each test also shows that TRL still does what it says.
 
 def test_cispo_with_a_bound_below_one():
     """T10: on policy, every token is scaled to 0.2."""

@@ -271,7 +271,7 @@ def test_install(restored):
     assert metrics["rollout_corr/rollout_is_eff_sample_size"] == 0
 
 
-# What differs on purpose: the table of docs/Adapters.md. Each test also shows that verl still does what the table says.
+# What differs on purpose, the table of docs/Adapters.md. Each test also shows that verl still does what it says.
 
 def same_metrics(ours, theirs, but=()):
     assert ours.keys() == theirs.keys()
@@ -307,9 +307,12 @@ def test_every_weight_rejected():
     how = {"rollout_is": "token", "rollout_is_threshold": "900_901"}
     with pytest.raises(ZeroDivisionError):
         corrected(CORRECT, batch, **how)
-    weights, mask, metrics = corrected(adapter.compute_rollout_correction_and_rejection_mask, batch, **how)
-    assert (weights == 0).all() and metrics["rollout_corr/rollout_is_eff_sample_size"] == 0
-    assert torch.equal(mask.bool(), batch.mask)
+    for more in ({}, {"rollout_is_batch_normalize": True}):
+        weights, mask, metrics = corrected(
+            adapter.compute_rollout_correction_and_rejection_mask, batch, **how, **more)
+        assert (weights == 0).all() and metrics["rollout_corr/rollout_is_eff_sample_size"] == 0
+        assert torch.equal(mask.bool(), batch.mask)
+        assert metrics.get("rollout_corr/rollout_is_batch_norm_factor", 1) == 1
 
 
 def test_every_token_rejected():
@@ -382,7 +385,7 @@ def test_advantages_in_16_bits_are_refused():
 
 
 def test_the_interval_of_k1_is_verls():
-    """T2: of rollout / trainer, the inverse of IcePop's. The adapter keeps it: a bound in a config means what it did."""
+    """T2: of rollout / trainer, the inverse of IcePop's. A bound in a config means what it meant."""
     batch = Batch(18, sequences=2, length=1)
     batch.mask[:] = True
     batch.rollout = batch.trainer - torch.tensor([[3.0], [0.3]], dtype=torch.float64).log()
