@@ -40,7 +40,7 @@
  * Logarithms are natural; entropies and divergences are in nats.
  *
  * Sections: 1 version, status, errors.  2 tensors and number formats.  3 log-probs.  4 mismatch.
- * 5 logs.  6 corrections.  7 advantages.
+ * 5 logs.  6 corrections.  7 advantages.  8 objectives.  9 presets.
  */
 #ifndef LOCKSTEP_H
 #define LOCKSTEP_H
@@ -1776,6 +1776,57 @@ typedef struct {
 lockstep_status lockstep_covariance_select(const lockstep_tensor *selected, size_t *count,
                                            const lockstep_batch *batch,
                                            const lockstep_covariance_options *options);
+
+/* ---------------------------------------------------------------------------------------------
+ * 9. Presets
+ *
+ * A preset is a named algorithm of the field, such as "paper/grpo-token-tis": options of all three sections
+ * above, and which log-probs stand where. It is a place to begin: the options are plain structs, to be changed.
+ *
+ *     lockstep_correction_options correction = LOCKSTEP_CORRECTION_OPTIONS_INIT;
+ *     lockstep_objective_options objective = LOCKSTEP_OBJECTIVE_OPTIONS_INIT;
+ *     lockstep_preset preset = LOCKSTEP_PRESET_INIT;
+ *     lockstep_preset_read(&preset, &correction, NULL, &objective, "paper/grpo-token-tis");
+ *     puts(preset.text);
+ * ------------------------------------------------------------------------------------------ */
+
+/* Which log-probs stand where. */
+typedef int32_t lockstep_preset_policies;
+enum {
+    /* The correction compares trainer and rollout, the objective's ratio is current over trainer. */
+    LOCKSTEP_PRESET_THREE_POLICIES = 0,
+    /* Bypass: give lockstep_correct the current log-probs as trainer_log_probs too, and the objective the rollout's
+     * as trainer_log_probs. */
+    LOCKSTEP_PRESET_TWO_POLICIES = 1
+};
+
+/* What a preset is. The texts are static, UTF-8, and never NULL. Growable: set struct_size before the call; only
+ * that many bytes are written. */
+typedef struct {
+    uint32_t struct_size;
+    lockstep_preset_policies policies;
+    const char *name;
+    const char *summary; /* what it is, in a sentence */
+    const char *source;  /* where it is from */
+    const char *doubts;  /* what of it is inferred and not confirmed; "" if nothing is */
+    /* All of it, a line for each part, made from the options: weights, mask, advantage, term, aggregation. */
+    const char *text;
+    int32_t reference_is_rollout; /* 1: give the rollout's log-probs as reference_log_probs too */
+    uint32_t reserved;            /* 0 */
+} lockstep_preset;
+
+#define LOCKSTEP_PRESET_INIT { sizeof(lockstep_preset), 0, 0, 0, 0, 0, 0, 0, 0 }
+
+/* The names of the presets, in the order of docs/Presets.md: a static string, or NULL from their number on. */
+const char *lockstep_preset_name(size_t index);
+
+/* Reads a preset into options, each of which is optional and keeps its struct_size (start from _INIT: only that
+ * many bytes are written). non_finite, threads and instruction_set become the defaults; `rejections` points
+ * to static memory. `length` of the objective is 0 where the aggregation needs one (SEQ_MEAN_TOKEN_SUM_NORM),
+ * which no preset can know: set it. An unknown name is LOCKSTEP_ERROR_INVALID_ARGUMENT and lists the nearest. */
+lockstep_status lockstep_preset_read(lockstep_preset *preset, lockstep_correction_options *correction,
+                                     lockstep_advantage_options *advantages,
+                                     lockstep_objective_options *objective, const char *name);
 
 #ifdef __cplusplus
 }

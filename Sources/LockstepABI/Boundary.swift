@@ -30,10 +30,20 @@ func read<Options: GrowableOptions>(
     _ pointer: UnsafePointer<Options>?, _ name: StaticString = "options", defaults: Options
 ) throws(LockstepError) -> Options {
     guard let pointer else { return defaults }
-    let raw = UnsafeRawPointer(pointer)
+    var options = defaults
+    try withUnsafeMutableBytes(of: &options) { (target) throws(LockstepError) in
+        try read(UnsafeRawPointer(pointer), name, firstSize: Options.firstSize, into: target)
+    }
+    return options
+}
+
+/// The same for any struct, so that its code is there once.
+private func read(
+    _ raw: UnsafeRawPointer, _ name: StaticString, firstSize: Int, into target: UnsafeMutableRawBufferPointer
+) throws(LockstepError) {
     let size = Int(raw.loadUnaligned(as: UInt32.self))
-    let known = MemoryLayout<Options>.size
-    guard size >= Options.firstSize, size <= 4096 else {
+    let known = target.count
+    guard size >= firstSize, size <= 4096 else {
         throw invalid(
             "\(name): struct_size is \(size); set it to sizeof the \(name) struct (\(known)), as its "
                 + "_INIT macro does")
@@ -44,11 +54,7 @@ func read<Options: GrowableOptions>(
             "\(name): the byte at offset \(offset) is set, but this library (\(versionString)) knows only "
                 + "\(known) bytes of the struct; load a newer library or leave it zero")
     }
-    var options = defaults
-    withUnsafeMutableBytes(of: &options) { target in
-        target.copyMemory(from: UnsafeRawBufferPointer(start: raw, count: min(size, known)))
-    }
-    return options
+    target.copyMemory(from: UnsafeRawBufferPointer(start: raw, count: min(size, known)))
 }
 
 /// Writes a result struct of the caller, whatever its version: as many bytes as its struct_size says.
@@ -69,12 +75,19 @@ func write<Value: GrowableOptions>(
 func checkGrowable<Value: GrowableOptions>(
     _ pointer: UnsafeMutablePointer<Value>?, _ name: StaticString
 ) throws(LockstepError) -> Int {
+    try checkSize(
+        UnsafeRawPointer(pointer), name, firstSize: Value.firstSize, known: MemoryLayout<Value>.size)
+}
+
+/// The same for any struct.
+private func checkSize(
+    _ pointer: UnsafeRawPointer?, _ name: StaticString, firstSize: Int, known: Int
+) throws(LockstepError) -> Int {
     guard let pointer else { throw invalid("\(name) is NULL") }
-    let size = Int(UnsafeRawPointer(pointer).loadUnaligned(as: UInt32.self))
-    guard size >= Value.firstSize, size <= 1 << 16 else {
+    let size = Int(pointer.loadUnaligned(as: UInt32.self))
+    guard size >= firstSize, size <= 1 << 16 else {
         throw invalid(
-            "\(name): struct_size is \(size); set it to sizeof the \(name) struct "
-                + "(\(MemoryLayout<Value>.size))")
+            "\(name): struct_size is \(size); set it to sizeof the \(name) struct (\(known))")
     }
     return size
 }

@@ -219,7 +219,7 @@ private func damage(
 }
 
 /// A text of the caller that must be there.
-private func text(_ pointer: UnsafePointer<CChar>?, _ name: StaticString) throws(LockstepError) -> String {
+func text(_ pointer: UnsafePointer<CChar>?, _ name: StaticString) throws(LockstepError) -> String {
     guard let pointer else { throw invalid("\(name) is NULL") }
     guard let text = String(validatingCString: pointer) else { throw invalid("\(name): is not UTF-8") }
     return text

@@ -198,6 +198,11 @@ STATIC_CHECK(sizeof(lockstep_objective_counts) == 24);
 OFFSET(lockstep_objective_counts, prompts, 16);
 STATIC_CHECK(sizeof(lockstep_covariance_options) >= 56);
 OFFSET(lockstep_covariance_options, seed, 48);
+STATIC_CHECK(sizeof(lockstep_preset) >= 56);
+OFFSET(lockstep_preset, policies, 4);
+OFFSET(lockstep_preset, name, 8);
+OFFSET(lockstep_preset, text, 40);
+OFFSET(lockstep_preset, reference_is_rollout, 48);
 
 STATIC_CHECK(LOCKSTEP_OK == 0 && LOCKSTEP_ERROR_INVALID_ARGUMENT == 1 && LOCKSTEP_ERROR_UNSUPPORTED == 2 &&
              LOCKSTEP_ERROR_NON_FINITE == 3 && LOCKSTEP_ERROR_OUT_OF_MEMORY == 4 &&
@@ -211,6 +216,7 @@ STATIC_CHECK(LOCKSTEP_TERM_CLIP == 0 && LOCKSTEP_TERM_REINFORCE == 1 && LOCKSTEP
              LOCKSTEP_TERM_CISPO == 3 && LOCKSTEP_TERM_SAPO == 4 && LOCKSTEP_TERM_TOPR == 5 &&
              LOCKSTEP_TERM_SQUARED == 6 && LOCKSTEP_TERM_KL_COV == 7 && LOCKSTEP_TERM_GMPO == 8 &&
              LOCKSTEP_TERM_VESPO == 9);
+STATIC_CHECK(LOCKSTEP_PRESET_THREE_POLICIES == 0 && LOCKSTEP_PRESET_TWO_POLICIES == 1);
 STATIC_CHECK(LOCKSTEP_RATIO_TOKEN == 0 && LOCKSTEP_RATIO_SEQUENCE == 1 && LOCKSTEP_RATIO_SEQUENCE_TOKEN == 2 &&
              LOCKSTEP_RATIO_SEQUENCE_SUM == 3);
 STATIC_CHECK(LOCKSTEP_TOKEN_MEAN == 0 && LOCKSTEP_TOKEN_SUM == 1 && LOCKSTEP_SEQ_MEAN_TOKEN_SUM == 2 &&

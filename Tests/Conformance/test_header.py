@@ -156,6 +156,7 @@ def test_option_defaults_are_the_macros(run_c):
         "lockstep_correction_options": _corrections._options(rules=(), **{
             name: each.default for name, each in inspect.signature(lockstep.correct).parameters.items()
             if name in inspect.signature(_corrections._options).parameters}),
+        "lockstep_preset": c.Preset(ctypes.sizeof(c.Preset)),
         "lockstep_batch": c.Batch(ctypes.sizeof(c.Batch)),
         "lockstep_objective_options": _objectives._options(),
         "lockstep_covariance_options": c.CovarianceOptions(

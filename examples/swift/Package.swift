@@ -7,7 +7,7 @@ let package = Package(
     dependencies: [.package(name: "lockstep", path: "../..")],
     targets: [
         "first", "batch_invariance", "mismatch", "linear_log_probs", "log", "accumulator", "monitor",
-        "corrections", "advantages", "objectives",
+        "corrections", "advantages", "objectives", "presets",
     ]
     .map {
         .executableTarget(name: $0, dependencies: [.product(name: "Lockstep", package: "lockstep")])

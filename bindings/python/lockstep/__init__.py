@@ -42,6 +42,7 @@ from ._objectives import (
     Objective, ObjectiveCounts, ObjectiveLoss, ObjectiveReport, adapted_kl_coefficient, covariance_select,
     kl_penalty, objective_loss,
 )
+from ._presets import Preset, preset, presets
 from .advice import Advice, advise
 from .certificate import Certificate, certify
 
@@ -52,11 +53,12 @@ __all__ = [
     "LinearGradients", "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords",
     "LogSummary", "LogWriter", "Mismatch", "MismatchAccumulator", "Monitor", "NonFiniteError",
     "Objective", "ObjectiveCounts", "ObjectiveLoss", "ObjectiveReport", "OutOfMemoryError",
-    "Reading", "Rejection", "RejectionCount", "UnsupportedError", "WeightStatistics",
+    "Preset", "Reading", "Rejection", "RejectionCount", "UnsupportedError", "WeightStatistics",
     "adapted_kl_coefficient", "advantages", "advise", "certify", "convert", "correct",
     "covariance_select", "exact_mismatch", "has_instruction_set", "kl_penalty", "linear_log_probs",
     "linear_log_probs_backward", "log_probs", "log_probs_backward", "metrics", "mismatch",
-    "mismatch_profile", "mismatch_sequences", "objective_loss", "overlong_penalty", "ulp_distance",
+    "mismatch_profile", "mismatch_sequences", "objective_loss", "overlong_penalty", "preset", "presets",
+    "ulp_distance",
 ]
 
 #: The version of the library that is loaded.

@@ -629,6 +629,20 @@ class CovarianceOptions(Structure):
     ]
 
 
+# 9. Presets
+
+PRESET_THREE_POLICIES = 0
+PRESET_TWO_POLICIES = 1
+
+
+class Preset(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("policies", c_int32), ("name", c_char_p), ("summary", c_char_p),
+        ("source", c_char_p), ("doubts", c_char_p), ("text", c_char_p), ("reference_is_rollout", c_int32),
+        ("reserved", c_uint32),
+    ]
+
+
 # Functions: name -> (result, arguments), in the header's order. Arrays of structs are plain addresses.
 
 _tensor = POINTER(Tensor)
@@ -726,6 +740,10 @@ SIGNATURES = {
     "lockstep_kl_coefficient_update": (c_int32, [c_void_p] + [c_double] * 4),
     "lockstep_covariance_select": (
         c_int32, [_tensor, POINTER(c_size_t), POINTER(Batch), POINTER(CovarianceOptions)]),
+    "lockstep_preset_name": (c_char_p, [c_size_t]),
+    "lockstep_preset_read": (
+        c_int32, [POINTER(Preset), POINTER(CorrectionOptions), POINTER(AdvantageOptions),
+                  POINTER(ObjectiveOptions), c_char_p]),
 }
 
 FILE_NAME = "liblockstep.so.1"

@@ -17,6 +17,7 @@ from .advise import advise
 from .certify import certify
 from .convert import convert
 from .diagnose import diagnose
+from .presets import presets
 from .watch import watch
 
 __all__ = ["commands"]
@@ -31,5 +32,5 @@ def commands() -> None:
             stream.reconfigure(errors="replace")
 
 
-for command in (diagnose, certify, advise, watch, convert):
+for command in (diagnose, certify, advise, watch, convert, presets):
     commands.add_command(command)
