@@ -27,7 +27,7 @@ mkdir -p "$out" "$scratch"
 
 # nodelete: worker threads outlive a dlclose, so the code must stay mapped. icf: equal functions are kept once.
 set -- --package-path "$root" --scratch-path "$scratch" -c release --product lockstep \
-    -Xswiftc -static-stdlib -Xswiftc -use-ld=lld \
+    -Xswiftc -static-stdlib -Xswiftc -Osize -Xswiftc -use-ld=lld \
     -Xlinker --version-script="$scratch/lockstep.map" -Xlinker -soname=$soname \
     -Xlinker -z -Xlinker nodelete -Xlinker --no-undefined \
     -Xlinker --gc-sections -Xlinker --icf=all -Xlinker -s
