@@ -140,6 +140,7 @@ LSK_INLINE void load_narrow(lsk_chunk *chunk, const char *trainer, int32_t train
     if (largest >= 0x7f800000) drop_non_finite(chunk);
 }
 
+// Widens `count` values of any format, exactly; 0 behind them, to whole registers.
 static void load_doubles(double *out, const char *in, int32_t format, int64_t count) {
     if (format == LSK_FP64) {
         memcpy(out, in, (size_t)count * 8);

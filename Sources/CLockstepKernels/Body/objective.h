@@ -248,19 +248,6 @@ static void exclude_non_finite(lsk_objective_chunk *chunk) {
     }
 }
 
-// Widens `count` values of any format, exactly; 0 behind them, to whole registers.
-static void widen_input(double *out, const char *in, int32_t format, int64_t count) {
-    if (format == LSK_FP64) {
-        memcpy(out, in, (size_t)count * 8);
-        return;
-    }
-    int64_t at = 0;
-    for (; at + LSK_LANES <= count; at += LSK_LANES)
-        store_pair(out + at, widen(load_floats(in + at * size_of(format), format)));
-    if (at < count)
-        store_pair(out + at, widen(load_some_floats(in + at * size_of(format), format, count - at)));
-}
-
 // Loads up to 128 tokens from `start` on; returns 0, and loads nothing, if the masks leave them all out.
 static int load_objective(lsk_objective_chunk *chunk, const lsk_objective_span *span,
                           const lsk_objective_rule *rule, int64_t start) {
@@ -269,7 +256,7 @@ static int load_objective(lsk_objective_chunk *chunk, const lsk_objective_span *
         if (!span->input[input]) continue;
         const int32_t format = span->format[input];
         const char *in = (const char *)span->input[input] + start * size_of(format);
-        widen_input(chunk->value[input], in, format, chunk->count);
+        load_doubles(chunk->value[input], in, format, chunk->count);
         for (int64_t i = chunk->count; i < chunk->padded; i++) chunk->value[input][i] = 0;
     }
     if (rule->exclude) exclude_non_finite(chunk);
