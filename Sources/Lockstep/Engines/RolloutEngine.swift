@@ -89,6 +89,8 @@ public final class RolloutEngine {
     private let logits: Scratch<Float>
     private var waiting: [Member] = []
     private var active: [Member] = []
+    /// What stopped the engine.
+    private var failure: LockstepError?
 
     /// A sequence in the engine.
     private final class Member {
@@ -178,7 +180,7 @@ public final class RolloutEngine {
         let cache = KeyValueCache(
             model.configuration, model.recipe.cache, layers: model.configuration.layers)
         let member = Member(id: first, pending: tokens[...], cache: cache, promptCount: prompt.count)
-        member.followers = ids.dropFirst().reversed()
+        member.followers = Array(ids.dropFirst())
         waiting.append(member)
     }
 
@@ -270,16 +272,11 @@ public final class RolloutEngine {
         }
         try draw(drawing)
         for (member, _) in ready { member.followers = [] }
-        for follower in followers where follower.rollout.finish == .running {
-            waiting.insert(follower, at: 0)
-        }
+        waiting.insert(contentsOf: followers.filter { $0.rollout.finish == .running }, at: 0)
         let over = (active + followers).filter { $0.rollout.finish != .running }
         active.removeAll { $0.rollout.finish != .running }
         return over.map(\.rollout).sorted { $0.id < $1.id }
     }
-
-    /// What stopped the engine.
-    private var failure: LockstepError?
 
     /// The logits of some rows, one row after another.
     private func formLogits(_ chosen: [Int]) throws(LockstepError) {
