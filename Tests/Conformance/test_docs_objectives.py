@@ -18,7 +18,7 @@ def test_snippets_are_of_files_that_run():
     """`examples/run.sh` runs the examples; each shown part is one of theirs, or of the kernels'."""
     files = {
         "python": ["examples/python/objectives.py"], "swift": ["examples/swift/Sources/objectives/main.swift"],
-        "c": ["examples/c/objectives.c", "Sources/CLockstepKernels/Body/objective.h"]}
+        "c": ["examples/c/objectives.c", "Sources/CLockstepKernels/Body/objective_terms.h"]}
     for language, names in files.items():
         texts = "".join((ROOT / name).read_text() for name in names)
         shown = [each for each in snippets(language) if "lockstep.torch" not in each]
