@@ -9,6 +9,7 @@
 #include "softmax.h"
 #include "gemm.h"
 #include "layers.h"
+#include "training.h"
 
 #include "math64.h"
 
@@ -44,6 +45,13 @@ const lsk_kernels LSK_TABLE = {
     .add_times = add_times,
     .store_rows = store_rows,
     .non_finite_values = non_finite_values,
+    .dot = dot,
+    .rms_norm_backward = rms_norm_backward,
+    .silu_multiply_backward = silu_multiply_backward,
+    .softmax_backward = softmax_backward,
+    .store_rounded = store_rounded,
+    .column_sums = column_sums,
+    .fixed_add = fixed_add,
     .mismatch_sums = mismatch_sums,
     .mismatch_evidence = mismatch_evidence,
     .mismatch_select = mismatch_select,

@@ -91,15 +91,20 @@ static void rotate(void *x, const float *cosines, const float *sines, int32_t fo
     else rotate_as(x, cosines, sines, LSK_BF16, count);
 }
 
-// x / (1 + e^-x): 0 below -88, where e^-x would overflow; NaN stays.
-LSK_INLINE vf vf_silu(vf x) {
+// e^-x for x from -88 to 87, and what it is there beyond.
+LSK_INLINE vf vf_exp_minus(vf x) {
     vf y = -x;
     y = vf_select(y > vf_splat(88.0f), vf_splat(88.0f), y);
     y = vf_select(y < vf_splat(-87.0f), vf_splat(-87.0f), y);
     vf t = vf_fma(y, vf_splat(LSK_LOG2_E), vf_splat(LSK_MAGIC + 127.0f));
     vf power = (vf)((vi)t << 23);
     vf n = t - vf_splat(LSK_MAGIC + 127.0f);
-    vf e = vf_exp_p(vf_exp_r(y, n)) * power;
+    return vf_exp_p(vf_exp_r(y, n)) * power;
+}
+
+// x / (1 + e^-x): 0 below -88, where e^-x would overflow; NaN stays.
+LSK_INLINE vf vf_silu(vf x) {
+    vf e = vf_exp_minus(x);
     return vf_select(x < vf_splat(-88.0f), vf_splat(0.0f), x / (e + vf_splat(1.0f)));
 }
 

@@ -138,6 +138,18 @@ typedef struct {
                           ptrdiff_t x_stride, ptrdiff_t rows, ptrdiff_t count);
     int64_t (*non_finite_values)(const void *x, int32_t format, ptrdiff_t count);
 
+    // training.h. One row of `count` floats each.
+    double (*dot)(const float *a, const float *b, ptrdiff_t count);
+    void (*rms_norm_backward)(float *dx, float *d_weight, const float *x, const float *dy, const float *weight,
+                              ptrdiff_t count, double epsilon);
+    void (*silu_multiply_backward)(float *d_gate, float *d_up, const float *gate, const float *up, const float *d,
+                                   ptrdiff_t count);
+    void (*softmax_backward)(float *ds, const float *p, const float *dp, ptrdiff_t count);
+    int64_t (*store_rounded)(float *out, ptrdiff_t out_stride, int32_t format, const float *x,
+                             ptrdiff_t x_stride, ptrdiff_t rows, ptrdiff_t count);
+    void (*column_sums)(float *out, const float *x, ptrdiff_t x_stride, ptrdiff_t rows, ptrdiff_t count);
+    int64_t (*fixed_add)(int64_t *high, int64_t *low, const float *x, float scale, ptrdiff_t count);
+
     // mismatch.h. `histogram` and `profile` may be NULL.
     void (*mismatch_sums)(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_mismatch_profile *profile,
                           const lsk_mismatch_span *span);

@@ -15,7 +15,6 @@ final class Attention: @unchecked Sendable {
     private let kernels: lsk_kernels
     private let configuration: ModelConfiguration
     private let recipe: Recipe
-    private let rule: lsk_logit_rule
     /// 1 / sqrt(headSize), which queries are multiplied by in float32.
     private let scale: Float
     private let queries: Scratch<UInt8>
@@ -23,7 +22,7 @@ final class Attention: @unchecked Sendable {
     private var scores: Scratch<Float>
     private var probabilities: Scratch<UInt8>
     private var probabilityRows: PackedRows
-    private var sums: Scratch<lsk_lse_block>
+    private var softmax: ScoreSoftmax
     private let tile: Scratch<Float>
     private var capacity = 0
 
@@ -35,7 +34,6 @@ final class Attention: @unchecked Sendable {
         self.kernels = kernels.pointee
         configuration = model.configuration
         recipe = model.recipe
-        rule = try LogProbOptions().rule()
         scale = Float(1 / Double(configuration.headSize).squareRoot())
         let rows = block * (configuration.heads / configuration.keyValueHeads)
         queries = try Scratch(count: rows * configuration.headSize * recipe.activations.byteCount)
@@ -43,7 +41,7 @@ final class Attention: @unchecked Sendable {
         scores = try Scratch(count: 0)
         probabilities = try Scratch(count: 0)
         probabilityRows = try PackedRows(kernels, rows: 0, depth: 0)
-        sums = try Scratch(count: 0)
+        softmax = try ScoreSoftmax(kernels, recipe.probabilities, positions: 0)
         tile = try Scratch(count: rows * Int(LSK_PANEL))
         try reserve(positions: positions)
     }
@@ -58,11 +56,10 @@ final class Attention: @unchecked Sendable {
         let rows = block * (configuration.heads / configuration.keyValueHeads)
         let scores = try Scratch<Float>(count: rows * capacity)
         let probabilities = try Scratch<UInt8>(count: rows * capacity * recipe.probabilities.byteCount)
-        let sums = try Scratch<lsk_lse_block>(count: capacity / Int(LSK_BLOCK) + 1)
+        softmax = try ScoreSoftmax(table, recipe.probabilities, positions: capacity)
         probabilityRows = try PackedRows(table, rows: rows, depth: capacity)
         self.scores = scores
         self.probabilities = probabilities
-        self.sums = sums
         (self.block, self.capacity) = (block, capacity)
     }
 
@@ -96,8 +93,10 @@ final class Attention: @unchecked Sendable {
         }
         var failures = 0
         for row in 0..<rows {
-            failures += normalize(
-                row, count: positions.lowerBound + row / group + 1, of: positions.upperBound)
+            failures += softmax.normalize(
+                scores.base + row * capacity, count: positions.lowerBound + row / group + 1,
+                of: positions.upperBound,
+                into: UnsafeMutableRawPointer(probabilities.base) + row * capacity * recipe.probabilities.byteCount)
         }
         if failures > 0 { return failures }
         probabilityRows.pack(
@@ -116,43 +115,6 @@ final class Attention: @unchecked Sendable {
             }
         }
         return failures
-    }
-
-    /// Turns the scores of a row, of which `count` may be seen, into `total` probabilities: 0 beyond.
-    private func normalize(_ row: Int, count: Int, of total: Int) -> Int {
-        let scores = scores.base + row * capacity
-        let size = recipe.probabilities.byteCount
-        let out = UnsafeMutableRawPointer(probabilities.base) + row * capacity * size
-        (out + count * size).initializeMemory(as: UInt8.self, repeating: 0, count: (total - count) * size)
-        return withUnsafePointer(to: rule) { rule in
-            guard let sum = try? sum(scores, count, rule) else { return 1 }
-            // p = 0 - p * -1: the softmax's gradient with respect to a target that is not there.
-            var gradient = lsk_gradient_row()
-            gradient.d_log_prob = -1
-            gradient.inverse_sum = Float(1 / sum.sum)
-            gradient.reference = sum.reference
-            kernels.gradient_row(
-                out, recipe.probabilities.rawValue, scores, Format.fp32.rawValue, count, -1, rule, &gradient)
-            return 0
-        }
-    }
-
-    /// The sum of the exponentials of `count` scores; where some are beyond 2^20, of all less the largest.
-    private func sum(
-        _ scores: UnsafeMutablePointer<Float>, _ count: Int, _ rule: UnsafePointer<lsk_logit_rule>
-    ) throws(RowSum.Failure) -> RowSum {
-        let blocks = UnsafeBufferPointer(start: sums.base, count: blockCount(count))
-        kernels.lse_row(sums.base, scores, Format.fp32.rawValue, count, rule, 0)
-        do {
-            return try RowSum(blocks)
-        } catch {
-            guard error == .wide else { throw error }
-            var largest = -Float.infinity
-            for index in 0..<count { largest = max(largest, scores[index]) }
-            for index in 0..<count { scores[index] -= largest }
-            kernels.lse_row(sums.base, scores, Format.fp32.rawValue, count, rule, 0)
-            return try RowSum(blocks)
-        }
     }
 
     /// The sum over `count` positions of probability times value, for 32 of a head's elements.

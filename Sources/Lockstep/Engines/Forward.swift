@@ -26,7 +26,8 @@ final class Forward {
     /// Rows worked on at a time, at most.
     static let rowLimit = 512
 
-    let model: Model
+    /// The weights; another snapshot of them may take their place.
+    var model: Model
     /// Told what each operation gave: layer, operation, values in the recipe's activations, how many.
     var observe: ((Int, StaticString, UnsafeRawPointer, Int) -> Void)?
     private let kernels: lsk_kernels
@@ -36,13 +37,10 @@ final class Forward {
     private let packed: PackedRows
     private let multipliers: [TileMultiplier]
     private let attentions: [Attention]
-    private let normed: Scratch<UInt8>
-    private let projected: Scratch<UInt8>
-    private let attended: Scratch<UInt8>
-    private let wide: Scratch<UInt8>
-    private let activated: Scratch<UInt8>
+    /// Where a layer's operations leave their results: one for all layers, but where a backward pass needs them.
+    var results: LayerResults
     private let added: Scratch<UInt8>
-    private let experts: ExpertScratch?
+    let experts: ExpertScratch?
 
     /// Room for `rows` rows of sequences of up to `positions` tokens: `reserve` makes more.
     init(_ model: Model, rows: Int, positions: Int, _ execution: Execution) throws(LockstepError) {
@@ -50,24 +48,19 @@ final class Forward {
         let threads = try execution.threadCount()
         let c = model.configuration
         let size = model.recipe.activations.byteCount
-        let widest = max(c.intermediateSize, c.experts?.intermediateSize ?? 0)
         self.model = model
         self.kernels = kernels.pointee
         self.threads = threads
         self.positions = positions
         rotary = try RotaryTable(c, positions: positions)
-        packed = try PackedRows(kernels, rows: rows, depth: max(c.hiddenSize, widest, c.heads * c.headSize))
+        packed = try PackedRows(kernels, rows: rows, depth: max(c.hiddenSize, c.widest, c.heads * c.headSize))
         multipliers = try workers(threads) { () throws(LockstepError) in
             try TileMultiplier(kernels, .packed(model.head), rows: rows)
         }
         attentions = try workers(threads) { () throws(LockstepError) in
             try Attention(kernels, model, positions: positions)
         }
-        normed = try Scratch(count: rows * c.hiddenSize * size)
-        projected = try Scratch(count: rows * Forward.projectionWidth(c) * size)
-        attended = try Scratch(count: rows * c.heads * c.headSize * size)
-        wide = try Scratch(count: rows * 2 * widest * size)
-        activated = try Scratch(count: rows * widest * size)
+        results = try LayerResults(c, rows: rows, elementBytes: size, isKept: false)
         added = try Scratch(count: rows * c.hiddenSize * size)
         experts =
             if let count = c.experts?.count {
@@ -85,10 +78,6 @@ final class Forward {
         rotary = try RotaryTable(configuration, positions: limit)
         for attention in attentions { try attention.reserve(positions: limit) }
         positions = limit
-    }
-
-    private static func projectionWidth(_ c: ModelConfiguration) -> Int {
-        (c.heads + 2 * c.keyValueHeads) * c.headSize
     }
 
     private var configuration: ModelConfiguration { model.configuration }
@@ -110,24 +99,30 @@ final class Forward {
     ) throws(Overflow) {
         let layer = model.layers[index]
         let count = spans.reduce(0) { $0 + $1.positions.count }
-        norm(rows, layer.attentionNorm, count, into: normed.base)
-        observe?(index, "attention norm", normed.base, count * configuration.hiddenSize)
+        let results = results
+        results.input?.copyMemory(from: rows, byteCount: count * hiddenBytes)
+        norm(rows, layer.attentionNorm, count, into: results.attentionNormed)
+        observe?(index, "attention norm", results.attentionNormed, count * configuration.hiddenSize)
         try multiply(
-            normed.base, count, by: layer.projection, into: projected.base, index, "attention projection")
+            results.attentionNormed, count, by: layer.projection, into: results.projected, index,
+            "attention projection")
+        results.unnormedHeads?.copyMemory(
+            from: results.projected, byteCount: count * configuration.projectionWidth * format.byteCount)
         try place(layer, spans, index, cacheLayer)
         observe?(
-            index, "queries, keys and values", projected.base,
-            count * Forward.projectionWidth(configuration))
+            index, "queries, keys and values", results.projected,
+            count * configuration.projectionWidth)
         try attend(spans, index, cacheLayer)
-        observe?(index, "attention", attended.base, count * configuration.heads * configuration.headSize)
-        try multiply(attended.base, count, by: layer.output, into: added.base, index, "attention output")
+        observe?(index, "attention", results.attended, count * configuration.heads * configuration.headSize)
+        try multiply(results.attended, count, by: layer.output, into: added.base, index, "attention output")
         try addResidual(rows, count, index, "residual sum after attention")
 
-        norm(rows, layer.mlpNorm, count, into: normed.base)
-        observe?(index, "MLP norm", normed.base, count * configuration.hiddenSize)
+        results.middle?.copyMemory(from: rows, byteCount: count * hiddenBytes)
+        norm(rows, layer.mlpNorm, count, into: results.mlpNormed)
+        observe?(index, "MLP norm", results.mlpNormed, count * configuration.hiddenSize)
         switch layer.feedForward {
         case .dense(let mlp):
-            try feedForward(mlp, normed.base, count, into: added.base, index)
+            try feedForward(mlp, results.mlpNormed, count, into: added.base, index)
         case .experts(let router, let experts):
             try mix(router, experts, count, index)
         }
@@ -206,12 +201,12 @@ final class Forward {
         _ layer: Model.Layer, _ spans: [TokenSpan], _ index: Int, _ cacheLayer: Int
     ) throws(Overflow) {
         let c = configuration
-        let (size, width) = (format.byteCount, Forward.projectionWidth(c))
+        let (size, width) = (format.byteCount, c.projectionWidth)
         let places = spans.flatMap { span in span.positions.map { (span.cache, $0) } }
         let rotated = Counter(threads)
         let kept = forEachRow(places.count) { place, worker in
             let (cache, position) = places[place]
-            let row = UnsafeMutableRawPointer(projected.base) + place * width * size
+            let row = results.projected + place * width * size
             for head in 0..<c.heads + c.keyValueHeads {
                 let at = row + head * c.headSize * size
                 if let norms = layer.headNorms {
@@ -237,7 +232,7 @@ final class Forward {
 
     private func attend(_ spans: [TokenSpan], _ layer: Int, _ cacheLayer: Int) throws(Overflow) {
         let c = configuration
-        let (width, outputWidth, size) = (Forward.projectionWidth(c), c.heads * c.headSize, format.byteCount)
+        let (width, outputWidth, size) = (c.projectionWidth, c.heads * c.headSize, format.byteCount)
         var blocks: [(span: TokenSpan, positions: Range<Int>)] = []
         for span in spans {
             let block = attentions[0].block
@@ -250,29 +245,30 @@ final class Forward {
             let (span, positions) = blocks[task / c.keyValueHeads]
             let row = span.row + positions.lowerBound - span.positions.lowerBound
             failures[worker] += attentions[worker].attend(
-                UnsafeRawPointer(projected.base) + row * width * size, queryStride: width,
+                UnsafeRawPointer(results.projected) + row * width * size, queryStride: width,
                 positions: positions, head: task % c.keyValueHeads, layer: cacheLayer, cache: span.cache,
-                into: UnsafeMutableRawPointer(attended.base) + row * outputWidth * size,
+                into: results.attended + row * outputWidth * size,
                 outputStride: outputWidth)
         }
         if failures.total > 0 { throw Overflow(layer: layer, operation: "attention") }
     }
 
-    private func feedForward(
+    /// down(silu(gate x) * up x) of some rows.
+    func feedForward(
         _ mlp: Model.MLP, _ rows: UnsafeRawPointer, _ count: Int, into out: UnsafeMutableRawPointer,
         _ layer: Int
     ) throws(Overflow) {
         let (size, width) = (format.byteCount, mlp.down.hiddenSize)
-        try multiply(rows, count, by: mlp.gateAndUp, into: wide.base, layer, "MLP gate and up")
+        try multiply(rows, count, by: mlp.gateAndUp, into: results.wide, layer, "MLP gate and up")
         let failures = forEachRow(count) { row, _ in
-            let gate = UnsafeRawPointer(wide.base) + row * 2 * width * size
-            let out = UnsafeMutableRawPointer(activated.base) + row * width * size
+            let gate = UnsafeRawPointer(results.wide) + row * 2 * width * size
+            let out = results.activated + row * width * size
             kernels.silu_multiply(out, gate, gate + width * size, format.rawValue, width)
             return Int(kernels.non_finite_values(out, format.rawValue, width))
         }
         if failures > 0 { throw Overflow(layer: layer, operation: "MLP activation") }
-        observe?(layer, "MLP activation", activated.base, count * width)
-        try multiply(activated.base, count, by: mlp.down, into: out, layer, "MLP down")
+        observe?(layer, "MLP activation", results.activated, count * width)
+        try multiply(results.activated, count, by: mlp.down, into: out, layer, "MLP down")
     }
 
     /// The weighted sum of what a token's experts give: a chain in float32 over experts ascending, rounded once.
@@ -281,18 +277,10 @@ final class Forward {
     ) throws(Overflow) {
         guard let scratch = self.experts, let settings = configuration.experts else { return }
         let hidden = configuration.hiddenSize
-        let routings = route(router, settings, scratch, count)
+        let routings = route(router, settings, count)
         scratch.sums.base.update(repeating: 0, count: count * hidden)
         for (index, expert) in experts.enumerated() {
-            var chosen: [(row: Int, weight: Float)] = []
-            for (row, routing) in routings.enumerated() {
-                guard let choice = routing.choices.first(where: { $0.expert == index }) else { continue }
-                (scratch.rows.base + chosen.count * hiddenBytes).update(
-                    from: normed.base + row * hiddenBytes, count: hiddenBytes)
-                chosen.append((row, choice.weight))
-            }
-            if chosen.isEmpty { continue }
-            try feedForward(expert, scratch.rows.base, chosen.count, into: scratch.results.base, layer)
+            let chosen = try apply(expert, index, to: routings, layer)
             for (place, (row, weight)) in chosen.enumerated() {
                 let sum = scratch.sums.base + row * hidden
                 var counts = lsk_convert_counts()
@@ -309,11 +297,28 @@ final class Forward {
         }
     }
 
+    /// Gathers the rows that go to an expert, in `experts`, and what it gives for them; tells which, and their weights.
+    func apply(
+        _ expert: Model.MLP, _ index: Int, to routings: [Routing], _ layer: Int
+    ) throws(Overflow) -> [(row: Int, weight: Float)] {
+        guard let scratch = experts else { return [] }
+        var chosen: [(row: Int, weight: Float)] = []
+        for (row, routing) in routings.enumerated() {
+            guard let choice = routing.choices.first(where: { $0.expert == index }) else { continue }
+            UnsafeMutableRawPointer(scratch.rows.base + chosen.count * hiddenBytes).copyMemory(
+                from: results.mlpNormed + row * hiddenBytes, byteCount: hiddenBytes)
+            chosen.append((row, choice.weight))
+        }
+        if !chosen.isEmpty {
+            try feedForward(expert, scratch.rows.base, chosen.count, into: scratch.results.base, layer)
+        }
+        return chosen
+    }
+
     /// The router's choices: its logits stay in float32 whatever the recipe.
-    private func route(
-        _ router: Head, _ settings: ModelConfiguration.Experts, _ scratch: ExpertScratch, _ count: Int
-    ) -> [Routing] {
-        packed.pack(MatrixView(normed.base, format, rows: count, columns: router.hiddenSize), 0..<count)
+    func route(_ router: Head, _ settings: ModelConfiguration.Experts, _ count: Int) -> [Routing] {
+        guard let scratch = experts else { return [] }
+        packed.pack(MatrixView(results.mlpNormed, format, rows: count, columns: router.hiddenSize), 0..<count)
         let multiplier = multipliers[0]
         multiplier.columns = .packed(router)
         for first in stride(from: 0, to: settings.count, by: TileMultiplier.width) {

@@ -4,6 +4,8 @@ import CLockstepKernels
 struct Routing {
     /// By expert, ascending; at most `perToken` of them.
     let choices: [(expert: Int, weight: Float)]
+    /// The softmax that the weights are of, in float64: over all experts, or over those that were chosen (0 beyond).
+    let probabilities: [Double]
 
     /// Chooses by the router's logits: the most probable experts, of equals those with the smaller index.
     ///
@@ -16,6 +18,18 @@ struct Routing {
         let chosen = order.prefix(experts.perToken).sorted()
         let sum = (experts.normalized ? chosen.map { terms[$0] } : terms).reduce(0, +)
         choices = chosen.map { ($0, Float(terms[$0] / sum)) }
+        probabilities = terms.indices.map { experts.normalized && !chosen.contains($0) ? 0 : terms[$0] / sum }
+    }
+
+    /// The gradient with respect to the router's logits, of gradients with respect to the weights of `choices`.
+    ///
+    /// p_j (g_j - sum p g), with g 0 for who was not chosen; float64, rounded to float32 once.
+    func backward(_ gradients: [Float]) -> [Float] {
+        var given = [Double](repeating: 0, count: probabilities.count)
+        for (choice, gradient) in zip(choices, gradients) { given[choice.expert] = Double(gradient) }
+        var mean = 0.0
+        for (p, g) in zip(probabilities, given) { mean += p * g }
+        return zip(probabilities, given).map { Float($0 * ($1 - mean)) }
     }
 }
 

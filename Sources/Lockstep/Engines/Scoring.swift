@@ -37,7 +37,8 @@ extension Model {
         }
     }
 
-    private func check(_ tokens: TokenView, _ layout: SequenceLayout) throws(LockstepError) {
+    /// Throws for sequences that cannot be passed through.
+    func check(_ tokens: TokenView, _ layout: SequenceLayout) throws(LockstepError) {
         for sequence in 0..<layout.sequences {
             let length = layout.length(of: sequence)
             guard length > 0 || layout.offsets == nil else {

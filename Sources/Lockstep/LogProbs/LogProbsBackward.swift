@@ -80,7 +80,7 @@ final class GradientRows: @unchecked Sendable {
 extension lsk_gradient_row {
     /// p = e^(y - logSumExp), as e^y 2^-reference times the inverse of what is left of the sum; nil for a
     /// sum that no row of floats has.
-    fileprivate init?(
+    init?(
         logSumExp: Double, entropy: Double, dLogProb: Double, dEntropy: Double, temperature: Double
     ) {
         // Rows far from zero: subtract in the logits first, as the forward does.

@@ -6,8 +6,8 @@ final class Adapter {
     private let path: String
     private let file: SafeTensors
     /// alpha / r, or alpha / sqrt r.
-    private let scale: Double
-    private let rank: Int
+    let scale: Double
+    let rank: Int
     private var unread: Set<String>
 
     /// Opens an adapter's folder.
@@ -48,19 +48,40 @@ final class Adapter {
         unread = Set(file.tensors.keys)
     }
 
+    /// The weight's A and B, if the adapter has any.
+    func factors(
+        of name: String, rows: Int, columns: Int
+    ) throws(LockstepError) -> (a: [Float], b: [Float])? {
+        let names = Adapter.names(of: name)
+        guard let a = try matrix(names.a, rows: rank, columns: columns) else {
+            if file.tensors[names.b] == nil { return nil }
+            throw LockstepError(.badData, "\(path): tensor '\(names.a)' is missing, but lora_B is there")
+        }
+        guard let b = try matrix(names.b, rows: rows, columns: rank) else {
+            throw LockstepError(.badData, "\(path): tensor '\(names.b)' is missing, but lora_A is there")
+        }
+        return (a, b)
+    }
+
+    /// What PEFT calls A and B of a weight.
+    static func names(of weight: String) -> (a: String, b: String) {
+        let stem = "base_model.model.\(weight.dropLast(".weight".count))"
+        return ("\(stem).lora_A.weight", "\(stem).lora_B.weight")
+    }
+
     /// Adds what the adapter has for a weight, to its values in fp32: one rounding.
     func add(to name: String, rows: Int, columns: Int, _ values: UnsafeMutablePointer<Float>)
         throws(LockstepError)
     {
-        let stem = "base_model.model.\(name.dropLast(".weight".count))"
-        let names = ["\(stem).lora_A.weight", "\(stem).lora_B.weight"]
-        guard let a = try matrix(names[0], rows: rank, columns: columns) else {
-            if file.tensors[names[1]] == nil { return }
-            throw LockstepError(.badData, "\(path): tensor '\(names[0])' is missing, but lora_B is there")
-        }
-        guard let b = try matrix(names[1], rows: rows, columns: rank) else {
-            throw LockstepError(.badData, "\(path): tensor '\(names[1])' is missing, but lora_A is there")
-        }
+        guard let (a, b) = try factors(of: name, rows: rows, columns: columns) else { return }
+        try Adapter.merge(a, b, rank: rank, scale: scale, rows: rows, columns: columns, into: values)
+    }
+
+    /// values += scale B A, in float64, rounded once to float32.
+    static func merge(
+        _ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, rank: Int, scale: Double, rows: Int, columns: Int,
+        into values: UnsafeMutablePointer<Float>
+    ) throws(LockstepError) {
         let sums = try Scratch<Double>(count: columns)
         for row in 0..<rows {
             sums.base.update(repeating: 0, count: columns)

@@ -46,146 +46,157 @@ public final class Model: @unchecked Sendable {
     ///
     /// - Throws: `.file`, `.badData`, `.nonFinite` or `.unsupported`, naming file and tensor; `.invalidArgument` for
     ///   the recipe; `.outOfMemory`.
-    public init(path: String, adapter: String? = nil, recipe: Recipe) throws(LockstepError) {
+    public convenience init(path: String, adapter: String? = nil, recipe: Recipe) throws(LockstepError) {
         try recipe.check()
         let checkpoint = try Checkpoint(path: path)
-        let configuration = checkpoint.configuration
         let adapter: Adapter? = if let adapter { try Adapter(path: adapter) } else { nil }
-        parameterCount = checkpoint.parameterCount
-        let loader = WeightLoader(checkpoint, adapter, recipe)
-        let (hidden, vocab) = (configuration.hiddenSize, configuration.vocab)
+        try self.init(
+            MergedCheckpoint(checkpoint, adapter), checkpoint.configuration, recipe,
+            parameterCount: checkpoint.parameterCount)
+        try checkpoint.checkAllRead()
+        try adapter?.checkAllRead()
+    }
+
+    /// Makes a model of named tensors.
+    init(
+        _ source: any TensorSource, _ configuration: ModelConfiguration, _ recipe: Recipe, parameterCount: Int
+    ) throws(LockstepError) {
+        try recipe.check()
+        let names = WeightNames(configuration)
+        let loader = WeightLoader(source, recipe)
+        self.parameterCount = parameterCount
         self.configuration = configuration
         self.recipe = recipe
-        embedding = try loader.matrix([("model.embed_tokens", vocab)], columns: hidden)
-        head = configuration.isTied ? embedding : try loader.matrix([("lm_head", vocab)], columns: hidden)
-        finalNorm = try loader.vector("model.norm", hidden)
+        embedding = try loader.matrix(names.embedding)
+        head = configuration.isTied ? embedding : try loader.matrix(names.head)
+        finalNorm = try loader.vector(names.finalNorm, configuration.hiddenSize)
         var layers: [Layer] = []
-        for index in 0..<configuration.layers { layers.append(try loader.layer(index)) }
+        for index in 0..<configuration.layers { layers.append(try loader.layer(names, index)) }
         self.layers = layers
-        try checkpoint.checkAllRead { name in
-            name.hasSuffix("rotary_emb.inv_freq") || configuration.isTied && name == "lm_head.weight"
-        }
-        try adapter?.checkAllRead()
     }
 }
 
-/// Reads the weights of a checkpoint by their names.
-private struct WeightLoader {
+/// Where weights come from, by their names in a checkpoint.
+protocol TensorSource {
+    /// Throws unless a tensor is there and has a shape: before memory is asked for that it would not fill.
+    func check(_ name: String, shape: [Int]) throws(LockstepError)
+    /// Reads a tensor of a known shape, rounded once to a format.
+    ///
+    /// - Throws: `.badData` if it is missing, has another shape, or a value that is NaN or infinite afterwards.
+    func read(_ name: String, shape: [Int], as format: Format, into target: UnsafeMutableRawPointer)
+        throws(LockstepError)
+}
+
+/// A checkpoint with an adapter merged into its weights as they are read.
+private struct MergedCheckpoint: TensorSource {
     let checkpoint: Checkpoint
     let adapter: Adapter?
-    let recipe: Recipe
-    let configuration: ModelConfiguration
-    let memory = PanelMemory(isShared: true)
 
-    init(_ checkpoint: Checkpoint, _ adapter: Adapter?, _ recipe: Recipe) {
+    init(_ checkpoint: Checkpoint, _ adapter: Adapter?) {
         self.checkpoint = checkpoint
         self.adapter = adapter
+    }
+
+    func check(_ name: String, shape: [Int]) throws(LockstepError) {
+        try checkpoint.check(name, shape: shape)
+    }
+
+    func read(
+        _ name: String, shape: [Int], as format: Format, into target: UnsafeMutableRawPointer
+    ) throws(LockstepError) {
+        guard let adapter, shape.count == 2 else {
+            return try checkpoint.read(name, shape: shape, as: format, into: target)
+        }
+        let values = try Scratch<Float>(count: shape[0] * shape[1])
+        try checkpoint.read(name, shape: shape, as: .fp32, into: values.base)
+        try adapter.add(to: name, rows: shape[0], columns: shape[1], values.base)
+        try store(values.base, values.count, as: format, into: target, "\(checkpoint.path): tensor '\(name)' with the adapter")
+    }
+}
+
+/// Rounds floats to a format, once.
+///
+/// - Throws: `.nonFinite` naming `what` if a value is NaN or infinite afterwards.
+func store(
+    _ values: UnsafePointer<Float>, _ count: Int, as format: Format, into target: UnsafeMutableRawPointer,
+    _ what: @autoclosure () -> String
+) throws(LockstepError) {
+    try convert(
+        TensorView(values, .fp32, shape: [count]), into: MutableTensorView(target, format, shape: [count]),
+        execution: Execution(threads: 1))
+    try SafeTensors.checkFinite(target, format, count, what())
+}
+
+/// Makes heads of named tensors.
+private struct WeightLoader {
+    let source: any TensorSource
+    let recipe: Recipe
+    let memory = PanelMemory(isShared: true)
+
+    init(_ source: any TensorSource, _ recipe: Recipe) {
+        self.source = source
         self.recipe = recipe
-        configuration = checkpoint.configuration
     }
 
-    func layer(_ index: Int) throws(LockstepError) -> Model.Layer {
-        let c = configuration
-        let (name, attention) = ("model.layers.\(index)", "model.layers.\(index).self_attn")
-        let (queries, keys) = (c.heads * c.headSize, c.keyValueHeads * c.headSize)
+    func layer(_ names: WeightNames, _ index: Int) throws(LockstepError) -> Model.Layer {
+        let c = names.configuration
+        let heads = names.headNorms(index)
         return Model.Layer(
-            attentionNorm: try vector("\(name).input_layernorm", c.hiddenSize),
-            projection: try matrix(
-                [
-                    ("\(attention).q_proj", queries), ("\(attention).k_proj", keys),
-                    ("\(attention).v_proj", keys),
-                ],
-                columns: c.hiddenSize, hasBias: c.hasQueryBias),
+            attentionNorm: try vector(names.attentionNorm(index), c.hiddenSize),
+            projection: try matrix(names.projection(index)),
             headNorms: c.hasQueryNorm
-                ? (
-                    try vector("\(attention).q_norm", c.headSize),
-                    try vector("\(attention).k_norm", c.headSize)
-                ) : nil,
-            output: try matrix(
-                [("\(attention).o_proj", c.hiddenSize)], columns: queries, hasBias: c.hasOutputBias),
-            mlpNorm: try vector("\(name).post_attention_layernorm", c.hiddenSize),
-            feedForward: try feedForward(index, name))
+                ? (try vector(heads.query, c.headSize), try vector(heads.key, c.headSize)) : nil,
+            output: try matrix(names.output(index)),
+            mlpNorm: try vector(names.mlpNorm(index), c.hiddenSize),
+            feedForward: try feedForward(names, index))
     }
 
-    private func feedForward(_ index: Int, _ name: String) throws(LockstepError) -> Model.FeedForward {
-        guard let experts = configuration.experts, !experts.denseLayers.contains(index) else {
-            return .dense(
-                try mlp("\(name).mlp", ("gate_proj", "up_proj", "down_proj"), configuration.intermediateSize))
-        }
-        let isMixtral = configuration.family == .mixtral
-        let block = isMixtral ? "\(name).block_sparse_moe" : "\(name).mlp"
+    private func feedForward(
+        _ names: WeightNames, _ index: Int
+    ) throws(LockstepError) -> Model.FeedForward {
+        guard let experts = names.experts(index) else { return .dense(try mlp(names.mlp(index))) }
         var all: [Model.MLP] = []
-        for expert in 0..<experts.count {
-            all.append(
-                try mlp(
-                    "\(block).experts.\(expert)",
-                    isMixtral ? ("w1", "w3", "w2") : ("gate_proj", "up_proj", "down_proj"),
-                    experts.intermediateSize))
-        }
-        return .experts(
-            router: try matrix([("\(block).gate", experts.count)], columns: configuration.hiddenSize), all)
+        for expert in 0..<experts.count { all.append(try mlp(names.mlp(index, expert: expert))) }
+        return .experts(router: try matrix(names.router(index)), all)
     }
 
     private func mlp(
-        _ name: String, _ parts: (gate: String, up: String, down: String), _ width: Int
+        _ names: (gateAndUp: WeightNames.Matrix, down: WeightNames.Matrix)
     ) throws(LockstepError) -> Model.MLP {
-        let hasBias = configuration.hasMLPBias
-        return Model.MLP(
-            gateAndUp: try matrix(
-                [("\(name).\(parts.gate)", width), ("\(name).\(parts.up)", width)],
-                columns: configuration.hiddenSize, hasBias: hasBias),
-            down: try matrix(
-                [("\(name).\(parts.down)", configuration.hiddenSize)], columns: width, hasBias: hasBias))
+        Model.MLP(gateAndUp: try matrix(names.gateAndUp), down: try matrix(names.down))
     }
 
     /// A norm's weight.
     ///
     /// It is rounded to the parameters' format, and kept as floats.
     func vector(_ name: String, _ count: Int) throws(LockstepError) -> [Float] {
-        try checkpoint.check("\(name).weight", shape: [count])
+        try source.check(name, shape: [count])
         let stored = try Scratch<UInt8>(count: count * recipe.parameters.byteCount)
-        try checkpoint.read("\(name).weight", shape: [count], as: recipe.parameters, into: stored.base)
+        try source.read(name, shape: [count], as: recipe.parameters, into: stored.base)
         let view = VectorView(stored.base, recipe.parameters, count: count)
         return (0..<count).map { Float(view.double($0)) }
     }
 
     /// Weights of one input, one below the other.
-    func matrix(
-        _ parts: [(name: String, rows: Int)], columns: Int, hasBias: Bool = false
-    ) throws(LockstepError) -> Head {
-        let format = recipe.parameters
-        for (name, count) in parts { try checkpoint.check("\(name).weight", shape: [count, columns]) }
-        let rows = parts.reduce(0) { $0 + $1.rows }
+    func matrix(_ matrix: WeightNames.Matrix) throws(LockstepError) -> Head {
+        let (format, columns) = (recipe.parameters, matrix.columns)
+        for (name, count) in matrix.parts { try source.check("\(name).weight", shape: [count, columns]) }
+        let rows = matrix.rows
         let weights = try Scratch<UInt8>(count: rows * columns * format.byteCount)
         let biases = try Scratch<UInt8>(count: rows * format.byteCount)
         var first = 0
-        for (name, count) in parts {
-            try weight(
-                "\(name).weight", count, columns, into: weights.base + first * columns * format.byteCount)
-            if hasBias {
-                try checkpoint.read(
+        for (name, count) in matrix.parts {
+            try source.read(
+                "\(name).weight", shape: [count, columns], as: format,
+                into: weights.base + first * columns * format.byteCount)
+            if matrix.hasBias {
+                try source.read(
                     "\(name).bias", shape: [count], as: format, into: biases.base + first * format.byteCount)
             }
             first += count
         }
         return try Head(
             weight: MatrixView(weights.base, format, rows: rows, columns: columns),
-            bias: hasBias ? VectorView(biases.base, format, count: rows) : nil, in: memory)
-    }
-
-    private func weight(
-        _ name: String, _ rows: Int, _ columns: Int, into target: UnsafeMutableRawPointer
-    ) throws(LockstepError) {
-        guard let adapter else {
-            return try checkpoint.read(name, shape: [rows, columns], as: recipe.parameters, into: target)
-        }
-        let values = try Scratch<Float>(count: rows * columns)
-        try checkpoint.read(name, shape: [rows, columns], as: .fp32, into: values.base)
-        try adapter.add(to: name, rows: rows, columns: columns, values.base)
-        try convert(
-            TensorView(values.base, .fp32, shape: [values.count]),
-            into: MutableTensorView(target, recipe.parameters, shape: [values.count]))
-        try SafeTensors.checkFinite(
-            target, recipe.parameters, values.count, "\(checkpoint.path): tensor '\(name)' with the adapter")
+            bias: matrix.hasBias ? VectorView(biases.base, format, count: rows) : nil, in: memory)
     }
 }

@@ -14,9 +14,15 @@ public struct Recipe: Equatable, Sendable {
     /// What logits are rounded to before the log-softmax; fp32 is no rounding (an "fp32 head").
     public var logits: Format
 
+    /// What gradients of activations are rounded to after each operation of a backward pass.
+    ///
+    /// Those of logits are not rounded where logits are fp32, those of weights are fp32 always.
+    public var gradients: Format
+
     /// Everything in one format.
     public init(_ format: Format) {
         (parameters, activations, cache, probabilities, logits) = (format, format, format, format, format)
+        gradients = format
     }
 
     /// The recipe of a name: `fp32`, `fp16`, `bf16`, or one of the latter with `-fp32head`.
@@ -45,7 +51,7 @@ public struct Recipe: Equatable, Sendable {
     func check() throws(LockstepError) {
         for (format, name) in [
             (parameters, "parameters"), (activations, "activations"), (cache, "cache"),
-            (probabilities, "probabilities"), (logits, "logits"),
+            (probabilities, "probabilities"), (logits, "logits"), (gradients, "gradients"),
         ] where ![.fp32, .fp16, .bf16].contains(format) {
             throw LockstepError(
                 .unsupported, "recipe: \(name) is \(format); known are fp32, fp16 and bf16")

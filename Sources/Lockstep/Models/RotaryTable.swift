@@ -7,8 +7,10 @@ final class RotaryTable {
     private let cosines: Scratch<Float>
     private let sines: Scratch<Float>
 
-    /// Tables for `positions` positions.
-    init(_ configuration: ModelConfiguration, positions: Int) throws(LockstepError) {
+    /// Tables for `positions` positions; those that turn back if `isInverse`.
+    init(
+        _ configuration: ModelConfiguration, positions: Int, isInverse: Bool = false
+    ) throws(LockstepError) {
         angles = configuration.headSize / 2
         cosines = try Scratch(count: positions * angles)
         sines = try Scratch(count: positions * angles)
@@ -17,7 +19,7 @@ final class RotaryTable {
             for (index, frequency) in frequencies.enumerated() {
                 let (sine, cosine) = sineAndCosine(Double(position) * frequency)
                 cosines.base[position * angles + index] = Float(cosine)
-                sines.base[position * angles + index] = Float(sine)
+                sines.base[position * angles + index] = isInverse ? -Float(sine) : Float(sine)
             }
         }
     }
