@@ -105,6 +105,9 @@ final class TrainedWeights: TensorSource, @unchecked Sendable {
         for target in lowRank.targets where !adapted.contains(where: { $0.name.hasSuffix(".\(target).weight") }) {
             throw LockstepError(.invalidArgument, "low_rank: no matrix of the model is called '\(target)'")
         }
+        guard !lowRank.targets.contains("embed_tokens") else {
+            throw LockstepError(.unsupported, "low_rank: embed_tokens cannot be adapted; name other matrices")
+        }
         guard !adapted.isEmpty else {
             throw LockstepError(.invalidArgument, "low_rank: targets is empty; name matrices, such as q_proj")
         }
