@@ -57,7 +57,7 @@ import Testing
                                     LogProbGradients(
                                         logProbs: given, entropy: entropy == nil ? nil : dEntropy),
                                     lossScale: lossScale, temperature: temperature,
-                                    into: ScoringOutputs(logProbs: logProbs, entropy: entropies))
+                                    into: BackwardOutputs(logProbs: logProbs, entropy: entropies))
                             }
                         }
                     }

@@ -44,17 +44,18 @@ from ._objectives import (
     kl_penalty, objective_loss,
 )
 from ._presets import Preset, preset, presets
+from ._training import Backward, Parameter, Trainer
 from .advice import Advice, advise
 from .certificate import Certificate, certify
 
 __all__ = [
-    "Advice", "Alarm", "BadDataError", "Cause", "CauseEvidence", "Certificate", "ConvertCounts",
+    "Advice", "Alarm", "Backward", "BadDataError", "Cause", "CauseEvidence", "Certificate", "ConvertCounts",
     "Converted", "Correction", "Divergence", "Estimate", "ExactMismatch", "FileError", "Head",
     "Headroom", "InternalError", "InvalidArgumentError", "LOG_RATIO_QUANTILES", "LinearGradients",
     "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter",
     "Mismatch", "MismatchAccumulator", "Model", "Monitor", "NonFiniteError", "Objective",
-    "ObjectiveCounts", "ObjectiveLoss", "ObjectiveReport", "OutOfMemoryError", "Preset", "Reading",
-    "Rejection", "RejectionCount", "Rollout", "RolloutEngine", "Scores", "UnsupportedError",
+    "ObjectiveCounts", "ObjectiveLoss", "ObjectiveReport", "OutOfMemoryError", "Parameter", "Preset", "Reading",
+    "Rejection", "RejectionCount", "Rollout", "RolloutEngine", "Scores", "Trainer", "UnsupportedError",
     "WeightStatistics", "adapted_kl_coefficient", "advantages", "advise", "audit_headroom",
     "certify", "convert", "correct", "covariance_select", "exact_mismatch", "has_instruction_set",
     "kl_penalty", "linear_log_probs", "linear_log_probs_backward", "log_probs",
