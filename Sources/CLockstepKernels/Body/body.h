@@ -9,6 +9,7 @@
 #include "softmax.h"
 #include "gemm.h"
 #include "layers.h"
+#include "optimizer.h"
 
 #include "math64.h"
 
@@ -58,4 +59,6 @@ const lsk_kernels LSK_TABLE = {
     .objective_level = objective_level,
     .objective_terms = objective_terms,
     .objective_kl = objective_kl,
+    .adamw = adamw,
+    .gradient_squares = gradient_squares,
 };
