@@ -85,7 +85,7 @@ public final class AdamW {
     ///   - gradients: [count] of the scaled loss; only read.
     ///   - learningRate: of this step.
     ///   - scale: what the gradients are to be divided by: loss scale times accumulated micro-batches.
-    ///   - maxNorm: the global norm is clipped to this; 0 or infinity: not.
+    ///   - maxNorm: the global norm is clipped to this; 0: not.
     ///   - execution: threads and instruction set.
     /// - Throws: `.invalidArgument` for a count or number that is wrong; `.outOfMemory`.
     /// - Returns: what happened.
@@ -98,20 +98,16 @@ public final class AdamW {
                 .invalidArgument,
                 "masters and gradients: have \(masters.count) and \(gradients.count) elements; give \(count)")
         }
-        guard scale > 0, scale.isFinite, maxNorm >= 0 else {
-            throw LockstepError(
-                .invalidArgument, "scale is \(scale) and max_norm \(maxNorm); give a positive scale, and 0 or more")
-        }
         let norm = try gradientNorm(
             ranges.map { .init(rebasing: gradients[$0.elements]) }, execution: execution)
+        let (unscaled, factor) = try norm.clipped(maxNorm: maxNorm, scale: scale)
         var report = AdamWReport(
-            skipped: !norm.isFinite, step: step, norm: norm.norm / scale, clipping: 1,
+            skipped: !norm.isFinite, step: step, norm: unscaled, clipping: 1,
             largest: norm.largest / scale, nonFinite: norm.nonFinite)
         if report.skipped {
             report.nonFiniteName = ranges.first { gradients[$0.elements].contains { !$0.isFinite } }?.name
             return report
         }
-        let factor = norm.factor(maxNorm: maxNorm, scale: scale)
         report.clipping = factor * scale
         let settings = AdamWSettings(
             options: options, step: step + 1, learningRate: learningRate, gradientScale: factor)
@@ -140,7 +136,7 @@ public struct AdamWSettings: Equatable, Sendable {
     public var step: Int
     /// The rate of this step.
     public var learningRate: Double
-    /// What gradients are multiplied by first: `GradientNorm.factor`.
+    /// What gradients are multiplied by first: the factor of `GradientNorm.clipped`.
     public var gradientScale: Double
 
     /// Creates settings.

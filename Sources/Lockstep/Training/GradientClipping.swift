@@ -12,15 +12,23 @@ public struct GradientNorm: Equatable, Sendable {
     /// Whether all are finite.
     public var isFinite: Bool { nonFinite == 0 }
 
-    /// What to multiply gradients by so that their norm, after a division by `scale`, is at most `maxNorm`:
+    /// The norm after a division by `scale`, and what to multiply gradients by so that it is at most `maxNorm` then:
     /// min(1, maxNorm / (norm / scale + 1e-6)) / scale, as `torch.nn.utils.clip_grad_norm_` has it.
     ///
     /// - Parameters:
-    ///   - maxNorm: the bound; 0 or infinity: none.
+    ///   - maxNorm: the bound; 0: none.
     ///   - scale: the loss scale times the number of accumulated micro-batches; positive.
-    public func factor(maxNorm: Double, scale: Double = 1) -> Double {
-        let coefficient = maxNorm > 0 ? min(1, maxNorm / (norm / scale + 1e-6)) : 1
-        return coefficient / scale
+    /// - Throws: `.invalidArgument` for one of them.
+    public func clipped(maxNorm: Double, scale: Double = 1) throws(LockstepError) -> (norm: Double, factor: Double)
+    {
+        guard scale > 0, scale.isFinite else {
+            throw LockstepError(.invalidArgument, "options: scale is \(scale); give a positive number")
+        }
+        guard maxNorm >= 0 else {
+            throw LockstepError(.invalidArgument, "options: max_norm is \(maxNorm); give 0 or more")
+        }
+        let norm = norm / scale
+        return (norm, (maxNorm > 0 ? min(1, maxNorm / (norm + 1e-6)) : 1) / scale)
     }
 }
 

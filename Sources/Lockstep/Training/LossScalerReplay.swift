@@ -23,21 +23,21 @@ extension LossScaler {
     ///   - limit: what overflows; positive.
     /// - Throws: `.invalidArgument` for a negative maximum, or options out of range.
     public static func replay(
-        maxima: [Double], options: LossScalerOptions, limit: Double = fp16Overflow
+        maxima: VectorView, options: LossScalerOptions, limit: Double = fp16Overflow
     ) throws(LockstepError) -> LossScalerReplay {
         guard limit > 0 else {
             throw LockstepError(.invalidArgument, "limit is \(limit); give a positive value")
         }
-        if let step = maxima.firstIndex(where: { $0 < 0 }) {
+        if let step = (0..<maxima.count).first(where: { maxima.double($0) < 0 }) {
             throw LockstepError(
-                .invalidArgument, "maxima: step \(step) is \(maxima[step]); give the largest magnitude")
+                .invalidArgument, "maxima: step \(step) is \(maxima.double(step)); give the largest magnitude")
         }
         var scaler = try LossScaler(options)
         var scales: [Double] = []
         var skipped: [Bool] = []
         scales.reserveCapacity(maxima.count)
         skipped.reserveCapacity(maxima.count)
-        for maximum in maxima {
+        for maximum in (0..<maxima.count).lazy.map({ maxima.double($0) }) {
             scales.append(scaler.scale)
             // A NaN is not below the limit.
             skipped.append(scaler.update(foundNonFinite: !(maximum * scaler.scale < limit)).skip)
