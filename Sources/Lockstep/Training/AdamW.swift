@@ -250,7 +250,7 @@ public func adamWStep(
     let (p, m, v, g) = (
         masters!, firstMoments.baseAddress!, secondMoments.baseAddress!, gradients.baseAddress!
     )
-    nonisolated(unsafe) let kernel = kernels.pointee
+    let kernel = kernels.pointee
     let chunk = format == .fp32 ? gradientChunk : narrowChunk
     let tasks = (count + chunk - 1) / chunk
     let isNarrow = format != .fp32

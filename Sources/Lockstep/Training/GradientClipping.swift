@@ -58,7 +58,7 @@ public func gradientNorm(
         let sums = try Scratch<Double>(count: tasks)
         let tops = try Scratch<Float>(count: tasks)
         let (sumsBase, topsBase, base, count) = (sums.base, tops.base, buffer.baseAddress!, buffer.count)
-        nonisolated(unsafe) let kernel = kernels.pointee
+        let kernel = kernels.pointee
         parallelFor(tasks: tasks, threads: threads) { task, _ in
             let start = task * gradientChunk
             sumsBase[task] = kernel.gradient_squares(
@@ -100,7 +100,7 @@ public func accumulateGradients(
     let threads = try execution.threadCount()
     guard let into = accumulator.baseAddress, let from = gradients.baseAddress else { return }
     let count = gradients.count
-    nonisolated(unsafe) let kernel = kernels.pointee
+    let kernel = kernels.pointee
     parallelFor(tasks: (count + gradientChunk - 1) / gradientChunk, threads: threads) { task, _ in
         let start = task * gradientChunk
         kernel.add_times(
