@@ -271,7 +271,7 @@ def test_the_page_runs(monkeypatch):
 
 
 def test_the_table_of_recipes():
-    rows = re.findall(r"^\| `(\S+)` \| (\S+) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$",
+    rows = re.findall(r"^\| `(\S+)` \| (\S+) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$",
                       (ROOT / "docs" / "Models.md").read_text(), re.MULTILINE)
     assert len(rows) == 5
     for name, *formats in rows:
