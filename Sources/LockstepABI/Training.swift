@@ -35,7 +35,9 @@ public func lockstep_trainer_create(
     _ recipe: UnsafePointer<lockstep_recipe>!, _ options: UnsafePointer<lockstep_trainer_options>!
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
-        guard let trainer else { throw invalid("trainer is NULL; give the address of a lockstep_trainer pointer") }
+        guard let trainer else {
+            throw invalid("trainer is NULL; give the address of a lockstep_trainer pointer")
+        }
         let core = try coreRecipe(recipe)
         let folder = try text(path, "path")
         let given = try read(options, defaults: lockstep_trainer_options())
@@ -44,13 +46,16 @@ public func lockstep_trainer_create(
         }
         let execution = try execution(threads: given.threads, given.instruction_set)
         let settings = TrainerOptions(
-            recomputes: given.recomputes == 1, threads: execution.threads, instructionSet: execution.instructionSet)
+            recomputes: given.recomputes == 1, threads: execution.threads,
+            instructionSet: execution.instructionSet)
         let adapter: String? = if given.adapter == nil { nil } else { try text(given.adapter, "adapter") }
         var lowRank: LowRank?
         if given.rank != 0 {
             lowRank = LowRank(rank: Int(given.rank), alpha: given.alpha, seed: given.seed)
             if given.targets != nil {
-                lowRank?.targets = try text(given.targets, "targets").utf8.split(separator: 32).map { String(Substring($0)) }
+                lowRank?.targets = try text(given.targets, "targets").utf8.split(separator: 32).map {
+                    String(Substring($0))
+                }
             }
         }
         let isNew = given.deviation.sign == .minus || !given.deviation.isZero

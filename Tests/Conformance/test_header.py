@@ -114,6 +114,8 @@ def allowed(declaration: str) -> list:
         return [ctypes.POINTER(ctypes.c_size_t)]
     if kind in HANDLES:
         return [ctypes.POINTER(ctypes.c_void_p) if declaration.count("*") == 2 else ctypes.c_void_p]
+    if kind == "float" and declaration.count("*") == 2:
+        return [ctypes.POINTER(ctypes.c_void_p)]
     if kind in ("double", "int32_t", "uint64_t", "void"):
         return [ctypes.c_void_p]
     # An array of structs may be passed as a plain address; a tensor never is.

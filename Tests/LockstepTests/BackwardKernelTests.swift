@@ -13,7 +13,9 @@ import Testing
     /// Rows a model makes, and extremes.
     private static func rows(_ count: Int, _ seed: UInt64) -> [[Float]] {
         var random = Random(seed)
-        let special: [Float] = [0, -0.0, 1, -1, 88, -88, -88.5, 87, -87.3, 1e4, -1e4, 1e-40, 3e38, 65_520, .nan]
+        let special: [Float] = [
+            0, -0.0, 1, -1, 88, -88, -88.5, 87, -87.3, 1e4, -1e4, 1e-40, 3e38, 65_520, .nan,
+        ]
         return [
             random.normal(count), random.normal(count, scale: 1e-4), random.normal(count, scale: 60),
             (0..<count).map { special[($0 + Int(seed)) % special.count] },
@@ -47,7 +49,8 @@ import Testing
                 for format in logitFormats {
                     let stored = ReferenceLayers.stored(x, format)
                     #expect(
-                        k.store_rounded(&out, count, format.rawValue, x, count, 1, count) == Int64(stored.nonFinite))
+                        k.store_rounded(&out, count, format.rawValue, x, count, 1, count)
+                            == Int64(stored.nonFinite))
                     Self.expect(out, stored.values, "store \(format) \(what)")
                 }
             }
@@ -58,7 +61,8 @@ import Testing
         var random = Random(2)
         let stride = count + 3
         let values = random.normal(rows * stride)
-        let wanted = ReferenceBackward.columnSums((0..<rows).map { Array(values[$0 * stride..<$0 * stride + count]) })
+        let wanted = ReferenceBackward.columnSums(
+            (0..<rows).map { Array(values[$0 * stride..<$0 * stride + count]) })
         for set in instructionSets {
             var out = [Float](repeating: -7, count: count + 1)
             lsk_kernels_for(set.rawValue).pointee.column_sums(&out, values, stride, rows, count)
@@ -73,7 +77,9 @@ import Testing
             for set in instructionSets {
                 let k = lsk_kernels_for(set.rawValue).pointee
                 for scale in [1, 0.25, 1 / 3] as [Float] {
-                    var (high, low) = ([Int64](repeating: 5, count: count + 1), [Int64](repeating: -9, count: count + 1))
+                    var (high, low) = (
+                        [Int64](repeating: 5, count: count + 1), [Int64](repeating: -9, count: count + 1)
+                    )
                     #expect(k.fixed_add(&high, &low, x, scale, count) == 0)
                     for index in 0..<count {
                         let wanted = ReferenceBackward.fixed(x[index] * scale)
@@ -122,7 +128,9 @@ import Testing
         for _ in 0..<20_000 {
             let high = Int64(bitPattern: random.next()) >> Int64(random.next() % 64)
             let low = Int64(random.next() >> 14) >> Int64(random.next() % 50)
-            for (high, low) in [(high, low), (high, 0), (high & ~0xff_ffff, 1), (high | 0x80, 1 << 49), (0, low), (-1, low)] {
+            for (high, low) in [
+                (high, low), (high, 0), (high & ~0xff_ffff, 1), (high | 0x80, 1 << 49), (0, low), (-1, low),
+            ] {
                 #expect(GradientSums.rounded(high, low) == wanted(high, low), "\(high) \(low)")
             }
         }
@@ -134,9 +142,13 @@ import Testing
         let kernels = lsk_kernels_for(InstructionSet.best.rawValue)!
         let values: [Float] = [0x1p-50, 0x1.8p-51, -0x1p-30, 3]
         func total(_ order: [Int], _ workers: Int) throws -> [Float] {
-            let sums = try (0..<workers).map { _ in try GradientSums(parameters, kernels, isShared: workers == 1) }
+            let sums = try (0..<workers).map { _ in
+                try GradientSums(parameters, kernels, isShared: workers == 1)
+            }
             for (number, index) in order.enumerated() {
-                #expect(sums[number % workers].add(pinned([values[index]]).baseAddress!, 1, to: 1, at: 2, scale: 0.5) == 0)
+                #expect(
+                    sums[number % workers].add(
+                        pinned([values[index]]).baseAddress!, 1, to: 1, at: 2, scale: 0.5) == 0)
             }
             for other in sums.dropFirst() { sums[0].add(other) }
             let out = pinned([Float](repeating: -7, count: 7))

@@ -36,7 +36,8 @@ import Testing
     /// Adds a batch, and returns what `score` would.
     @discardableResult
     static func add(
-        _ batch: Batch, to trainer: Trainer, lossScale: Double = 1, temperature: Double = 1, entropy: Double? = nil
+        _ batch: Batch, to trainer: Trainer, lossScale: Double = 1, temperature: Double = 1,
+        entropy: Double? = nil
     ) throws -> (logProbs: [Double], entropy: [Double], report: BackwardReport) {
         let tokens = Array(batch.sequences.joined())
         var offsets: [Int64] = [0]
@@ -53,7 +54,8 @@ import Testing
                             try offsets.withUnsafeBufferPointer { (offsets) throws(LockstepError) in
                                 try trainer.accumulate(
                                     tokens: tokens,
-                                    offsets: TokenView(offsets.baseAddress, byteCount: 8, count: offsets.count),
+                                    offsets: TokenView(
+                                        offsets.baseAddress, byteCount: 8, count: offsets.count),
                                     LogProbGradients(
                                         logProbs: given, entropy: entropy == nil ? nil : dEntropy),
                                     lossScale: lossScale, temperature: temperature,
@@ -88,7 +90,8 @@ import Testing
     }
 
     /// Root mean square errors of each tensor, relative to it.
-    static func errors(_ trainer: Trainer, _ gradients: [Float], _ golden: String) throws -> [String: Double] {
+    static func errors(_ trainer: Trainer, _ gradients: [Float], _ golden: String) throws -> [String: Double]
+    {
         let golden = try TinyCheckpoint(golden, file: "expected.safetensors", config: "expected.json")
         var errors: [String: Double] = [:]
         for tensor in trainer.parameters.tensors {
@@ -156,18 +159,24 @@ import Testing
             _ parts: [[Int]], _ options: TrainerOptions, entropy: Double? = 0.001
         ) throws -> [UInt32] {
             let trainer = try Self.trainer(family, Recipe(named: recipe), adapter: adapter, options)
-            for part in parts { try Self.add(batch.some(part), to: trainer, lossScale: 256, entropy: entropy) }
+            for part in parts {
+                try Self.add(batch.some(part), to: trainer, lossScale: 256, entropy: entropy)
+            }
             return try Self.gradients(trainer).map(\.bitPattern)
         }
         let wanted = try found([indices], TrainerOptions(threads: 1))
         #expect(try found([indices], TrainerOptions(threads: 1), entropy: nil) != wanted)
         #expect(try found([Array(indices.dropLast())], TrainerOptions(threads: 1)) != wanted)
         #expect(try found([indices.reversed()], TrainerOptions(threads: 2)) == wanted)
-        #expect(try found([[3], [0, 2], [], [6, 1], indices.filter { ![0, 1, 2, 3, 6].contains($0) }], TrainerOptions(threads: 3)) == wanted)
+        #expect(
+            try found(
+                [[3], [0, 2], [], [6, 1], indices.filter { ![0, 1, 2, 3, 6].contains($0) }],
+                TrainerOptions(threads: 3)) == wanted)
         #expect(try found([indices], TrainerOptions(recomputes: true, threads: 2)) == wanted)
         for set in instructionSets {
             #expect(
-                try found([indices.reversed()], TrainerOptions(recomputes: true, threads: 1, instructionSet: set))
+                try found(
+                    [indices.reversed()], TrainerOptions(recomputes: true, threads: 1, instructionSet: set))
                     == wanted, "\(set)")
         }
     }
@@ -239,11 +248,14 @@ import Testing
         let found = try Self.gradients(trainer)
         let largest = Double(found.map(\.magnitude).max()!)
         func loss(_ checkpoint: TinyCheckpoint) throws -> Double {
-            zip(try PlainTransformer(checkpoint).logProbs(tokens), given.dropFirst()).reduce(0) { $0 + $1.0 * $1.1 }
+            zip(try PlainTransformer(checkpoint).logProbs(tokens), given.dropFirst()).reduce(0) {
+                $0 + $1.0 * $1.1
+            }
         }
         for tensor in trainer.parameters.tensors {
             // The value with the largest gradient.
-            let place = tensor.range.max { found[$0].magnitude < found[$1].magnitude }! - tensor.range.lowerBound
+            let place =
+                tensor.range.max { found[$0].magnitude < found[$1].magnitude }! - tensor.range.lowerBound
             let values = checkpoint.values(tensor.name).map(Float.init)
             func moved(_ step: Float) throws -> (Double, Double) {
                 var changed = checkpoint
@@ -277,7 +289,8 @@ import Testing
         let options = LogProbOptions(temperature: 0.7)
         #expect(try Array(before.score(batch.sequences, options: options).logProbs.joined()) == first)
         #expect(
-            try Array(trainer.snapshot().score(batch.sequences, options: options).logProbs.joined()) == second)
+            try Array(trainer.snapshot().score(batch.sequences, options: options).logProbs.joined()) == second
+        )
         // Down the gradient the loss goes down.
         func loss(_ logProbs: [Double]) -> Double {
             zip(logProbs, batch.dLogProbs.joined()).reduce(0) { $0 + $1.0 * $1.1 }
@@ -300,7 +313,8 @@ import Testing
         for tensor in made[0].parameters.tensors {
             let values = try masters(made[0])[tensor.range]
             let mean = values.reduce(0) { $0 + Double($1) } / Double(values.count)
-            let deviation = (values.reduce(0) { $0 + Double($1) * Double($1) } / Double(values.count)).squareRoot()
+            let deviation = (values.reduce(0) { $0 + Double($1) * Double($1) } / Double(values.count))
+                .squareRoot()
             if tensor.decays {
                 #expect(abs(mean) < 0.002 && abs(deviation - 0.02) < 0.001, "\(tensor.name)")
             } else {
@@ -334,11 +348,14 @@ import Testing
             #expect(gradients[tensor.range].allSatisfy { $0 == 0 } == isA, "\(tensor.name)")
         }
         for bad in [
-            LowRank(rank: 0, alpha: 1), LowRank(rank: 2, alpha: .nan), LowRank(rank: 2, alpha: 1, targets: []),
+            LowRank(rank: 0, alpha: 1), LowRank(rank: 2, alpha: .nan),
+            LowRank(rank: 2, alpha: 1, targets: []),
             LowRank(rank: 2, alpha: 1, targets: ["q_proj", "x_proj"]),
             LowRank(rank: 2, alpha: 1, targets: ["embed_tokens"]),
         ] {
-            #expect(throws: LockstepError.self) { try Trainer(path: path, lowRank: bad, recipe: Recipe(.fp32)) }
+            #expect(throws: LockstepError.self) {
+                try Trainer(path: path, lowRank: bad, recipe: Recipe(.fp32))
+            }
         }
     }
 
@@ -357,7 +374,8 @@ import Testing
             var batch = good
             change(&batch)
             let error = #expect(throws: LockstepError.self) { try Self.add(batch, to: trainer) }
-            #expect(error?.kind == .invalidArgument && error?.message.contains(word) == true, "\(error as Any)")
+            #expect(
+                error?.kind == .invalidArgument && error?.message.contains(word) == true, "\(error as Any)")
         }
         for scale in [0, -1, .infinity, .nan, 0x1p61] {
             #expect(throws: LockstepError.self) { try Self.add(good, to: trainer, lossScale: scale) }

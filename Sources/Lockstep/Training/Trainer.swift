@@ -83,10 +83,12 @@ public final class Trainer: @unchecked Sendable {
     ) throws(LockstepError) {
         guard adapter == nil || lowRank == nil else {
             throw LockstepError(
-                .invalidArgument, "low_rank: an adapter is given too; give the one that exists, or what a new one is")
+                .invalidArgument,
+                "low_rank: an adapter is given too; give the one that exists, or what a new one is")
         }
         let adapter: Adapter? = if let adapter { try Adapter(path: adapter) } else { nil }
-        try self.init(TrainedWeights(Checkpoint(path: path), adapter: adapter, lowRank: lowRank), recipe, options)
+        try self.init(
+            TrainedWeights(Checkpoint(path: path), adapter: adapter, lowRank: lowRank), recipe, options)
     }
 
     /// Trains a model from its beginning: norms 1, biases 0, matrices normal with a deviation, of a seed.
@@ -282,8 +284,9 @@ public final class Trainer: @unchecked Sendable {
                 try pass.run(part)
                 if isWritten {
                     for position in part.indices {
-                        (foundBase[2 * (first + position)], foundBase[2 * (first + position) + 1]) = pass.score(
-                            position)
+                        (foundBase[2 * (first + position)], foundBase[2 * (first + position) + 1]) =
+                            pass.score(
+                                position)
                     }
                 }
                 let entropy = gradients.entropy
