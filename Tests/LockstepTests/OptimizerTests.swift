@@ -99,7 +99,9 @@ import Testing
     }
 
     @Test func wrongRangesAreRefused() {
-        #expect(throws: LockstepError.self) { try AdamW([ParameterRange("a", 0..<3), ParameterRange("b", 2..<4)]) }
+        #expect(throws: LockstepError.self) {
+            try AdamW([ParameterRange("a", 0..<3), ParameterRange("b", 2..<4)])
+        }
         #expect(throws: LockstepError.self) { try AdamW([], options: AdamWOptions(epsilon: 0)) }
     }
 
