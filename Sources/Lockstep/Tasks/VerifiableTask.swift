@@ -61,8 +61,8 @@ public struct VerifiableTask: Sendable {
             return size
         }
         self.name = name
-        var rules: any TaskRules
-        var alphabet = ""
+        let rules: any TaskRules
+        let alphabet: String
         switch name {
         case "chain":
             rules = ChainTask(steps: try size(32, 1...4096))
