@@ -26,10 +26,9 @@ import Testing
             let start = [
                 random.normal(count), random.normal(count, scale: scale), random.normal(count).map(abs),
             ]
-            var wanted = start
+            var (masters, first, second) = (start[0], start[1], start[2])
             for i in 0..<count {
-                ReferenceOptimizer.adamW(
-                    &wanted[0][i], &wanted[1][i], &wanted[2][i], gradients[i], constants)
+                ReferenceOptimizer.adamW(&masters[i], &first[i], &second[i], gradients[i], constants)
             }
             let squares = ReferenceOptimizer.squares(gradients)
             for set in instructionSets {
@@ -37,7 +36,7 @@ import Testing
                 // One more, which must stay.
                 var (p, m, v) = (start[0] + [7], start[1] + [7], start[2] + [7])
                 kernels.adamw(&p, &m, &v, gradients, count, &rule)
-                for (found, right) in zip([p, m, v], wanted) {
+                for (found, right) in zip([p, m, v], [masters, first, second]) {
                     #expect(found.last == 7)
                     for (a, b) in zip(found, right) {
                         #expect(a.bitPattern == b.bitPattern || a.isNaN && b.isNaN, "\(set): \(a), not \(b)")
