@@ -2016,7 +2016,7 @@ void lockstep_audit_destroy(lockstep_audit *audit);
  * 11. Loss scalers and optimiser
  *
  * FP16 gradients need a scaled loss: a scaler is told of each step whether its gradients are finite, says whether
- * to skip it, and moves the scale as PyTorch, DeepSpeed or Megatron-LM do, state for state. docs/Training.md.
+ * to skip it, and moves the scale as PyTorch, DeepSpeed or Megatron-LM do, state for state. docs/Optimiser.md.
  *
  *     lockstep_scaler_update(&report, scaler, norm.non_finite > 0);
  *     if (!report.skip) lockstep_adamw_step(&masters, &first, &second, NULL, &gradients, &options);

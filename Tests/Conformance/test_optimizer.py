@@ -44,29 +44,25 @@ def test_adamw_is_the_float64_recursion_to_float32s_rounding(case):
                       weight_decay=options["weight_decay"], decays=[True] * len(parameters))
     # As far from the recursion as PyTorch's own float32, and no more than twice that.
     bound = 2 * case["max_abs_f32_minus_f64"]
-    first = next(t for t in (0, 1) if f"{case['id']}.p0.grad.{t}" in TENSORS)
     for step in range(case["steps"]):
-        done = optimiser.step(of(f"grad.{first + step}"), learning_rate=options["lr"])
+        done = optimiser.step(of(f"grad.{step}"), learning_rate=options["lr"])
         assert not done.skipped and done.step == step + 1
-        for mine, exact in zip(parameters, of(f"exact_f64.{first + step}")):
+        for mine, exact in zip(parameters, of(f"exact_f64.{step}")):
             assert np.abs(mine - exact).max() <= bound
-    for mine, exact in ((optimiser.first_moments, "exact_exp_avg.final"), (optimiser.second_moments, "exact_exp_avg_sq.final")):
-        names = [f"{case['id']}.p{i}.{exact}" for i in range(len(parameters))]
-        for found, name in zip(mine, names):
-            if name in TENSORS:
-                np.testing.assert_allclose(found, TENSORS[name], rtol=2e-6, atol=1e-38)
+    for mine, name in ((optimiser.first_moments, "exact_exp_avg.final"), (optimiser.second_moments, "exact_exp_avg_sq.final")):
+        for found, exact in zip(mine, of(name)):
+            np.testing.assert_allclose(found, exact, rtol=2e-6, atol=1e-7 * np.abs(exact).max())
 
 
 @pytest.mark.parametrize("case", CLIP, ids=[case["id"] for case in CLIP])
 def test_clipping(case):
-    names = sorted(name for name in TENSORS if name.startswith(case["id"] + ".") and "grad" in name)
-    if not names:
-        names = sorted(name for name in TENSORS if name.startswith(case["id"] + ".") and TENSORS[name].dtype == np.float32)
-    gradients = [np.ascontiguousarray(TENSORS[name]) for name in names if "clipped" not in name]
+    gradients = [TENSORS[f"{case['id']}.g{index}"] for index in range(2)]
     found = gradient_norm(gradients, max_norm=case["params"]["max_norm"])
     if case["params"]["norm_type"] == 2.0:
         assert found.norm == pytest.approx(case["total_norm_f64"], rel=1e-14)
         assert found.factor == pytest.approx(case["coefficient_f64"], rel=1e-14)
+        for index, gradient in enumerate(gradients):
+            np.testing.assert_allclose(gradient.astype(float) * found.factor, TENSORS[f"{case['id']}.exact_f64.g{index}"], rtol=1e-12)
     else:
         assert found.largest == case["total_norm_f64"]
 
@@ -185,7 +181,7 @@ def test_schedules_beside_transformers():
             ("cosine", transformers.get_cosine_schedule_with_warmup(optimiser(), 10, 50), 0),
             ("cosine", transformers.get_cosine_with_min_lr_schedule_with_warmup(optimiser(), 10, 50, min_lr_rate=0.1), 0.1),
             ("constant", transformers.get_constant_schedule_with_warmup(optimiser(), 10), 0)):
-        for step in range(1, 61 if share == 0 else 51):
+        for step in range(1, 51):
             theirs.optimizer.step()
             theirs.step()
             mine = learning_rate(step, 0.3, shape=shape, warmup_steps=10, total_steps=50, final_share=share)

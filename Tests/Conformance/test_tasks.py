@@ -90,7 +90,7 @@ def test_rewards_are_those_of_an_independent_implementation(name):
         assert reward == RIGHT[name](task.decode(prompt), task.decode(response)), (index, task.decode(response))
         seen[reward] += 1
         assert len(prompt) <= task.longest_prompt and len(task.demonstration(index, seed=7)) <= task.longest_response
-    assert min(seen.values()) > 500
+    assert min(seen.values()) > 300
 
 
 @pytest.mark.parametrize("name, steps", [

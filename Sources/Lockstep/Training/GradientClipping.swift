@@ -19,8 +19,10 @@ public struct GradientNorm: Equatable, Sendable {
     ///   - maxNorm: the bound; 0: none.
     ///   - scale: the loss scale times the number of accumulated micro-batches; positive.
     /// - Throws: `.invalidArgument` for one of them.
-    public func clipped(maxNorm: Double, scale: Double = 1) throws(LockstepError) -> (norm: Double, factor: Double)
-    {
+    /// - Returns: the divided norm, and the factor.
+    public func clipped(maxNorm: Double, scale: Double = 1) throws(LockstepError) -> (
+        norm: Double, factor: Double
+    ) {
         guard scale > 0, scale.isFinite else {
             throw LockstepError(.invalidArgument, "options: scale is \(scale); give a positive number")
         }
@@ -94,7 +96,8 @@ public func accumulateGradients(
 ) throws(LockstepError) {
     guard accumulator.count == gradients.count else {
         throw LockstepError(
-            .invalidArgument, "gradients: has \(gradients.count) elements but accumulator has \(accumulator.count)")
+            .invalidArgument,
+            "gradients: has \(gradients.count) elements but accumulator has \(accumulator.count)")
     }
     let kernels = try execution.kernels()
     let threads = try execution.threadCount()

@@ -188,6 +188,10 @@ def replay_loss_scaler(maxima: Array, name: str = "torch", *, limit: float = FP1
 
     Raises:
         InvalidArgumentError: a negative maximum, a wrong shape or option.
+
+    Example:
+        >>> replay_loss_scaler(np.array([0.5, 2.0, 0.5]), "torch").skipped.tolist()
+        [False, True, False]
     """
     values = view(maxima, "maxima")
     steps = values.shape[0] if len(values.shape) == 1 else 0
@@ -235,6 +239,16 @@ def gradient_norm(gradients: Array | Sequence[Array], *, max_norm: float = 0.0, 
         max_norm: the bound of the norm after the division; 0: none.
         scale: what the gradients are to be divided by: loss scale times accumulated micro-batches.
         threads, instruction_set: the result does not depend on them.
+
+    Returns:
+        `GradientNorm`.
+
+    Raises:
+        InvalidArgumentError: another dtype, strides, a scale that is not positive, a negative bound.
+
+    Example:
+        >>> gradient_norm([np.array([3, 0], np.float32), np.array([4], np.float32)])
+        GradientNorm(norm=5.0, largest=4.0, factor=1.0, non_finite=0)
     """
     arrays = list(gradients) if isinstance(gradients, (list, tuple)) else [gradients]
     tensors = [view(each, "gradients").tensor() for each in arrays]
@@ -279,8 +293,18 @@ def adamw_step(masters: Array, first_moments: Array, second_moments: Array, grad
             multiplied by: `GradientNorm.factor`), largest (`GradientNorm.largest`, saves a pass), rounding
             ("nearest", "stochastic", "kahan") and seed of 16-bit masters, threads, instruction_set.
 
+    Returns:
+        None.
+
     Raises:
         NonFiniteError: a gradient is infinite, NaN or, scaled, beyond 1e18. Nothing is written.
+        InvalidArgumentError: shapes, dtypes or options that are wrong.
+
+    Example:
+        >>> masters, first, second = np.ones(2, np.float32), np.zeros(2, np.float32), np.zeros(2, np.float32)
+        >>> adamw_step(masters, first, second, np.array([1, -1], np.float32), learning_rate=0.5, weight_decay=0)
+        >>> masters
+        array([0.5, 1.5], dtype=float32)
     """
     check(library.lockstep_adamw_step(
         *(view(each, name, written=True).tensor() for each, name in (
@@ -367,8 +391,25 @@ def learning_rate(step: int, peak: float, *, shape: str = "constant", warmup_ste
                   total_steps: int = 0, final_share: float = 0.0) -> float:
     """The learning rate of update number `step`, the first being 1.
 
-    From 0 to `peak` in `warmup_steps`, then "constant", "linear" or "cosine" (half of one) to `final_share` of the
-    peak at `total_steps`, where it stays. The values are those of transformers' schedules, from their second update on.
+    The values are those of transformers' schedules of the same names, from their second update on, up to the end.
+
+    Args:
+        step: from 1.
+        peak: the highest rate.
+        shape: "constant", "linear" or "cosine" (half of one), after the warm-up.
+        warmup_steps: in which the rate rises from 0 to the peak; 0: at once.
+        total_steps: where linear and cosine end; from there on the rate stays.
+        final_share: the last rate as a share of the peak.
+
+    Returns:
+        The rate.
+
+    Raises:
+        InvalidArgumentError: a step below 1, or an option out of range.
+
+    Example:
+        >>> [learning_rate(step, 0.5, shape="linear", warmup_steps=2, total_steps=4) for step in (1, 2, 3, 4)]
+        [0.25, 0.5, 0.25, 0.0]
     """
     rate = c_double()
     check(library.lockstep_learning_rate(
