@@ -37,7 +37,7 @@ from ._mismatch import (
     LOG_RATIO_QUANTILES, Divergence, Estimate, ExactMismatch, Mismatch, exact_mismatch, mismatch,
     mismatch_profile, mismatch_sequences,
 )
-from ._models import Headroom, Model, Rollout, RolloutEngine, Scores, audit_headroom
+from ._models import Headroom, Model, Recipe, Rollout, RolloutEngine, Scores, audit_headroom
 from ._monitor import Alarm, Monitor, Reading
 from ._objectives import (
     Objective, ObjectiveCounts, ObjectiveLoss, ObjectiveReport, adapted_kl_coefficient, covariance_select,
@@ -54,7 +54,7 @@ __all__ = [
     "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter",
     "Mismatch", "MismatchAccumulator", "Model", "Monitor", "NonFiniteError", "Objective",
     "ObjectiveCounts", "ObjectiveLoss", "ObjectiveReport", "OutOfMemoryError", "Preset", "Reading",
-    "Rejection", "RejectionCount", "Rollout", "RolloutEngine", "Scores", "UnsupportedError",
+    "Recipe", "Rejection", "RejectionCount", "Rollout", "RolloutEngine", "Scores", "UnsupportedError",
     "WeightStatistics", "adapted_kl_coefficient", "advantages", "advise", "audit_headroom",
     "certify", "convert", "correct", "covariance_select", "exact_mismatch", "has_instruction_set",
     "kl_penalty", "linear_log_probs", "linear_log_probs_backward", "log_probs",
