@@ -37,7 +37,7 @@ from ._mismatch import (
     LOG_RATIO_QUANTILES, Divergence, Estimate, ExactMismatch, Mismatch, exact_mismatch, mismatch,
     mismatch_profile, mismatch_sequences,
 )
-from ._models import Headroom, Model, Recipe, Rollout, RolloutEngine, Scores, audit_headroom
+from ._models import ORDERS, Headroom, Model, Recipe, Rollout, RolloutEngine, Scores, audit_headroom
 from ._monitor import Alarm, Monitor, Reading
 from ._objectives import (
     Objective, ObjectiveCounts, ObjectiveLoss, ObjectiveReport, adapted_kl_coefficient, covariance_select,
@@ -52,7 +52,7 @@ __all__ = [
     "Converted", "Correction", "Divergence", "Estimate", "ExactMismatch", "FileError", "Head",
     "Headroom", "InternalError", "InvalidArgumentError", "LOG_RATIO_QUANTILES", "LinearGradients",
     "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter",
-    "Mismatch", "MismatchAccumulator", "Model", "Monitor", "NonFiniteError", "Objective",
+    "Mismatch", "MismatchAccumulator", "Model", "Monitor", "NonFiniteError", "ORDERS", "Objective",
     "ObjectiveCounts", "ObjectiveLoss", "ObjectiveReport", "OutOfMemoryError", "Preset", "Reading",
     "Recipe", "Rejection", "RejectionCount", "Rollout", "RolloutEngine", "Scores", "UnsupportedError",
     "WeightStatistics", "adapted_kl_coefficient", "advantages", "advise", "audit_headroom",

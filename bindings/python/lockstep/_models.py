@@ -22,6 +22,8 @@ from ._tensors import FORMATS, Array, View, empty, format_code, view
 
 _PARTS = ("parameters", "activations", "cache", "probabilities", "logits")
 _FORMAT_NAMES = {code: name for name, code in FORMATS.items()}
+#: The orders of arithmetic, as a recipe names them.
+ORDERS = tuple(c.ORDERS)
 _ORDER_NAMES = {code: name for name, code in c.ORDERS.items()}
 _FINISH = {value: name for name, value in c.FINISHES.items()}
 

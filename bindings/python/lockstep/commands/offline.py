@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .. import _library
+from .._models import ORDERS
 from ..offline import (
     INDEPENDENT, LOCKSTEP, Engines, Pair, Settings, default_prompts, read_prompts, run, stop_ids,
 )
@@ -21,7 +21,7 @@ from ..report import offline as report
 from ..report.terminal import WIDEST_PROSE, printable
 from .shared import told
 
-_orders = click.Choice(list(_library.ORDERS))
+_orders = click.Choice(ORDERS)
 
 
 @click.command(short_help="The paper's figure on a model: sample and rescore in BF16, FP16 and FP32.")
