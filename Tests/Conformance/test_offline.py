@@ -172,9 +172,9 @@ def test_the_logs_are_what_was_measured(figure):
         batch = next(iter(reader))
         first = slice(batch.offsets[0], batch.offsets[1])
         tokens = batch.token_ids[first]
-        np.testing.assert_array_equal(lockstep.Model(TINY, "bf16+fused").score(tokens).log_probs[1:],
-                                      batch.rollout[first][1:])
-        assert not batch.mask[first][0] and batch.mask[first][1:].all()
+        np.testing.assert_array_equal(lockstep.Model(TINY, "bf16+fused").score(tokens).log_probs[17:],
+                                      batch.rollout[first][17:])
+        assert not batch.mask[first][:17].any() and batch.mask[first][17:].all()
     done = CliRunner().invoke(commands, ["diagnose", str(log), "--no-html"])
     assert done.exit_code == 0 and "Rounding" in done.output
 

@@ -65,8 +65,8 @@ def ratios(folder):
     """What a pair of engines comes to in bf16 and fp16, on about 2,000 tokens each."""
     engines = (offline.INDEPENDENT, offline.LOCKSTEP)
     with tempfile.TemporaryDirectory() as logs:
-        pairs = offline.run(folder, offline.default_prompts(folder), ("bf16", "fp16"), engines,
-                            offline.Settings(16, 128, 5), Path(logs))
+        pairs = offline.run(folder, offline.own_prompts(folder, 16, 5), ("bf16", "fp16"), engines,
+                            offline.Settings(1, 128, 5), Path(logs))
     for pair in pairs:
         if pair.must_be_zero:
             yield pair.is_zero, f"{pair.rollout} on both sides: exactly 0"

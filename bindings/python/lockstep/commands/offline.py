@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .._models import ORDERS
 from ..offline import (
-    INDEPENDENT, LOCKSTEP, Engines, Pair, Settings, default_prompts, read_prompts, run, stop_ids,
+    INDEPENDENT, LOCKSTEP, Engines, Pair, Settings, own_prompts, read_prompts, run, stop_ids,
 )
 from ..offline import Progress as Tell
 from ..report import offline as report
@@ -28,9 +29,9 @@ _orders = click.Choice(ORDERS)
 @click.argument("model", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--prompts", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
               help="Prompts, one a line: token ids, or text if the package tokenizers and the model's tokenizer.json are"
-                   " there. Default: sequences begin with the model's BOS token, so the model makes them up.")
+                   " there. Default: the model makes up 16 tokens after its BOS token, for each sequence anew.")
 @click.option("--samples", type=click.IntRange(min=1), default=16, show_default=True, metavar="N",
-              help="Sequences drawn for each prompt.")
+              help="Sequences drawn for each prompt; without --prompts, in all.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, metavar="N",
               help="Tokens drawn for a sequence, at most; it ends at the model's EOS token before.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Decides the draws.")
@@ -89,12 +90,14 @@ def offline(model: Path, prompts: Path | None, samples: int, max_tokens: int, se
         for path in (as_json, logs):
             if path is not None and not path.absolute().parent.is_dir():
                 raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
-        known = read_prompts(prompts, model) if prompts else default_prompts(model)
+        known = read_prompts(prompts, model) if prompts else own_prompts(model, samples, seed, threads)
+        if not prompts:
+            settings = replace(settings, samples=1)
         with _folder(logs) as folder, _progress() as progress:
             found = run(model, known, recipes, engines, settings, folder, exact_kl=exact_kl, threads=threads,
                         progress=progress)
     name = model.resolve().name
-    source = f"{len(known):,} of {prompts.name}" if prompts else f"the token {known[0][0]}, with which texts begin"
+    source = f"{len(known):,} of {prompts.name}" if prompts else f"{len(known)} of 16 tokens that the model made up in fp32, after token {known[0][0]}"
     if as_json is not None:
         with told():
             as_json.write_text(json.dumps(report.document(found, settings, name, source), indent=2, allow_nan=False) + "\n",
