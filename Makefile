@@ -94,7 +94,7 @@ demo: $(BIN)/lockstep
 	$(BIN)/lockstep diagnose examples/data/smollm2-135m.bf16.jsonl.gz examples/data/smollm2-135m.fp16.jsonl.gz \
 	    --html build/demo.html
 
-## check-real: rollouts of a real model (SmolLM2-135M, from PyPI) have the bits of scoring; minutes
+## check-real: a real model (SmolLM2-135M, from PyPI): rollouts have the bits of scoring, other engines do not; minutes
 check-real: $(BIN)/lockstep $(REAL)/hf/config.json
 	$(BIN)/python Tests/real/check_real.py $(REAL)/hf
 

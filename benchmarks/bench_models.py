@@ -3,7 +3,7 @@
     python benchmarks/bench_models.py FOLDER [--quick] [--rounds N] [--only SECTION]
 
 FOLDER is a Hugging Face folder, SmolLM2-135M for the results that are kept; without it nothing is measured.
-transformers is the peer where it is installed. --only measures one section again (score, decode); other rows of the
+transformers is the peer where it is installed. --only measures one section again (score, orders, decode); other rows of the
 results stay. --quick takes few tokens, to see that everything runs; its figures mean nothing and are not written.
 """
 
@@ -91,6 +91,19 @@ def score(folder: pathlib.Path, count: int, rounds: int, limits: harness.Limits)
         report(work, name, 2, found["two"], one_thread_ratio=found["one"] / found["two"])
 
 
+def orders(folder: pathlib.Path, count: int, rounds: int) -> None:
+    """Scoring in every order: what the order that has the same bits on both sides costs."""
+    harness.pin(1)
+    for name in ("fp16", "bf16"):
+        models = {order: lockstep.Model(folder, {**lockstep.Recipe(name), "order": order}) for order in lockstep.ORDERS}
+        tokens = np.random.default_rng(0).integers(0, models["lockstep"].vocab, count)
+        found = harness.interleaved(rounds, **{
+            order: lambda model=model: model.score(tokens, threads=1) for order, model in models.items()})
+        own = found.pop("lockstep")
+        more = {f"{order.replace('-', '_')}_ratio": taken / own for order, taken in found.items()}
+        report(f"score {count} tokens, orders", name, 1, own, **more, fastest_ratio=min(found.values()) / own)
+
+
 def decode(folder: pathlib.Path, prompt: int, count: int, rounds: int, limits: harness.Limits) -> None:
     """A token of each sequence: long answers less those of one token, which read the prompt alone."""
     for name in FORMATS:
@@ -135,7 +148,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=pathlib.Path, help="a Hugging Face folder")
     parser.add_argument("--quick", action="store_true", help="few tokens, results not written")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=["score", "decode"])
+    parser.add_argument("--only", choices=["score", "orders", "decode"])
     arguments = parser.parse_args()
     if arguments.folder is None:
         print("no folder of a model was given: nothing is measured")
@@ -147,6 +160,8 @@ def main() -> None:
     rounds = 1 if arguments.quick else arguments.rounds
     if arguments.only in (None, "score"):
         score(arguments.folder, 32 if arguments.quick else 512, rounds, limits)
+    if arguments.only in (None, "orders"):
+        orders(arguments.folder, 32 if arguments.quick else 256, rounds)
     if arguments.only in (None, "decode"):
         decode(arguments.folder, 32, 4 if arguments.quick else 64, rounds, limits)
     if not arguments.quick:

@@ -1848,9 +1848,32 @@ lockstep_status lockstep_preset_read(lockstep_preset *preset, lockstep_correctio
  *     lockstep_model_destroy(model);
  * ------------------------------------------------------------------------------------------ */
 
+/* The order of a model's arithmetic, and what it rounds. Products and sums are float32 in all; "rounded" is to the
+ * recipe's activations where nothing else is said. Each is a function of a sequence's tokens alone, and is scored in
+ * and sampled from. The others model the stacks of the field (docs/Models.md), so that a pair of engines differs as
+ * real ones do. */
+typedef int32_t lockstep_order;
+enum {
+    /* Products in chains of 128 k; attention's softmax over a whole row; each operation rounded once: norm,
+     * projection, head norm, rotation, attention, residual sum, activation. */
+    LOCKSTEP_ORDER_LOCKSTEP = 0,
+    /* As lockstep, but the product of weights with each half of k is formed by itself, then their sum. */
+    LOCKSTEP_ORDER_SPLIT_K = 1,
+    /* As lockstep, but the softmax meets 64 keys at a time: e^(score - largest so far), rounded to the recipe's
+     * probabilities, sums what it multiplies in float32, scaled whenever the largest grows; divided by the sum of
+     * the unrounded terms at the end. */
+    LOCKSTEP_ORDER_FLASH = 2,
+    /* As lockstep, but rounded after every elementary operation: a normalised value before its weight, each product of
+     * a rotation, a score and then its scaling, silu before `up`, an expert's weighted result and each sum of them. */
+    LOCKSTEP_ORDER_EAGER = 3,
+    /* Products as split-k, attention as flash, and less rounding: the norm before the MLP is of the residual sum
+     * before that was rounded, gate and up stay float32 until their product is rounded. */
+    LOCKSTEP_ORDER_FUSED = 4
+};
+
 /* The precision of a model's computation: the dtype, as LOCKSTEP_FLOAT32, LOCKSTEP_FLOAT16 or
- * LOCKSTEP_BFLOAT16, that each kind of value is stored in. Products and sums are float32 always; a result is
- * rounded once to its dtype. Growable: set struct_size before the call. */
+ * LOCKSTEP_BFLOAT16, that each kind of value is stored in, and the order. Two engines give the same bits if, and
+ * only if, their recipes are equal. Growable: set struct_size before the call. */
 typedef struct {
     uint32_t struct_size;
     int32_t parameters;    /* weights; norms' too */
@@ -1858,11 +1881,22 @@ typedef struct {
     int32_t cache;         /* keys and values */
     int32_t probabilities; /* of attention */
     int32_t logits;        /* before the log-softmax; LOCKSTEP_FLOAT32 is an "fp32 head" */
+    lockstep_order order;  /* 0: lockstep */
     int32_t gradients;     /* of activations, in a backward pass; 0: as activations */
 } lockstep_recipe;
 
-/* The recipe of a name: "fp32", "fp16", "bf16", "fp16-fp32head", "bf16-fp32head". */
+/* The recipe of a name: "fp32", "fp16", "bf16", "fp16-fp32head", "bf16-fp32head"; for another order than lockstep
+ * with "+split-k", "+flash", "+eager" or "+fused" after it: "bf16+eager". */
 lockstep_status lockstep_recipe_named(lockstep_recipe *recipe, const char *name);
+
+/* Writes the name of a recipe, which is what lockstep_recipe_named takes; of one without a name its parts, "parameters
+ * fp16, activations fp16, cache bf16...". `length` gets the bytes without the 0 at the end: where capacity is not
+ * greater nothing is written, so a call with capacity 0 (and text NULL) asks for the length alone. */
+lockstep_status lockstep_recipe_text(char *text, size_t capacity, size_t *length, const lockstep_recipe *recipe);
+
+/* Whether engines of two recipes give the same bits: 1, or 0 where a format or the order differs. */
+lockstep_status lockstep_recipe_matches(int32_t *matches, const lockstep_recipe *trainer,
+                                        const lockstep_recipe *rollout);
 
 /* A model's weights, once, in the layout the kernels read: the files are not needed afterwards. `const` use is
  * safe from many threads. Free with lockstep_model_destroy. */
@@ -1920,6 +1954,15 @@ typedef struct {
 lockstep_status lockstep_model_score(const lockstep_tensor *log_probs, const lockstep_tensor *entropy,
                                      const lockstep_model *model, const lockstep_tensor *tokens,
                                      const lockstep_tensor *offsets, const lockstep_score_options *options);
+
+/* The logits that follow each token, as its log-softmax sees them: rounded to the recipe's logits; one that it cannot
+ * hold is infinite. For exact divergences of two recipes (lockstep_mismatch_exact).
+ *
+ * logits  [tokens x vocab]  fp32, contiguous: much memory, which lockstep_model_score does without
+ * The others are those of lockstep_model_score; the options' temperature is left to the log-softmax. */
+lockstep_status lockstep_model_logits(const lockstep_tensor *logits, const lockstep_model *model,
+                                      const lockstep_tensor *tokens, const lockstep_tensor *offsets,
+                                      const lockstep_score_options *options);
 
 /* How tokens are drawn, and when to stop. Growable: appended fields read as zero when struct_size is smaller. */
 typedef struct {

@@ -4,7 +4,7 @@ import Lockstep
 // Section 10 of the header: models and engines.
 
 extension lockstep_recipe: GrowableOptions {
-    static var firstSize: Int { 24 }
+    static var firstSize: Int { 24 }  // with logits; the order came after it
 }
 
 extension lockstep_model_info: GrowableOptions {
@@ -84,14 +84,47 @@ public func lockstep_recipe_named(
     _ recipe: UnsafeMutablePointer<lockstep_recipe>!, _ name: UnsafePointer<CChar>!
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
-        try checkGrowable(recipe, "recipe")
+        let size = try checkGrowable(recipe, "recipe")
         let core = try Recipe(named: text(name, "name"))
+        guard core.order == .lockstep || size >= MemoryLayout<lockstep_recipe>.size else {
+            throw invalid(
+                "recipe: struct_size is \(size), which has no order; set it to sizeof the struct "
+                    + "(\(MemoryLayout<lockstep_recipe>.size))")
+        }
         try write(
             lockstep_recipe(
                 struct_size: recipe.pointee.struct_size, parameters: code(core.parameters),
                 activations: code(core.activations), cache: code(core.cache),
-                probabilities: code(core.probabilities), logits: code(core.logits), gradients: 0),
+                probabilities: code(core.probabilities), logits: code(core.logits),
+                order: core.order.rawValue, gradients: 0),
             to: recipe, "recipe")
+    }
+}
+
+@_cdecl("lockstep_recipe_text") @implementation
+public func lockstep_recipe_text(
+    _ text: UnsafeMutablePointer<CChar>!, _ capacity: Int, _ length: UnsafeMutablePointer<Int>!,
+    _ recipe: UnsafePointer<lockstep_recipe>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let bytes = try coreRecipe(recipe).description.utf8CString
+        if UInt(bitPattern: capacity) >= UInt(bytes.count) {
+            try checkArray(text, "text", count: bytes.count)
+            bytes.withUnsafeBufferPointer { text.update(from: $0.baseAddress!, count: bytes.count) }
+        }
+        length?.pointee = bytes.count - 1
+    }
+}
+
+@_cdecl("lockstep_recipe_matches") @implementation
+public func lockstep_recipe_matches(
+    _ matches: UnsafeMutablePointer<Int32>!, _ trainer: UnsafePointer<lockstep_recipe>!,
+    _ rollout: UnsafePointer<lockstep_recipe>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        try checkArray(matches, "matches", count: 1)
+        let (one, other) = (try coreRecipe(trainer, "trainer"), try coreRecipe(rollout, "rollout"))
+        matches.pointee = one.matches(other) ? 1 : 0
     }
 }
 
@@ -141,12 +174,7 @@ public func lockstep_model_score(
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
         let box = try modelBox(model)
-        var defaults = lockstep_score_options()
-        defaults.temperature = 1
-        let options = try read(options, defaults: defaults)
-        guard options.reserved == 0 else {
-            throw invalid("options: reserved is \(options.reserved); leave it 0")
-        }
+        let options = try scoreOptions(options)
         let ids = try CheckedTensor(tokens, "tokens")
         let view = try ids.tokens("[tokens]")
         guard let out = try optionalVector(log_probs, "log_probs", count: view.count) else {
@@ -157,6 +185,24 @@ public func lockstep_model_score(
             options: LogProbOptions(temperature: options.temperature),
             into: ScoringOutputs(
                 logProbs: out, entropy: optionalVector(entropy, "entropy", count: view.count)),
+            execution: execution(threads: options.threads, options.instruction_set))
+    }
+}
+
+@_cdecl("lockstep_model_logits") @implementation
+public func lockstep_model_logits(
+    _ logits: UnsafePointer<lockstep_tensor>!, _ model: OpaquePointer!,
+    _ tokens: UnsafePointer<lockstep_tensor>!, _ offsets: UnsafePointer<lockstep_tensor>!,
+    _ options: UnsafePointer<lockstep_score_options>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let box = try modelBox(model)
+        let options = try scoreOptions(options)
+        let ids = try CheckedTensor(tokens, "tokens")
+        let view = try ids.tokens("[tokens]")
+        let out = try CheckedTensor(logits, "logits").mutableMatrix([.fp32], "[tokens x vocab]")
+        try box.model.logits(
+            tokens: view, offsets: optionalOffsets(offsets, for: ids), into: out,
             execution: execution(threads: options.threads, options.instruction_set))
     }
 }
@@ -253,27 +299,47 @@ private func engineBox(_ engine: OpaquePointer?) throws(LockstepError) -> Engine
     return Unmanaged<EngineBox>.fromOpaque(UnsafeRawPointer(engine)).takeUnretainedValue()
 }
 
-func coreRecipe(_ recipe: UnsafePointer<lockstep_recipe>?) throws(LockstepError) -> Recipe {
+private func scoreOptions(
+    _ options: UnsafePointer<lockstep_score_options>?
+) throws(LockstepError) -> lockstep_score_options {
+    var defaults = lockstep_score_options()
+    defaults.temperature = 1
+    let options = try read(options, defaults: defaults)
+    guard options.reserved == 0 else {
+        throw invalid("options: reserved is \(options.reserved); leave it 0")
+    }
+    return options
+}
+
+func coreRecipe(
+    _ recipe: UnsafePointer<lockstep_recipe>?, _ name: StaticString = "recipe"
+) throws(LockstepError) -> Recipe {
     guard recipe != nil else { return Recipe(.fp32) }
-    let given = try read(recipe, "recipe", defaults: lockstep_recipe())
+    let given = try read(recipe, name, defaults: lockstep_recipe())
     var core = Recipe(.fp32)
-    core.parameters = try format(given.parameters, "parameters")
-    core.activations = try format(given.activations, "activations")
-    core.cache = try format(given.cache, "cache")
-    core.probabilities = try format(given.probabilities, "probabilities")
-    core.logits = try format(given.logits, "logits")
-    core.gradients = given.gradients == 0 ? core.activations : try format(given.gradients, "gradients")
+    core.parameters = try format(given.parameters, name, "parameters")
+    core.activations = try format(given.activations, name, "activations")
+    core.cache = try format(given.cache, name, "cache")
+    core.probabilities = try format(given.probabilities, name, "probabilities")
+    core.logits = try format(given.logits, name, "logits")
+    core.gradients = given.gradients == 0 ? core.activations : try format(given.gradients, name, "gradients")
+    guard let order = Order(rawValue: given.order) else {
+        throw invalid("\(name): order is \(given.order); give a LOCKSTEP_ORDER_ value")
+    }
+    core.order = order
     return core
 }
 
-private func format(_ code: Int32, _ name: StaticString) throws(LockstepError) -> Format {
+private func format(
+    _ code: Int32, _ recipe: StaticString, _ name: StaticString
+) throws(LockstepError) -> Format {
     switch Int(code) {
     case LOCKSTEP_FLOAT32: .fp32
     case LOCKSTEP_FLOAT16: .fp16
     case LOCKSTEP_BFLOAT16: .bf16
     default:
         throw invalid(
-            "recipe: \(name) is \(code); give LOCKSTEP_FLOAT32, LOCKSTEP_FLOAT16 or LOCKSTEP_BFLOAT16")
+            "\(recipe): \(name) is \(code); give LOCKSTEP_FLOAT32, LOCKSTEP_FLOAT16 or LOCKSTEP_BFLOAT16")
     }
 }
 

@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The instruction set, the rows of a strip, and 36 kernels. */
-_Static_assert(sizeof(lsk_kernels) == 38 * sizeof(void *), "a kernel came or went: it needs a digest here");
+/* The instruction set, the rows of a strip, and 45 kernels. */
+_Static_assert(sizeof(lsk_kernels) == 47 * sizeof(void *), "a kernel came or went: it needs a digest here");
 
 /* ---- digests */
 
@@ -327,14 +327,23 @@ static void digest_layers(int32_t format) {
             void *a = random_values(format, LONG, scales[s]), *b = random_values(format, LONG, scales[s]);
             void *out = room(2 * LONG * 4);
             float *weight = random_values(LSK_FP32, LONG, 2), *wide = random_values(LSK_FP32, 2 * LONG, scales[s]);
-            kernels->rms_norm(out, a, weight, format, count, 1e-5);
-            digest_bytes(out, bytes);
-            kernels->silu_multiply(out, a, b, format, count);
+            for (int each = 0; each < 2; each++) {
+                kernels->rms_norm(out, a, weight, format, count, 1e-5, each);
+                digest_bytes(out, bytes);
+                kernels->silu_multiply(out, format, a, b, format, count, each);
+                digest_bytes(out, bytes);
+            }
+            kernels->silu_multiply(out, format, weight, wide, LSK_FP32, count, 0);
             digest_bytes(out, bytes);
             kernels->add_times(out, a, b, 0.3f, format, count);
             digest_bytes(out, bytes);
-            kernels->rotate(a, weight, wide, format, count / 2);
+            kernels->rotate(a, weight, wide, format, count / 2, 0);
             digest_bytes(a, bytes);
+            kernels->rotate(a, weight, wide, format, count / 2, 1);
+            digest_bytes(a, bytes);
+            kernels->add_rms_norm(out, b, a, weight, format, count, 1e-5);
+            digest_bytes(out, bytes);
+            digest_bytes(b, bytes);
             /* Two rows of a wider matrix into one of another width; 60,000 leaves the range of fp16 now and then. */
             wide[count / 2] = 7e4f;
             digest_integer(kernels->store_rows(out, count + 3, format, wide, LONG, 2, count));
@@ -424,6 +433,25 @@ static void digest_optimizer(void) {
             free(second);
         }
     digest_end("optimizer");
+}
+
+/* ---- layers.h: a tiled softmax */
+
+static void digest_softmax_tiles(void) {
+    enum { COUNT = 1000 };
+    digest_begin();
+    for (float scale = 0.1f; scale < 1000; scale *= 10) {
+        float *x = random_values(LSK_FP32, COUNT, scale), maximum = -__builtin_inff(), sum = 0;
+        for (ptrdiff_t at = 0, count = 1; at + count <= COUNT; at += count, count = count % 64 + 9) {
+            if (count > 64) count = 64;
+            float correction = kernels->softmax_tile(x + at, count, &maximum, &sum);
+            digest_bytes(&correction, sizeof correction);
+            digest_bytes(&sum, sizeof sum);
+        }
+        digest_bytes(x, COUNT * sizeof *x);
+        free(x);
+    }
+    digest_end("softmax_tile");
 }
 
 /* ---- mismatch.h */
@@ -799,6 +827,7 @@ int main(int count, char **arguments) {
     digest_training();
     digest_optimizer();
     digest_lse_tile();
+    digest_softmax_tiles();
     for (int32_t trainer = LSK_FP32; trainer <= LSK_FP64; trainer++)
         for (int32_t rollout = LSK_FP32; rollout <= LSK_FP64; rollout++) digest_mismatch(trainer, rollout);
     for (int32_t trainer = LSK_FP32; trainer <= LSK_BF16; trainer++)

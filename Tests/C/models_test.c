@@ -15,7 +15,7 @@ typedef struct {
     lockstep_recipe recipe;
     lockstep_score_options score_options;
     lockstep_engine_options engine_options;
-    argument log_probs, entropy, tokens, offsets;
+    argument log_probs, entropy, logits, tokens, offsets;
     int32_t token_data[TOKENS], stop_ids[1];
     int64_t offset_data[SEQUENCES + 1];
     const char *path, *adapter, *name;
@@ -23,6 +23,10 @@ typedef struct {
     uint32_t info_size;
     struct {
         double log_probs[TOKENS], entropy[TOKENS];
+        float logits[TOKENS * VOCAB];
+        int32_t matches;
+        size_t length;
+        char text[32];
         lockstep_model *model;
         lockstep_engine *engine;
         unsigned char recipe[sizeof(lockstep_recipe)], info[sizeof(lockstep_model_info)];
@@ -39,6 +43,7 @@ static void fixture_init(fixture *f) {
     f->offset_data[2] = TOKENS;
     argument_init(&f->log_probs, f->outputs.log_probs, LOCKSTEP_FLOAT64, TOKENS, 0);
     argument_init(&f->entropy, f->outputs.entropy, LOCKSTEP_FLOAT64, TOKENS, 0);
+    argument_init(&f->logits, f->outputs.logits, LOCKSTEP_FLOAT32, TOKENS, VOCAB);
     argument_init(&f->tokens, f->token_data, LOCKSTEP_INT32, TOKENS, 0);
     argument_init(&f->offsets, f->offset_data, LOCKSTEP_INT64, SEQUENCES + 1, 0);
     f->score_options = score_options;
@@ -85,6 +90,19 @@ static lockstep_status score(fixture *f) {
                                 given(&f->offsets), &f->score_options);
 }
 
+static lockstep_status logits(fixture *f) {
+    return lockstep_model_logits(given(&f->logits), f->model, given(&f->tokens), given(&f->offsets),
+                                 &f->score_options);
+}
+
+static lockstep_status recipe_text(fixture *f) {
+    return lockstep_recipe_text(f->outputs.text, sizeof f->outputs.text, &f->outputs.length, &f->recipe);
+}
+
+static lockstep_status recipe_matches(fixture *f) {
+    return lockstep_recipe_matches(&f->outputs.matches, NULL, &f->recipe);
+}
+
 static lockstep_status engine(fixture *f) {
     lockstep_engine *engine = NULL;
     lockstep_status status = lockstep_engine_create(&engine, f->model, &f->engine_options);
@@ -115,6 +133,62 @@ static void a_model_says_what_it_is(void) {
     CHECK(recipe.logits == LOCKSTEP_FLOAT32);
     lockstep_model_destroy(NULL);
     lockstep_engine_destroy(NULL);
+}
+
+static void recipes_have_an_order(void) {
+    lockstep_recipe recipe = {.struct_size = sizeof recipe}, other = {.struct_size = sizeof other};
+    CHECK_OK(lockstep_recipe_named(&recipe, "bf16"));
+    CHECK(recipe.order == LOCKSTEP_ORDER_LOCKSTEP);
+    CHECK_OK(lockstep_recipe_named(&other, "bf16+fused"));
+    CHECK(other.order == LOCKSTEP_ORDER_FUSED && other.cache == LOCKSTEP_BFLOAT16);
+    int32_t matches = 7;
+    CHECK_OK(lockstep_recipe_matches(&matches, &recipe, &other));
+    CHECK(matches == 0);
+    other.order = LOCKSTEP_ORDER_LOCKSTEP;
+    CHECK_OK(lockstep_recipe_matches(&matches, &recipe, &other));
+    CHECK(matches == 1);
+    CHECK_OK(lockstep_recipe_matches(&matches, NULL, &other));
+    CHECK(matches == 0);
+
+    char text[11];
+    size_t length;
+    recipe.order = LOCKSTEP_ORDER_EAGER;
+    CHECK_OK(lockstep_recipe_text(NULL, 0, &length, &recipe));
+    CHECK(length == 10);
+    memset(text, TEST_CANARY, sizeof text);
+    CHECK_OK(lockstep_recipe_text(text, 10, &length, &recipe));
+    CHECK(text[0] == (char)TEST_CANARY && length == 10);
+    CHECK_OK(lockstep_recipe_text(text, 11, NULL, &recipe));
+    CHECK(strcmp(text, "bf16+eager") == 0);
+    CHECK_OK(lockstep_recipe_text(text, 11, NULL, NULL));
+    CHECK(strcmp(text, "fp32") == 0);
+
+    /* A program built with the struct as it was before it had an order. */
+    recipe.order = 77;
+    recipe.struct_size = offsetof(lockstep_recipe, order);
+    CHECK_OK(lockstep_recipe_matches(&matches, &recipe, &other));
+    CHECK(matches == 1);
+    CHECK_OK(lockstep_recipe_named(&recipe, "fp16"));
+    CHECK(recipe.order == 77 && recipe.logits == LOCKSTEP_FLOAT16);
+    test_refused(__FILE__, __LINE__, "an order without room", lockstep_recipe_named(&recipe, "bf16+eager"),
+                 LOCKSTEP_ERROR_INVALID_ARGUMENT, "struct_size is 24", "", 0);
+}
+
+/* Logits are what scoring takes its log-probs from. */
+static void logits_give_the_log_probs_of_scoring(void) {
+    fixture f;
+    fixture_init(&f);
+    CHECK_OK(score(&f));
+    CHECK_OK(logits(&f));
+    int64_t matrix[2] = {TOKENS, VOCAB}, vector[1] = {TOKENS};
+    int32_t targets[TOKENS] = {9, 96, 0, -100, 3, 3, -100};
+    double found[TOKENS];
+    lockstep_tensor x = lockstep_tensor_of(f.outputs.logits, LOCKSTEP_FLOAT32, 2, matrix);
+    lockstep_tensor y = lockstep_tensor_of(targets, LOCKSTEP_INT32, 1, vector);
+    lockstep_tensor out = lockstep_tensor_of(found, LOCKSTEP_FLOAT64, 1, vector);
+    CHECK_OK(lockstep_log_probs(&out, NULL, NULL, NULL, &x, &y, NULL));
+    for (int i = 0; i + 1 < TOKENS; i++)
+        if (targets[i] >= 0) CHECK(found[i] == f.outputs.log_probs[i + 1] && found[i] < 0);
 }
 
 /* The proof from C: what the engine says of its tokens is what scoring says of them. */
@@ -211,6 +285,8 @@ static void loading_refuses(void) {
     REFUSED(load, INVALID_ARGUMENT, "cache", f.recipe.cache = LOCKSTEP_INT32);
     REFUSED(load, INVALID_ARGUMENT, "probabilities", f.recipe.probabilities = INT32_MIN);
     REFUSED(load, INVALID_ARGUMENT, "logits", f.recipe.logits = 12345);
+    REFUSED(load, INVALID_ARGUMENT, "order is 5", f.recipe.order = 5);
+    REFUSED(load, INVALID_ARGUMENT, "order is -1", f.recipe.order = -1);
     fixture f;
     fixture_init(&f);
     test_refused(__FILE__, __LINE__, "model NULL", lockstep_model_load(NULL, FOLDER, NULL, NULL),
@@ -222,6 +298,18 @@ static void recipes_refuse(void) {
     REFUSED(recipe_named, INVALID_ARGUMENT, "name", f.name = NULL);
     REFUSED(recipe_named, INVALID_ARGUMENT, "fp16-fp32head", f.name = "FP16");
     REFUSED(recipe_named, INVALID_ARGUMENT, "name", f.name = "\xff");
+    REFUSED(recipe_named, INVALID_ARGUMENT, "order 'none' is not known; give one of lockstep, split-k",
+            f.name = "fp16+none");
+    ACCEPTED(recipe_text, (void)0);
+    REFUSED(recipe_text, INVALID_ARGUMENT, "cache", f.recipe.cache = 5);
+    REFUSED(recipe_text, INVALID_ARGUMENT, "struct_size", f.recipe.struct_size = 23);
+    ACCEPTED(recipe_matches, (void)0);
+    REFUSED(recipe_matches, INVALID_ARGUMENT, "rollout: order is 9", f.recipe.order = 9);
+    REFUSED(recipe_matches, INVALID_ARGUMENT, "rollout: struct_size", f.recipe.struct_size = 0);
+    test_refused(__FILE__, __LINE__, "matches NULL", lockstep_recipe_matches(NULL, NULL, NULL),
+                 LOCKSTEP_ERROR_INVALID_ARGUMENT, "matches", "", 0);
+    test_refused(__FILE__, __LINE__, "text NULL", lockstep_recipe_text(NULL, 9, NULL, NULL),
+                 LOCKSTEP_ERROR_INVALID_ARGUMENT, "text", "", 0);
     REFUSED(recipe_named, INVALID_ARGUMENT, "struct_size", f.info_size = 0);
     test_refused(__FILE__, __LINE__, "recipe NULL", lockstep_recipe_named(NULL, "fp16"),
                  LOCKSTEP_ERROR_INVALID_ARGUMENT, "recipe", "", 0);
@@ -257,6 +345,15 @@ static void scoring_refuses(void) {
     REFUSED(score, INVALID_ARGUMENT, "reserved", f.score_options.reserved = 1);
     REFUSED(score, INVALID_ARGUMENT, "temperature", f.score_options.temperature = 0);
     REFUSED(score, INVALID_ARGUMENT, "temperature", f.score_options.temperature = NAN);
+    ACCEPTED(logits, (void)0);
+    ACCEPTED(logits, f.offsets.absent = 1);
+    static const argument_place matrices[] = {PLACE(logits, REQUIRED | OUTPUT), PLACE(tokens, REQUIRED),
+                                              PLACE(offsets, 0)};
+    REFUSES_SPOILED_ARGUMENTS(logits, matrices);
+    REFUSED(logits, INVALID_ARGUMENT, "model is NULL", f.model = NULL);
+    REFUSED(logits, INVALID_ARGUMENT, "tokens[2] is 97", f.token_data[2] = VOCAB);
+    REFUSED(logits, INVALID_ARGUMENT, "give 7 x 97", f.logits.shape[1] = VOCAB - 1);
+    REFUSED(logits, INVALID_ARGUMENT, "reserved", f.score_options.reserved = 1);
     /* Longer than the context of 128. */
     int32_t ids[129] = {0};
     double out[129];
@@ -331,6 +428,8 @@ static void calls_without_an_engine_are_refused(void) {
 int main(void) {
     CHECK_OK(lockstep_model_load(&shared_model, FOLDER, NULL, NULL));
     TEST(a_model_says_what_it_is);
+    TEST(recipes_have_an_order);
+    TEST(logits_give_the_log_probs_of_scoring);
     TEST(the_engine_has_the_bits_of_scoring);
     TEST(what_was_drawn_can_be_taken_early);
     TEST(loading_refuses);

@@ -106,7 +106,8 @@ def test_what_a_model_says_of_itself():
     assert (model.family, model.layers, model.vocab, model.hidden_size, model.positions) == (
         "qwen3_moe", 2, 97, 64, 128)
     assert model.recipe == dict.fromkeys(
-        ["parameters", "activations", "cache", "probabilities", "gradients"], "bf16") | {"logits": "fp32"}
+        ["parameters", "activations", "cache", "probabilities", "gradients"], "bf16") | {
+            "logits": "fp32", "order": "lockstep"}
     assert model.parameters == sum(
         values.size // (2 if values.dtype.itemsize == 1 else 1) for values in weights("qwen3_moe").values())
     assert "qwen3_moe" in repr(model)
@@ -275,4 +276,4 @@ def test_the_table_of_recipes():
                       (ROOT / "docs" / "Models.md").read_text(), re.MULTILINE)
     assert len(rows) == 5
     for name, *formats in rows:
-        assert list(lockstep.Model(FOLDER / "llama_untied", name).recipe.values()) == formats
+        assert list(lockstep.Model(FOLDER / "llama_untied", name).recipe.values()) == [*formats, "lockstep"]

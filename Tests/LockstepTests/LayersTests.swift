@@ -62,14 +62,28 @@ import Testing
                     a.bytes.withUnsafeBytes { x in
                         b.bytes.withUnsafeBytes { y in
                             let epsilon = index == 4 ? 1e-6 : 1e-5
-                            Self.expect(
-                                ReferenceLayers.norm(a.values, weight, epsilon: epsilon, format), format,
-                                "norm \(index) \(what)"
-                            ) { k.rms_norm($0, x.baseAddress!, weight, code, count, epsilon) }
-                            Self.expect(
-                                ReferenceLayers.siluMultiply(a.values, b.values, format), format,
-                                "silu \(index) \(what)"
-                            ) { k.silu_multiply($0, x.baseAddress!, y.baseAddress!, code, count) }
+                            for each in [false, true] {
+                                Self.expect(
+                                    ReferenceLayers.norm(
+                                        a.values, weight, epsilon: epsilon, format, each: each), format,
+                                    "norm \(index) \(each) \(what)"
+                                ) { k.rms_norm($0, x.baseAddress!, weight, code, count, epsilon, each ? 1 : 0) }
+                                Self.expect(
+                                    ReferenceLayers.siluMultiply(a.values, b.values, format, each: each), format,
+                                    "silu \(index) \(each) \(what)"
+                                ) {
+                                    k.silu_multiply(
+                                        $0, code, x.baseAddress!, y.baseAddress!, code, count, each ? 1 : 0)
+                                }
+                            }
+                            let (sum, normed) = ReferenceLayers.addNorm(
+                                a.values, b.values, weight, epsilon: epsilon, format)
+                            Self.expect(sum, format, "sum \(index) \(what)", changing: a.values) { sum in
+                                Self.expect(normed, format, "norm of a sum \(index) \(what)") {
+                                    k.add_rms_norm(
+                                        $0, sum, y.baseAddress!, weight, code, count, epsilon)
+                                }
+                            }
                             Self.expect(
                                 ReferenceLayers.addTimes(a.values, b.values, 0.3, format), format,
                                 "add \(index) \(what)"
@@ -79,12 +93,17 @@ import Testing
                                     == Int64(a.values.count { !$0.isFinite }))
                         }
                     }
+                    // Of floats that were not rounded yet.
+                    let (gate, up) = (Self.rows(count, 2)[index], Self.rows(count, 7)[index])
+                    Self.expect(
+                        ReferenceLayers.siluMultiply(gate, up, format), format, "silu of floats \(index) \(what)"
+                    ) { k.silu_multiply($0, code, gate, up, Format.fp32.rawValue, count, 0) }
                     // In place, and out of a wider matrix of floats.
                     Self.expect(
                         ReferenceLayers.norm(a.values, weight, epsilon: 1e-5, format), format,
                         "norm in place",
                         changing: a.values
-                    ) { k.rms_norm($0, $0, weight, code, count, 1e-5) }
+                    ) { k.rms_norm($0, $0, weight, code, count, 1e-5, 0) }
                     let wide = Self.rows(count, 3)[index]
                     let (values, failures) = ReferenceLayers.stored(wide, format)
                     Self.expect(values, format, "store \(index) \(what)") {
@@ -101,13 +120,38 @@ import Testing
         let (cosines, sines) = (angles.map { Float($0.cosine) }, angles.map { Float($0.sine) })
         for row in Self.rows(2 * half, 2) {
             let x = Stored(row, format).values
-            let wanted = ReferenceLayers.rotated(x, cosines: cosines, sines: sines, format)
-            for set in instructionSets {
-                let k = lsk_kernels_for(set.rawValue).pointee
-                Self.expect(wanted, format, "rotate \(set)", changing: x) {
-                    k.rotate($0, cosines, sines, format.rawValue, half)
+            for each in [false, true] {
+                let wanted = ReferenceLayers.rotated(
+                    x, cosines: cosines, sines: sines, format, each: each)
+                for set in instructionSets {
+                    let k = lsk_kernels_for(set.rawValue).pointee
+                    Self.expect(wanted, format, "rotate \(set) \(each)", changing: x) {
+                        k.rotate($0, cosines, sines, format.rawValue, half, each ? 1 : 0)
+                    }
                 }
             }
+        }
+    }
+
+    /// A row's softmax tile by tile, of tiles of every size; and as accurate as one over the whole row.
+    @Test(arguments: [0.1, 1, 30, 3e4] as [Float]) func tilesOfASoftmaxEqualTheReference(scale: Float) {
+        var random = Random(12)
+        let tiles = (1...64).map { random.normal($0, scale: scale) }
+        for set in instructionSets {
+            let k = lsk_kernels_for(set.rawValue).pointee
+            var wanted = ReferenceLayers.OnlineSoftmax()
+            var (maximum, sum) = (-Float.infinity, Float(0))
+            for tile in tiles {
+                var found = tile + [.nan]
+                let correction = k.softmax_tile(&found, tile.count, &maximum, &sum)
+                let (terms, wantedCorrection) = wanted.add(tile)
+                #expect(found.dropLast() == terms[...] && found.last!.isNaN)
+                #expect(correction == wantedCorrection && wanted == .init(maximum: maximum, sum: sum))
+            }
+            let all = tiles.joined().map(Double.init)
+            let largest = all.max()!
+            let plain = all.reduce(0) { $0 + exponential($1 - largest) }
+            #expect(Double(maximum) == largest && abs(Double(sum) / plain - 1) < 1e-5)
         }
     }
 

@@ -1,6 +1,7 @@
 // What stands between the matrix products of a transformer: norms, rotary embedding, activation, residual sum.
-// Inputs are widened to float exactly, a result is rounded once to its format. Reference/ReferenceLayers.swift
-// says the same in scalars.
+// Inputs are widened to float exactly, a result is rounded once to its format: with `each`, after every elementary
+// operation too (the eager order). Reference/ReferenceLayers.swift says the same in scalars. What the lockstep order
+// needs is compiled for each format; the rest once, and asks for the format as it goes.
 
 LSK_INLINE void vf_store_as(int32_t format, void *out, ptrdiff_t index, vf v) {
     if (format == LSK_FP32) {
@@ -17,22 +18,28 @@ LSK_INLINE void store_some(int32_t format, void *out, ptrdiff_t index, ptrdiff_t
     memcpy((char *)out + index * bytes, some, (size_t)((count < LSK_LANES ? count : LSK_LANES) * bytes));
 }
 
+LSK_INLINE vf vf_round_as(int32_t format, vf v) {
+    return format == LSK_FP16 ? vf_round_to_fp16(v) : format == LSK_BF16 ? vf_round_to_bf16(v) : v;
+}
+
 // For each register of `count` elements: BODY with `at` and `rest`, how many are left from there.
 #define LSK_FOR_REGISTERS(...)                                            \
     for (ptrdiff_t at = 0; at < count; at += LSK_LANES) {                 \
         const ptrdiff_t rest = count - at;                                \
         __VA_ARGS__                                                           \
     }
-#define LSK_LOAD(X) (rest >= LSK_LANES ? vf_load_as(format, X, at) : load_some(format, X, at, rest))
-#define LSK_STORE(V)                                                      \
+#define LSK_LOAD_AS(FORMAT, X) (rest >= LSK_LANES ? vf_load_as(FORMAT, X, at) : load_some(FORMAT, X, at, rest))
+#define LSK_STORE_AS(FORMAT, OUT, V)                                      \
     do {                                                                  \
-        if (rest >= LSK_LANES) vf_store_as(format, out, at, V);           \
-        else store_some(format, out, at, rest, V);                        \
+        if (rest >= LSK_LANES) vf_store_as(FORMAT, OUT, at, V);           \
+        else store_some(FORMAT, OUT, at, rest, V);                        \
     } while (0)
+#define LSK_LOAD(X) LSK_LOAD_AS(format, X)
+#define LSK_STORE(V) LSK_STORE_AS(format, out, V)
 
-// The sum of squares: element i belongs to lane i mod 64, blocks of 2,048, the tree of the log-softmax; blocks are
-// added in float64.
-LSK_INLINE double sum_of_squares(int32_t format, const void *x, ptrdiff_t count) {
+// The sum of squares of x, or of x + y: element i belongs to lane i mod 64, blocks of 2,048, the tree of the
+// log-softmax; blocks are added in float64.
+LSK_INLINE double sum_of_squares(int32_t format, const void *x, const void *y, ptrdiff_t count) {
     double total = 0;
     for (ptrdiff_t start = 0; start < count; start += LSK_BLOCK) {
         const ptrdiff_t end = count - start < LSK_BLOCK ? count : start + LSK_BLOCK;
@@ -45,6 +52,7 @@ LSK_INLINE double sum_of_squares(int32_t format, const void *x, ptrdiff_t count)
                 const ptrdiff_t place = at + i * LSK_LANES, rest = end - place;
                 if (rest <= 0) break;
                 vf v = rest >= LSK_LANES ? vf_load_as(format, x, place) : load_some(format, x, place, rest);
+                if (y) v = v + (rest >= LSK_LANES ? vf_load_as(format, y, place) : load_some(format, y, place, rest));
                 lanes[i] = vf_fma(v, v, lanes[i]);
             }
         total += lse_tree(lanes);
@@ -52,43 +60,95 @@ LSK_INLINE double sum_of_squares(int32_t format, const void *x, ptrdiff_t count)
     return total;
 }
 
-LSK_INLINE void rms_norm_as(void *out, const void *x, const float *weight, int32_t format, ptrdiff_t count,
-                            double epsilon) {
-    const double mean = sum_of_squares(format, x, count) / (double)count;
+// With `y` the norm is of x + y, which x becomes, rounded.
+LSK_INLINE void rms_norm_as(void *out, void *sum, const void *x, const void *y, const float *weight, int32_t format,
+                            ptrdiff_t count, double epsilon, int each) {
+    const double mean = sum_of_squares(format, x, y, count) / (double)count;
     const vf scale = vf_splat((float)(1 / __builtin_sqrt(mean + epsilon)));
     LSK_FOR_REGISTERS({
-        vf w = rest >= LSK_LANES ? vf_load(weight + at) : load_some(LSK_FP32, weight, at, rest);
-        LSK_STORE(LSK_LOAD(x) * scale * w);
+        vf w = LSK_LOAD_AS(LSK_FP32, weight), v = LSK_LOAD(x);
+        if (y) v = v + LSK_LOAD(y);
+        vf normed = v * scale;
+        if (each) normed = vf_round_as(format, normed);
+        LSK_STORE(normed * w);
+        if (y) LSK_STORE_AS(format, sum, v);
     })
 }
 
 // x / rms(x) * weight. `out` may be `x`.
 static void rms_norm(void *out, const void *x, const float *weight, int32_t format, ptrdiff_t count,
-                     double epsilon) {
-    if (format == LSK_FP32) rms_norm_as(out, x, weight, LSK_FP32, count, epsilon);
-    else if (format == LSK_FP16) rms_norm_as(out, x, weight, LSK_FP16, count, epsilon);
-    else rms_norm_as(out, x, weight, LSK_BF16, count, epsilon);
+                     double epsilon, int32_t each) {
+    if (format == LSK_FP32) rms_norm_as(out, 0, x, 0, weight, LSK_FP32, count, epsilon, 0);
+    else if (each) rms_norm_as(out, 0, x, 0, weight, format, count, epsilon, 1);
+    else if (format == LSK_FP16) rms_norm_as(out, 0, x, 0, weight, LSK_FP16, count, epsilon, 0);
+    else rms_norm_as(out, 0, x, 0, weight, LSK_BF16, count, epsilon, 0);
+}
+
+// x += y, and the norm of the sum before it was rounded. `out` is neither.
+static void add_rms_norm(void *out, void *x, const void *y, const float *weight, int32_t format, ptrdiff_t count,
+                         double epsilon) {
+    rms_norm_as(out, x, x, y, weight, format, count, epsilon, 0);
 }
 
 // Turns element i and element i + count of a head by the angle i, in place: count cosines and sines.
-LSK_INLINE void rotate_as(void *x, const float *cosines, const float *sines, int32_t format, ptrdiff_t count) {
+LSK_INLINE void rotate_as(void *x, const float *cosines, const float *sines, int32_t format, ptrdiff_t count,
+                          int each) {
     const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
     char *const high = (char *)x + count * bytes;
     LSK_FOR_REGISTERS({
-        vf c = rest >= LSK_LANES ? vf_load(cosines + at) : load_some(LSK_FP32, cosines, at, rest);
-        vf s = rest >= LSK_LANES ? vf_load(sines + at) : load_some(LSK_FP32, sines, at, rest);
+        vf c = LSK_LOAD_AS(LSK_FP32, cosines), s = LSK_LOAD_AS(LSK_FP32, sines);
         vf a = LSK_LOAD(x), b = LSK_LOAD(high);
-        void *out = x;
-        LSK_STORE(vf_fma(a, c, -(b * s)));
-        out = high;
-        LSK_STORE(vf_fma(b, c, a * s));
+        if (each) {
+            LSK_STORE_AS(format, x, vf_round_as(format, a * c) - vf_round_as(format, b * s));
+            LSK_STORE_AS(format, high, vf_round_as(format, b * c) + vf_round_as(format, a * s));
+        } else {
+            LSK_STORE_AS(format, x, vf_fma(a, c, -(b * s)));
+            LSK_STORE_AS(format, high, vf_fma(b, c, a * s));
+        }
     })
 }
 
-static void rotate(void *x, const float *cosines, const float *sines, int32_t format, ptrdiff_t count) {
-    if (format == LSK_FP32) rotate_as(x, cosines, sines, LSK_FP32, count);
-    else if (format == LSK_FP16) rotate_as(x, cosines, sines, LSK_FP16, count);
-    else rotate_as(x, cosines, sines, LSK_BF16, count);
+static void rotate(void *x, const float *cosines, const float *sines, int32_t format, ptrdiff_t count,
+                   int32_t each) {
+    if (each) rotate_as(x, cosines, sines, format, count, 1);
+    else if (format == LSK_FP32) rotate_as(x, cosines, sines, LSK_FP32, count, 0);
+    else if (format == LSK_FP16) rotate_as(x, cosines, sines, LSK_FP16, count, 0);
+    else rotate_as(x, cosines, sines, LSK_BF16, count, 0);
+}
+
+// e^y for y in [-87, 88].
+LSK_INLINE vf vf_exp(vf y) {
+    vf t = vf_fma(y, vf_splat(LSK_LOG2_E), vf_splat(LSK_MAGIC + 127.0f));
+    vf power = (vf)((vi)t << 23);
+    vf n = t - vf_splat(LSK_MAGIC + 127.0f);
+    return vf_exp_p(vf_exp_r(y, n)) * power;
+}
+
+// e^y for y <= 0: 0 below -87.
+LSK_INLINE vf vf_exp_negative(vf y) {
+    vi far = y < vf_splat(-87.0f);
+    return vf_select(far, vf_splat(0.0f), vf_exp(vf_select(far, vf_splat(-87.0f), y)));
+}
+
+// A tile of an online softmax: `count` <= 64 finite scores x become e^(x - m), where m, the larger of `maximum` and the
+// largest of them, takes the place of `maximum`; `sum` is made relative to m and takes them in, added by the tree of
+// the log-softmax. Returns e^(maximum - m), which makes relative to m what was summed before.
+static float softmax_tile(float *x, ptrdiff_t count, float *maximum, float *sum) {
+    float tile[LSK_LANE_COUNT];
+    for (ptrdiff_t i = 0; i < LSK_LANE_COUNT; i++) tile[i] = i < count ? x[i] : -__builtin_inff();
+    float largest = *maximum;
+    for (ptrdiff_t i = 0; i < count; i++) largest = tile[i] > largest ? tile[i] : largest;
+    vf lanes[LSK_NV];
+    LSK_UNROLL
+    for (int i = 0; i < LSK_NV; i++) {
+        lanes[i] = vf_exp_negative(vf_load(tile + i * LSK_LANES) - vf_splat(largest));
+        vf_store(tile + i * LSK_LANES, lanes[i]);
+    }
+    memcpy(x, tile, (size_t)count * sizeof *x);
+    const vf correction = vf_exp_negative(vf_splat(*maximum - largest));
+    *sum = vf_fma(vf_splat(*sum), correction, vf_splat((float)lse_tree(lanes)))[0];
+    *maximum = largest;
+    return correction[0];
 }
 
 // e^-x for x from -88 to 87, and what it is there beyond.
@@ -96,10 +156,7 @@ LSK_INLINE vf vf_exp_minus(vf x) {
     vf y = -x;
     y = vf_select(y > vf_splat(88.0f), vf_splat(88.0f), y);
     y = vf_select(y < vf_splat(-87.0f), vf_splat(-87.0f), y);
-    vf t = vf_fma(y, vf_splat(LSK_LOG2_E), vf_splat(LSK_MAGIC + 127.0f));
-    vf power = (vf)((vi)t << 23);
-    vf n = t - vf_splat(LSK_MAGIC + 127.0f);
-    return vf_exp_p(vf_exp_r(y, n)) * power;
+    return vf_exp(y);
 }
 
 // x / (1 + e^-x): 0 below -88, where e^-x would overflow; NaN stays.
@@ -108,15 +165,22 @@ LSK_INLINE vf vf_silu(vf x) {
     return vf_select(x < vf_splat(-88.0f), vf_splat(0.0f), x / (e + vf_splat(1.0f)));
 }
 
-LSK_INLINE void silu_multiply_as(void *out, const void *gate, const void *up, int32_t format, ptrdiff_t count) {
-    LSK_FOR_REGISTERS({ LSK_STORE(vf_silu(LSK_LOAD(gate)) * LSK_LOAD(up)); })
+LSK_INLINE void silu_multiply_as(void *out, int32_t out_format, const void *gate, const void *up, int32_t format,
+                                 ptrdiff_t count, int each) {
+    LSK_FOR_REGISTERS({
+        vf activated = vf_silu(LSK_LOAD(gate));
+        if (each) activated = vf_round_as(format, activated);
+        LSK_STORE_AS(out_format, out, activated * LSK_LOAD(up));
+    })
 }
 
-// silu(gate) * up.
-static void silu_multiply(void *out, const void *gate, const void *up, int32_t format, ptrdiff_t count) {
-    if (format == LSK_FP32) silu_multiply_as(out, gate, up, LSK_FP32, count);
-    else if (format == LSK_FP16) silu_multiply_as(out, gate, up, LSK_FP16, count);
-    else silu_multiply_as(out, gate, up, LSK_BF16, count);
+// silu(gate) * up, both of `format`: that of `out`, or float.
+static void silu_multiply(void *out, int32_t out_format, const void *gate, const void *up, int32_t format,
+                          ptrdiff_t count, int32_t each) {
+    if (each || format != out_format) silu_multiply_as(out, out_format, gate, up, format, count, each);
+    else if (format == LSK_FP32) silu_multiply_as(out, LSK_FP32, gate, up, LSK_FP32, count, 0);
+    else if (format == LSK_FP16) silu_multiply_as(out, LSK_FP16, gate, up, LSK_FP16, count, 0);
+    else silu_multiply_as(out, LSK_BF16, gate, up, LSK_BF16, count, 0);
 }
 
 LSK_INLINE void add_times_as(void *out, const void *a, const void *b, float scale, int32_t format,
@@ -178,3 +242,5 @@ static int64_t non_finite_values(const void *x, int32_t format, ptrdiff_t count)
 #undef LSK_FOR_REGISTERS
 #undef LSK_LOAD
 #undef LSK_STORE
+#undef LSK_LOAD_AS
+#undef LSK_STORE_AS

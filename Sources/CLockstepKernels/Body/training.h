@@ -43,7 +43,7 @@ static double dot(const float *a, const float *b, ptrdiff_t count) { return dot_
 // of the chain of the weight's gradient. `dx` may be `dy`.
 static void rms_norm_backward(float *dx, float *d_weight, const float *x, const float *dy, const float *weight,
                               ptrdiff_t count, double epsilon) {
-    const double mean = sum_of_squares(LSK_FP32, x, count) / (double)count;
+    const double mean = sum_of_squares(LSK_FP32, x, NULL, count) / (double)count;
     const double inverse = 1 / __builtin_sqrt(mean + epsilon);
     const double sum = dot_of(dy, weight, x, count);
     const vf scale = vf_splat((float)inverse);

@@ -136,11 +136,16 @@ typedef struct {
                                   ptrdiff_t n, ptrdiff_t k);
     void (*add_bias)(float *c, ptrdiff_t c_stride, const float *bias, ptrdiff_t m, ptrdiff_t n);
 
-    // layers.h. One row of `count` values each; all of one format.
+    // layers.h. One row of `count` values each; all of one format. `each`: rounded after every elementary operation.
     void (*rms_norm)(void *out, const void *x, const float *weight, int32_t format, ptrdiff_t count,
-                     double epsilon);
-    void (*rotate)(void *x, const float *cosines, const float *sines, int32_t format, ptrdiff_t count);
-    void (*silu_multiply)(void *out, const void *gate, const void *up, int32_t format, ptrdiff_t count);
+                     double epsilon, int32_t each);
+    void (*add_rms_norm)(void *out, void *x, const void *y, const float *weight, int32_t format, ptrdiff_t count,
+                         double epsilon);
+    void (*rotate)(void *x, const float *cosines, const float *sines, int32_t format, ptrdiff_t count,
+                   int32_t each);
+    float (*softmax_tile)(float *x, ptrdiff_t count, float *maximum, float *sum);
+    void (*silu_multiply)(void *out, int32_t out_format, const void *gate, const void *up, int32_t format,
+                          ptrdiff_t count, int32_t each);
     void (*add_times)(void *out, const void *a, const void *b, float scale, int32_t format,
                        ptrdiff_t count);
     int64_t (*store_rows)(void *out, ptrdiff_t out_stride, int32_t format, const float *x,

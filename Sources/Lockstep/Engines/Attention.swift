@@ -6,6 +6,10 @@ import CLockstepKernels
 /// absolute positions, the weighted sum of values is a chain over positions restarted every 128. So a query's
 /// result depends on its position and what it may see, not on the queries beside it.
 ///
+/// Other orders differ in the softmax. Tiled, it is met 64 keys at a time: terms are relative to the largest score so far,
+/// and what was summed before is scaled when that grows. Rounding each step, scores and their scaling are rounded to
+/// the activations.
+///
 /// One worker owns it.
 final class Attention: @unchecked Sendable {
     /// Tokens whose queries are worked on at a time: 64, fewer beyond 8,192 positions, so that scores do not grow.
@@ -17,6 +21,9 @@ final class Attention: @unchecked Sendable {
     private let recipe: Recipe
     /// 1 / sqrt(headSize), which queries are multiplied by in float32.
     private let scale: Float
+    private let order: Order
+    /// Rounds to the activations.
+    private let stepRule: lsk_logit_rule
     private let queries: Scratch<UInt8>
     private let queryRows: PackedRows
     private var scores: Scratch<Float>
@@ -24,7 +31,13 @@ final class Attention: @unchecked Sendable {
     private var probabilityRows: PackedRows
     private var softmax: ScoreSoftmax
     private let tile: Scratch<Float>
+    /// Of a tiled softmax: what a row's earlier tiles are multiplied by, tile by tile, and 1 / the sum of its terms.
+    private var corrections: Scratch<Float>
+    private let inverseSums: Scratch<Float>
     private var capacity = 0
+
+    /// Keys in a tile of a tiled softmax.
+    private static let keyTile = Int(LSK_LANE_COUNT)
 
     /// Room for sequences of up to `positions` tokens.
     init(
@@ -34,7 +47,9 @@ final class Attention: @unchecked Sendable {
         self.kernels = kernels.pointee
         configuration = model.configuration
         recipe = model.recipe
+        stepRule = try LogProbOptions(logitsFormat: recipe.activations).rule()
         scale = Float(1 / Double(configuration.headSize).squareRoot())
+        order = recipe.order
         let rows = block * (configuration.heads / configuration.keyValueHeads)
         queries = try Scratch(count: rows * configuration.headSize * recipe.activations.byteCount)
         queryRows = try PackedRows(kernels, rows: rows, depth: configuration.headSize)
@@ -43,6 +58,8 @@ final class Attention: @unchecked Sendable {
         probabilityRows = try PackedRows(kernels, rows: 0, depth: 0)
         softmax = try ScoreSoftmax(kernels, recipe.probabilities, positions: 0)
         tile = try Scratch(count: rows * Int(LSK_PANEL))
+        corrections = try Scratch(count: 0)
+        inverseSums = try Scratch(count: rows)
         try reserve(positions: positions)
     }
 
@@ -58,6 +75,7 @@ final class Attention: @unchecked Sendable {
         let probabilities = try Scratch<UInt8>(count: rows * capacity * recipe.probabilities.byteCount)
         softmax = try ScoreSoftmax(table, recipe.probabilities, positions: capacity)
         probabilityRows = try PackedRows(table, rows: rows, depth: capacity)
+        if order.tilesAttention { corrections = try Scratch(count: rows * capacity / Attention.keyTile) }
         self.scores = scores
         self.probabilities = probabilities
         (self.block, self.capacity) = (block, capacity)
@@ -84,7 +102,7 @@ final class Attention: @unchecked Sendable {
         }
         queryRows.pack(
             MatrixView(self.queries.base, recipe.activations, rows: rows, columns: size), 0..<rows)
-        queryRows.multiply(by: scale)
+        if !order.roundsEachStep { queryRows.multiply(by: scale) }
         for position in stride(from: 0, to: positions.upperBound, by: Int(LSK_PANEL)) {
             kernels.multiply(
                 scores.base + position, capacity, queryRows.from(), size, 0,
@@ -93,11 +111,11 @@ final class Attention: @unchecked Sendable {
         }
         var failures = 0
         for row in 0..<rows {
-            failures += softmax.normalize(
-                scores.base + row * capacity, count: positions.lowerBound + row / group + 1,
-                of: positions.upperBound,
-                into: UnsafeMutableRawPointer(probabilities.base) + row * capacity
-                    * recipe.probabilities.byteCount)
+            let count = positions.lowerBound + row / group + 1
+            failures +=
+                order.tilesAttention
+                ? normalizeByTiles(row, count: count, of: positions.upperBound)
+                : normalize(row, count: count, of: positions.upperBound)
         }
         if failures > 0 { return failures }
         probabilityRows.pack(
@@ -105,7 +123,11 @@ final class Attention: @unchecked Sendable {
                 probabilities.base, recipe.probabilities, rows: rows, columns: positions.upperBound,
                 rowStride: capacity), 0..<rows)
         for element in stride(from: 0, to: size, by: Int(LSK_PANEL)) {
-            sum(rows, positions.upperBound, element: element, head: head, layer: layer, cache)
+            if order.tilesAttention {
+                sumByTiles(rows, positions.upperBound, element: element, head: head, layer: layer, cache)
+            } else {
+                sum(rows, positions.upperBound, element: element, head: head, layer: layer, cache)
+            }
             let count = min(Int(LSK_PANEL), size - element)
             for token in 0..<positions.count {
                 let out = output + token * outputStride * width + first + element * width
@@ -117,6 +139,47 @@ final class Attention: @unchecked Sendable {
         }
         return failures
     }
+
+    /// Turns the scores of a row, of which `count` may be seen, into `total` probabilities: 0 beyond.
+    private func normalize(_ row: Int, count: Int, of total: Int) -> Int {
+        let scores = scores.base + row * capacity
+        if order.roundsEachStep { roundSteps(scores, count) }
+        return softmax.normalize(
+            scores, count: count, of: total,
+            into: UnsafeMutableRawPointer(probabilities.base) + row * capacity * recipe.probabilities.byteCount)
+    }
+
+    /// Scores that are each rounded, as a product of matrices leaves them, then scaled and rounded again.
+    private func roundSteps(_ scores: UnsafeMutablePointer<Float>, _ count: Int) {
+        withUnsafePointer(to: stepRule) { rule in
+            kernels.prepare_row(scores, scores, Format.fp32.rawValue, count, rule, 0)
+            for index in 0..<count { scores[index] *= scale }
+            kernels.prepare_row(scores, scores, Format.fp32.rawValue, count, rule, 0)
+        }
+    }
+
+    /// Turns the scores of a row, of which `count` may be seen, into terms relative to the largest of their tile and those
+    /// before it; notes how far each tile moves it, and the sum.
+    private func normalizeByTiles(_ row: Int, count: Int, of total: Int) -> Int {
+        let scores = scores.base + row * capacity
+        let failures = kernels.non_finite_values(scores, Format.fp32.rawValue, count)
+        if failures > 0 { return Int(failures) }
+        var (maximum, sum) = (-Float.infinity, Float(0))
+        for first in stride(from: 0, to: total, by: Attention.keyTile) {
+            let seen = max(0, min(Attention.keyTile, count - first))
+            corrections.base[correction(row, first)] =
+                seen == 0 ? 1 : kernels.softmax_tile(scores + first, seen, &maximum, &sum)
+        }
+        inverseSums.base[row] = 1 / sum
+        let size = recipe.probabilities.byteCount
+        let out = UnsafeMutableRawPointer(probabilities.base) + row * capacity * size
+        (out + count * size).initializeMemory(as: UInt8.self, repeating: 0, count: (total - count) * size)
+        _ = kernels.store_rows(out, count, recipe.probabilities.rawValue, scores, count, 1, count)
+        return 0
+    }
+
+    /// Which correction is that of a row's tile of keys from `first` on.
+    private func correction(_ row: Int, _ first: Int) -> Int { (row * capacity + first) / Attention.keyTile }
 
     /// The sum over `count` positions of probability times value, for 32 of a head's elements.
     private func sum(
@@ -130,5 +193,28 @@ final class Attention: @unchecked Sendable {
                 recipe.cache.rawValue, rows, min(KeyValueCache.pagePositions, count - first),
                 first > 0 ? 1 : 0)
         }
+    }
+
+    /// The same by tiles of 64 positions, what was summed before scaled to each; divided by the sum of the terms at last.
+    private func sumByTiles(
+        _ rows: Int, _ count: Int, element: Int, head: Int, layer: Int, _ cache: KeyValueCache
+    ) {
+        let panelBytes = Int(LSK_PANEL) * recipe.cache.byteCount
+        for first in stride(from: 0, to: count, by: Attention.keyTile) {
+            if first > 0 {
+                for row in 0..<rows { scale(row, by: corrections.base[correction(row, first)]) }
+            }
+            let (page, place) = first.quotientAndRemainder(dividingBy: KeyValueCache.pagePositions)
+            kernels.multiply(
+                tile.base, Int(LSK_PANEL), probabilityRows.from(), count, first,
+                cache.values(layer: layer, head: head, page: page, element: element) + place * panelBytes,
+                recipe.cache.rawValue, rows, min(Attention.keyTile, count - first), first > 0 ? 1 : 0)
+        }
+        for row in 0..<rows { scale(row, by: inverseSums.base[row]) }
+    }
+
+    private func scale(_ row: Int, by factor: Float) {
+        let sums = tile.base + row * Int(LSK_PANEL)
+        for element in 0..<Int(LSK_PANEL) { sums[element] *= factor }
     }
 }

@@ -16,10 +16,12 @@ struct Overflow: Error {
     let operation: StaticString
 }
 
-/// The forward pass of a transformer, a layer at a time over a few hundred rows, in the lockstep order.
+/// The forward pass of a transformer, a layer at a time over a few hundred rows, in the recipe's order.
 ///
-/// Every value between operations is rounded once to the recipe's activations: norm, projection, head norm, rotation,
-/// attention, residual sum, activation. A row's bits depend on the tokens before it in its sequence alone.
+/// In the lockstep order every value between operations is rounded once to the recipe's activations: norm, projection,
+/// head norm, rotation, attention, residual sum, activation. The eager order rounds after each step of these, the
+/// fused one leaves the residual sum before a layer's second norm, and gate and up, in float32. In each a row's bits
+/// depend on the tokens before it in its sequence alone.
 ///
 /// One call owns it; its workers share the work of a layer.
 final class Forward {
@@ -28,10 +30,13 @@ final class Forward {
 
     /// The weights; another snapshot of them may take their place.
     var model: Model
-    /// Told what each operation gave: layer, operation, values in the recipe's activations, how many.
+    /// Told what each operation gave: layer, operation, values in the recipe's activations, how many. In the fused order
+    /// it is told nothing of what stays in float32.
     var observe: ((Int, StaticString, UnsafeRawPointer, Int) -> Void)?
     private let kernels: lsk_kernels
     private let threads: Int
+    /// 1 where each step of an operation is rounded.
+    private let each: Int32
     private var rotary: RotaryTable
     private var positions: Int
     private let packed: PackedRows
@@ -51,6 +56,7 @@ final class Forward {
         self.model = model
         self.kernels = kernels.pointee
         self.threads = threads
+        each = model.recipe.order.roundsEachStep ? 1 : 0
         self.positions = positions
         rotary = try RotaryTable(c, positions: positions)
         packed = try PackedRows(kernels, rows: rows, depth: max(c.hiddenSize, c.widest, c.heads * c.headSize))
@@ -60,7 +66,8 @@ final class Forward {
         attentions = try workers(threads) { () throws(LockstepError) in
             try Attention(kernels, model, positions: positions)
         }
-        results = try LayerResults(c, rows: rows, elementBytes: size, isKept: false)
+        results = try LayerResults(
+            c, rows: rows, elementBytes: size, wideBytes: Forward.gateAndUp(model.recipe).byteCount, isKept: false)
         added = try Scratch(count: rows * c.hiddenSize * size)
         experts =
             if let count = c.experts?.count {
@@ -78,6 +85,11 @@ final class Forward {
         rotary = try RotaryTable(configuration, positions: limit)
         for attention in attentions { try attention.reserve(positions: limit) }
         positions = limit
+    }
+
+    /// The format of gate and up.
+    private static func gateAndUp(_ recipe: Recipe) -> Format {
+        recipe.order.fusesOperations ? .fp32 : recipe.activations
     }
 
     private var configuration: ModelConfiguration { model.configuration }
@@ -115,10 +127,13 @@ final class Forward {
         try attend(spans, index, cacheLayer)
         observe?(index, "attention", results.attended, count * configuration.heads * configuration.headSize)
         try multiply(results.attended, count, by: layer.output, into: added.base, index, "attention output")
-        try addResidual(rows, count, index, "residual sum after attention")
-
-        results.middle?.copyMemory(from: rows, byteCount: count * hiddenBytes)
-        norm(rows, layer.mlpNorm, count, into: results.mlpNormed)
+        if model.recipe.order.fusesOperations {
+            try addResidual(rows, normalizedBy: layer.mlpNorm, count, index, "residual sum after attention")
+        } else {
+            try addResidual(rows, count, index, "residual sum after attention")
+            results.middle?.copyMemory(from: rows, byteCount: count * hiddenBytes)
+            norm(rows, layer.mlpNorm, count, into: results.mlpNormed)
+        }
         observe?(index, "MLP norm", results.mlpNormed, count * configuration.hiddenSize)
         switch layer.feedForward {
         case .dense(let mlp):
@@ -165,20 +180,19 @@ final class Forward {
         forEachRow(count) { row, _ in
             kernels.rms_norm(
                 out + row * hiddenBytes, rows + row * hiddenBytes, weight, format.rawValue,
-                configuration.hiddenSize, configuration.normEpsilon)
+                configuration.hiddenSize, configuration.normEpsilon, each)
             return 0
         }
     }
 
-    /// out = rows weight^T + bias.
+    /// out = rows weight^T + bias, rounded to the activations or to another format.
     private func multiply(
         _ rows: UnsafeRawPointer, _ count: Int, by weight: Head, into out: UnsafeMutableRawPointer,
-        _ layer: Int,
-        _ operation: StaticString
+        as wanted: Format? = nil, _ layer: Int, _ operation: StaticString
     ) throws(Overflow) {
         packed.pack(
             MatrixView(rows, format, rows: count, columns: weight.hiddenSize), 0..<count, threads: threads)
-        let (width, format) = (weight.vocab, format)
+        let (width, format) = (weight.vocab, wanted ?? format)
         let tiles = (width + TileMultiplier.width - 1) / TileMultiplier.width
         let failures = Counter(threads)
         parallelFor(tasks: tiles, threads: threads) { tile, worker in
@@ -193,7 +207,7 @@ final class Forward {
                     TileMultiplier.width, count, columns))
         }
         if failures.total > 0 { throw Overflow(layer: layer, operation: operation) }
-        observe?(layer, operation, out, count * width)
+        if format == self.format { observe?(layer, operation, out, count * width) }
     }
 
     /// Normalises and rotates queries and keys in place, and gives keys and values to the caches.
@@ -212,11 +226,11 @@ final class Forward {
                 if let norms = layer.headNorms {
                     kernels.rms_norm(
                         at, at, head < c.heads ? norms.query : norms.key, format.rawValue, c.headSize,
-                        c.normEpsilon)
+                        c.normEpsilon, each)
                 }
                 kernels.rotate(
                     at, rotary.cosines(at: position), rotary.sines(at: position), format.rawValue,
-                    c.headSize / 2)
+                    c.headSize / 2, each)
             }
             let keys = row + c.heads * c.headSize * size
             let values = keys + c.keyValueHeads * c.headSize * size
@@ -258,12 +272,15 @@ final class Forward {
         _ mlp: Model.MLP, _ rows: UnsafeRawPointer, _ count: Int, into out: UnsafeMutableRawPointer,
         _ layer: Int
     ) throws(Overflow) {
-        let (size, width) = (format.byteCount, mlp.down.hiddenSize)
-        try multiply(rows, count, by: mlp.gateAndUp, into: results.wide, layer, "MLP gate and up")
+        let width = mlp.down.hiddenSize
+        let wideFormat = Forward.gateAndUp(model.recipe)
+        try multiply(
+            rows, count, by: mlp.gateAndUp, into: results.wide, as: wideFormat, layer, "MLP gate and up")
         let failures = forEachRow(count) { row, _ in
-            let gate = UnsafeRawPointer(results.wide) + row * 2 * width * size
-            let out = results.activated + row * width * size
-            kernels.silu_multiply(out, gate, gate + width * size, format.rawValue, width)
+            let gate = UnsafeRawPointer(results.wide) + row * 2 * width * wideFormat.byteCount
+            let out = results.activated + row * width * format.byteCount
+            kernels.silu_multiply(
+                out, format.rawValue, gate, gate + width * wideFormat.byteCount, wideFormat.rawValue, width, each)
             return Int(kernels.non_finite_values(out, format.rawValue, width))
         }
         if failures > 0 { throw Overflow(layer: layer, operation: "MLP activation") }
@@ -271,17 +288,26 @@ final class Forward {
         try multiply(results.activated, count, by: mlp.down, into: out, layer, "MLP down")
     }
 
-    /// The weighted sum of what a token's experts give: a chain in float32 over experts ascending, rounded once.
+    /// The weighted sum of what a token's experts give: a chain in float32 over experts ascending, rounded once; where
+    /// each step is rounded, so are an expert's weighted result and the sum with it.
     private func mix(
         _ router: Head, _ experts: [Model.MLP], _ count: Int, _ layer: Int
     ) throws(Overflow) {
         guard let scratch = self.experts, let settings = configuration.experts else { return }
         let hidden = configuration.hiddenSize
         let routings = route(router, settings, count)
-        scratch.sums.base.update(repeating: 0, count: count * hidden)
+        if each == 0 {
+            scratch.sums.base.update(repeating: 0, count: count * hidden)
+        } else {
+            added.base.update(repeating: 0, count: count * hiddenBytes)
+        }
         for (index, expert) in experts.enumerated() {
             let chosen = try apply(expert, index, to: routings, layer)
             for (place, (row, weight)) in chosen.enumerated() {
+                if each != 0 {
+                    add(scratch.results.base + place * hiddenBytes, times: weight, toRow: row, scratch)
+                    continue
+                }
                 let sum = scratch.sums.base + row * hidden
                 var counts = lsk_convert_counts()
                 kernels.convert(
@@ -290,11 +316,22 @@ final class Forward {
                 kernels.add_times(sum, sum, scratch.row.base, weight, Format.fp32.rawValue, hidden)
             }
         }
-        if kernels.store_rows(added.base, hidden, format.rawValue, scratch.sums.base, hidden, count, hidden)
-            > 0
-        {
-            throw Overflow(layer: layer, operation: "mixture of experts")
-        }
+        let failures =
+            each != 0
+            ? kernels.non_finite_values(added.base, format.rawValue, count * hidden)
+            : kernels.store_rows(
+                added.base, hidden, format.rawValue, scratch.sums.base, hidden, count, hidden)
+        if failures > 0 { throw Overflow(layer: layer, operation: "mixture of experts") }
+    }
+
+    /// Adds an expert's result to what a row has, each step rounded.
+    private func add(
+        _ result: UnsafeMutablePointer<UInt8>, times weight: Float, toRow row: Int, _ scratch: ExpertScratch
+    ) {
+        let (hidden, sum) = (configuration.hiddenSize, added.base + row * hiddenBytes)
+        scratch.row.base.update(repeating: 0, count: hidden)
+        kernels.add_times(result, scratch.row.base, result, weight, format.rawValue, hidden)
+        kernels.add_times(sum, sum, result, 1, format.rawValue, hidden)
     }
 
     /// Gathers the rows that go to an expert, in `experts`, and what it gives for them; tells which, and their weights.
@@ -343,6 +380,23 @@ final class Forward {
         let failures = forEachRow(count) { row, _ in
             let at = rows + row * hiddenBytes
             kernels.add_times(at, at, added.base + row * hiddenBytes, 1, format.rawValue, hidden)
+            return Int(kernels.non_finite_values(at, format.rawValue, hidden))
+        }
+        if failures > 0 { throw Overflow(layer: layer, operation: operation) }
+        observe?(layer, operation, rows, count * hidden)
+    }
+
+    /// Adds the residual, and normalises the sums before they were rounded.
+    private func addResidual(
+        _ rows: UnsafeMutableRawPointer, normalizedBy weight: [Float], _ count: Int, _ layer: Int,
+        _ operation: StaticString
+    ) throws(Overflow) {
+        let hidden = configuration.hiddenSize
+        let failures = forEachRow(count) { row, _ in
+            let at = rows + row * hiddenBytes
+            kernels.add_rms_norm(
+                results.mlpNormed + row * hiddenBytes, at, added.base + row * hiddenBytes, weight, format.rawValue,
+                hidden, configuration.normEpsilon)
             return Int(kernels.non_finite_values(at, format.rawValue, hidden))
         }
         if failures > 0 { throw Overflow(layer: layer, operation: operation) }

@@ -11,7 +11,7 @@ final class LayerResults {
     let attended: UnsafeMutableRawPointer
     /// The norm before the MLP: [rows x hidden].
     let mlpNormed: UnsafeMutableRawPointer
-    /// Gate and up, one after the other: [rows x 2 width].
+    /// Gate and up, one after the other: [rows x 2 width], of `wideBytes` each.
     let wide: UnsafeMutableRawPointer
     /// silu(gate) up: [rows x width].
     let activated: UnsafeMutableRawPointer
@@ -23,15 +23,16 @@ final class LayerResults {
     private let memory: Scratch<UInt8>
 
     init(
-        _ c: ModelConfiguration, rows: Int, elementBytes: Int, isKept: Bool
+        _ c: ModelConfiguration, rows: Int, elementBytes: Int, wideBytes: Int, isKept: Bool
     ) throws(LockstepError) {
         let keptNorms = isKept && c.hasQueryNorm
-        let widths = [
-            c.hiddenSize, c.projectionWidth, c.heads * c.headSize, 2 * c.widest, c.widest,
-            isKept ? c.hiddenSize : 0, isKept ? c.hiddenSize : 0, isKept ? c.hiddenSize : 0,
-            keptNorms ? c.projectionWidth : 0,
+        let rowBytes = [
+            c.hiddenSize * elementBytes, c.projectionWidth * elementBytes, c.heads * c.headSize * elementBytes,
+            2 * c.widest * wideBytes, c.widest * elementBytes,
+            isKept ? c.hiddenSize * elementBytes : 0, isKept ? c.hiddenSize * elementBytes : 0,
+            isKept ? c.hiddenSize * elementBytes : 0, keptNorms ? c.projectionWidth * elementBytes : 0,
         ]
-        let sizes = widths.map { ($0 * rows * elementBytes + 63) / 64 * 64 }
+        let sizes = rowBytes.map { ($0 * rows + 63) / 64 * 64 }
         memory = try Scratch(count: sizes.reduce(0, +))
         var places: [UnsafeMutableRawPointer] = []
         var place = UnsafeMutableRawPointer(memory.base)

@@ -37,6 +37,46 @@ extension Model {
         }
     }
 
+    /// The logits that follow each token, as its log-softmax sees them: rounded to the recipe's logits.
+    ///
+    /// `logits` is [tokens x vocab] fp32, rows contiguous: much memory, which `score` does without. One that the recipe
+    /// cannot hold is infinite.
+    ///
+    /// - Throws: as `score(tokens:offsets:options:into:execution:)`; `logits` is then untouched.
+    public func logits(
+        tokens: TokenView, offsets: TokenView? = nil, into logits: MutableMatrixView,
+        execution: Execution = .init()
+    ) throws(LockstepError) {
+        try withLockstepFloatMode { () throws(LockstepError) in
+            let layout = try SequenceLayout(rows: 1, columns: tokens.count, offsets: offsets, of: "tokens")
+            try check(tokens, layout)
+            let vocab = configuration.vocab
+            guard logits.format == .fp32, logits.rows == tokens.count, logits.columns == vocab,
+                logits.rowStride == vocab
+            else {
+                throw LockstepError(
+                    .invalidArgument,
+                    "logits: is \(logits.rows) x \(logits.columns); give \(tokens.count) x \(vocab) of fp32, its "
+                        + "rows one after another")
+            }
+            guard tokens.count > 0, let out = logits.base?.assumingMemoryBound(to: Float.self) else { return }
+            let hidden = try hiddenStates(tokens, layout, execution)
+            let limit = min(Forward.rowLimit, tokens.count)
+            let forward = try Forward(self, rows: limit, positions: 0, execution)
+            let rule = try LogProbOptions(logitsFormat: recipe.logits).rule()
+            let kernels = try execution.kernels().pointee
+            let rowBytes = configuration.hiddenSize * recipe.activations.byteCount
+            for first in stride(from: 0, to: tokens.count, by: limit) {
+                let rows = out + first * vocab
+                let count = min(limit, tokens.count - first)
+                forward.logits(hidden.base + first * rowBytes, count, into: rows)
+                withUnsafePointer(to: rule) {
+                    kernels.prepare_row(rows, rows, Format.fp32.rawValue, count * vocab, $0, 0)
+                }
+            }
+        }
+    }
+
     /// Throws for sequences that cannot be passed through.
     func check(_ tokens: TokenView, _ layout: SequenceLayout) throws(LockstepError) {
         for sequence in 0..<layout.sequences {

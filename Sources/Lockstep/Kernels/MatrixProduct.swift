@@ -2,7 +2,8 @@ import CLockstepKernels
 
 // The one matrix product: `Y[t, n] = sum_k X[t, k] W[n, k]`, each output its own chain of fused
 // multiply-adds over k ascending, restarted every 128 k, the partial sums added in order of k
-// (docs/Numerics.md). Here is what is split (rows, columns) and how operands are packed; never k.
+// (docs/Numerics.md). Here is what is split (rows, columns) and how operands are packed; never k, but where a head
+// says that each half of it is a product by itself.
 
 /// The left operand, packed in strips: every k of a few rows side by side.
 final class PackedRows: @unchecked Sendable {
@@ -70,6 +71,10 @@ enum HeadColumns {
         case .packed(let head): head.hiddenSize
         }
     }
+
+    var splitsProducts: Bool {
+        if case .packed(let head) = self { head.splitsProducts } else { false }
+    }
 }
 
 /// Multiplies packed rows by tiles of 128 head columns.
@@ -83,6 +88,8 @@ final class TileMultiplier: @unchecked Sendable {
     private let biasTile: Scratch<Float>
     /// The product: [rows x 128] floats.
     let tile: Scratch<Float>
+    /// That of the second half of k, where it is formed by itself.
+    private let secondHalf: Scratch<Float>
 
     static let width = Int(LSK_TILE)
     private static let panelWidth = Int(LSK_PANEL)
@@ -96,15 +103,20 @@ final class TileMultiplier: @unchecked Sendable {
         panel = try Scratch(count: TileMultiplier.panelWidth * TileMultiplier.chain)
         biasTile = try Scratch(count: TileMultiplier.width)
         tile = try Scratch(count: rows * TileMultiplier.width)
+        secondHalf = try Scratch(count: columns.splitsProducts ? rows * TileMultiplier.width : 0)
     }
 
     /// Fills `tile` with the logits of columns `first ..< first + count` (count <= 128) for all of `rows`.
     func multiply(_ rows: PackedRows, first: Int, count: Int, bias: VectorView?) {
-        // So few rows that converting the packed head first would cost more than it saves.
-        if case .packed(let head) = columns, rows.rows <= 3 * kernels.strip_rows {
-            multiplyDirectly(rows, head, first: first, count: count)
+        if columns.splitsProducts, rows.depth > 1 {
+            let half = rows.depth / 2
+            multiply(rows, 0..<half, first: first, count: count, into: tile.base)
+            multiply(rows, half..<rows.depth, first: first, count: count, into: secondHalf.base)
+            kernels.add_times(
+                tile.base, tile.base, secondHalf.base, 1, Format.fp32.rawValue,
+                rows.rows * TileMultiplier.width)
         } else {
-            multiplyPanels(rows, first: first, count: count)
+            multiply(rows, 0..<rows.depth, first: first, count: count, into: tile.base)
         }
         if rows.depth == 0 { tile.base.update(repeating: 0, count: rows.rows * TileMultiplier.width) }
         if let bias {
@@ -113,33 +125,51 @@ final class TileMultiplier: @unchecked Sendable {
         }
     }
 
+    /// The product over some of k.
+    private func multiply(
+        _ rows: PackedRows, _ k: Range<Int>, first: Int, count: Int, into tile: UnsafeMutablePointer<Float>
+    ) {
+        // So few rows that converting the packed head first would cost more than it saves.
+        if case .packed(let head) = columns, rows.rows <= 3 * kernels.strip_rows {
+            multiplyDirectly(rows, k, head, first: first, count: count, into: tile)
+        } else {
+            multiplyPanels(rows, k, first: first, count: count, into: tile)
+        }
+    }
+
     /// Few rows: a panel is read from the packed head once, front to back, as memory likes it.
-    private func multiplyDirectly(_ rows: PackedRows, _ head: Head, first: Int, count: Int) {
+    private func multiplyDirectly(
+        _ rows: PackedRows, _ k: Range<Int>, _ head: Head, first: Int, count: Int,
+        into tile: UnsafeMutablePointer<Float>
+    ) {
         if rows.rows == 1, count == TileMultiplier.width {
             kernels.multiply_row(
-                tile.base, rows.from(), head.panel(first / TileMultiplier.panelWidth),
+                tile, rows.from() + k.lowerBound,
+                head.panel(first / TileMultiplier.panelWidth, k: k.lowerBound),
                 TileMultiplier.panelWidth * rows.depth * head.format.byteCount, head.format.rawValue,
-                rows.depth)
+                k.count)
             return
         }
         for offset in stride(from: 0, to: count, by: TileMultiplier.panelWidth) {
             kernels.multiply(
-                tile.base + offset, TileMultiplier.width, rows.from(), rows.depth, 0,
-                head.panel((first + offset) / TileMultiplier.panelWidth), head.format.rawValue, rows.rows,
-                rows.depth, 0)
+                tile + offset, TileMultiplier.width, rows.from(), rows.depth, k.lowerBound,
+                head.panel((first + offset) / TileMultiplier.panelWidth, k: k.lowerBound),
+                head.format.rawValue, rows.rows, k.count, 0)
         }
     }
 
     /// Many rows: 128 k of 128 columns are packed in float, and all rows pass over them while they are in cache.
-    private func multiplyPanels(_ rows: PackedRows, first: Int, count: Int) {
-        for k in stride(from: 0, to: rows.depth, by: TileMultiplier.chain) {
-            let depth = min(TileMultiplier.chain, rows.depth - k)
+    private func multiplyPanels(
+        _ rows: PackedRows, _ all: Range<Int>, first: Int, count: Int, into tile: UnsafeMutablePointer<Float>
+    ) {
+        for k in stride(from: all.lowerBound, to: all.upperBound, by: TileMultiplier.chain) {
+            let depth = min(TileMultiplier.chain, all.upperBound - k)
             for offset in stride(from: 0, to: count, by: TileMultiplier.panelWidth) {
                 let width = min(TileMultiplier.panelWidth, count - offset)
                 pack(first + offset, width: width, k: k, depth: depth)
                 kernels.multiply(
-                    tile.base + offset, TileMultiplier.width, rows.from(), rows.depth, k, panel.base,
-                    Format.fp32.rawValue, rows.rows, depth, k > 0 ? 1 : 0)
+                    tile + offset, TileMultiplier.width, rows.from(), rows.depth, k, panel.base,
+                    Format.fp32.rawValue, rows.rows, depth, k > all.lowerBound ? 1 : 0)
             }
         }
     }

@@ -10,6 +10,8 @@ public final class Head: @unchecked Sendable {
     public let hiddenSize: Int
     /// Format of the weight: fp32, fp16 or bf16.
     public let format: Format
+    /// Whether a product is formed of each half of the hidden size by itself, then their sum.
+    let splitsProducts: Bool
     private let panels: UnsafeMutableRawPointer
     private let memory: PanelMemory.Chunk  // that the panels are in
     private let hasBias: Bool
@@ -22,12 +24,15 @@ public final class Head: @unchecked Sendable {
         try self.init(weight: weight, bias: bias, in: PanelMemory(isShared: false))
     }
 
-    init(weight: MatrixView, bias: VectorView?, in memory: PanelMemory) throws(LockstepError) {
+    init(
+        weight: MatrixView, bias: VectorView?, in memory: PanelMemory, splitsProducts: Bool = false
+    ) throws(LockstepError) {
         try checkFormat(weight.format, "weight")
         try checkBias(bias, vocab: weight.rows)
         vocab = weight.rows
         hiddenSize = weight.columns
         format = weight.format
+        self.splitsProducts = splitsProducts
         let panelCount = (vocab + Int(LSK_PANEL) - 1) / Int(LSK_PANEL)
         let (bytes, overflow) = (panelCount * Int(LSK_PANEL)).multipliedReportingOverflow(
             by: weight.columns * weight.format.byteCount)

@@ -4,7 +4,7 @@
 public final class Model: @unchecked Sendable {
     /// The model's shape.
     public let configuration: ModelConfiguration
-    /// The formats it computes in.
+    /// The formats it computes in, and the order.
     public let recipe: Recipe
     let layers: [Layer]
     let finalNorm: [Float]
@@ -199,6 +199,7 @@ private struct WeightLoader {
         }
         return try Head(
             weight: MatrixView(weights.base, format, rows: rows, columns: columns),
-            bias: matrix.hasBias ? VectorView(biases.base, format, count: rows) : nil, in: memory)
+            bias: matrix.hasBias ? VectorView(biases.base, format, count: rows) : nil, in: memory,
+            splitsProducts: recipe.order.splitsProducts)
     }
 }

@@ -12,6 +12,13 @@ public enum ReferenceMatrixProduct {
         return total
     }
 
+    /// The same of each half of k by itself, then their sum: the order `split-k`.
+    static func splitProduct(_ x: [Float], _ w: [Float]) -> Float {
+        let half = x.count / 2
+        if half == 0 { return product(x, w) }
+        return product(Array(x[..<half]), Array(w[..<half])) + product(Array(x[half...]), Array(w[half...]))
+    }
+
     /// `x w^T + bias`: [tokens x H] times [vocab x H], each element a chain of its own.
     public static func logits(_ x: [[Float]], _ w: [[Float]], bias: [Float]? = nil) -> [[Float]] {
         x.map { row in

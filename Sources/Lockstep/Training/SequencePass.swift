@@ -65,7 +65,7 @@ final class SequencePass: @unchecked Sendable {
         try cache.reserve(tokens)
         var kept: [LayerResults] = []
         for _ in 0..<(recomputes ? 1 : c.layers) {
-            kept.append(try LayerResults(c, rows: tokens, elementBytes: bytes, isKept: true))
+            kept.append(try LayerResults(c, rows: tokens, elementBytes: bytes, wideBytes: bytes, isKept: true))
         }
         self.kept = kept
         inputs = try Scratch(count: recomputes ? c.layers * tokens * c.hiddenSize * bytes : 0)
@@ -254,7 +254,7 @@ final class SequencePass: @unchecked Sendable {
             for head in 0..<c.heads + c.keyValueHeads {
                 kernels.rotate(
                     wide.base + row * width + head * size, turningBack.cosines(at: row),
-                    turningBack.sines(at: row), Format.fp32.rawValue, half)
+                    turningBack.sines(at: row), Format.fp32.rawValue, half, 0)
             }
         }
         var failures = Int(

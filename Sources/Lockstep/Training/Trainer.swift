@@ -110,6 +110,12 @@ public final class Trainer: @unchecked Sendable {
         _ weights: TrainedWeights, _ recipe: Recipe, _ options: TrainerOptions
     ) throws(LockstepError) {
         try recipe.check()
+        guard recipe.order == .lockstep else {
+            throw LockstepError(
+                .unsupported,
+                "recipe: order is \(recipe.order.name); a trainer computes in the lockstep order alone: give the other "
+                    + "order to the rollout engine")
+        }
         let execution = Execution(threads: options.threads, instructionSet: options.instructionSet)
         self.weights = weights
         self.recipe = recipe

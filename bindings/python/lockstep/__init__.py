@@ -37,7 +37,7 @@ from ._mismatch import (
     LOG_RATIO_QUANTILES, Divergence, Estimate, ExactMismatch, Mismatch, exact_mismatch, mismatch,
     mismatch_profile, mismatch_sequences,
 )
-from ._models import Headroom, Model, Rollout, RolloutEngine, Scores, audit_headroom
+from ._models import ORDERS, Headroom, Model, Recipe, Rollout, RolloutEngine, Scores, audit_headroom
 from ._monitor import Alarm, Monitor, Reading
 from ._objectives import (
     Objective, ObjectiveCounts, ObjectiveLoss, ObjectiveReport, adapted_kl_coefficient, covariance_select,
@@ -58,10 +58,10 @@ __all__ = [
     "ConvertCounts", "Converted", "Correction", "Divergence", "Estimate", "ExactMismatch", "FileError",
     "GradientNorm", "Head", "Headroom", "InternalError", "InvalidArgumentError", "LOG_RATIO_QUANTILES",
     "LinearGradients", "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary",
-    "LogWriter", "LossScaler", "Mismatch", "MismatchAccumulator", "Model", "Monitor", "NonFiniteError",
+    "LogWriter", "LossScaler", "Mismatch", "MismatchAccumulator", "Model", "Monitor", "NonFiniteError", "ORDERS",
     "Objective", "ObjectiveCounts", "ObjectiveLoss", "ObjectiveReport", "OutOfMemoryError", "Parameter", "Preset",
-    "Reading", "Rejection", "RejectionCount", "Replay", "Rollout", "RolloutEngine", "ScalerReport", "Scores",
-    "Task", "Trainer", "UnsupportedError", "WeightStatistics", "adamw_step", "adapted_kl_coefficient",
+    "Reading", "Recipe", "Rejection", "RejectionCount", "Replay", "Rollout", "RolloutEngine", "ScalerReport",
+    "Scores", "Task", "Trainer", "UnsupportedError", "WeightStatistics", "adamw_step", "adapted_kl_coefficient",
     "advantages", "advise", "audit_headroom", "certify", "convert", "correct", "covariance_select",
     "exact_mismatch", "gradient_norm", "has_instruction_set", "kl_penalty", "learning_rate", "linear_log_probs",
     "linear_log_probs_backward", "log_probs", "log_probs_backward", "loss_scaler_names", "metrics", "mismatch",

@@ -649,7 +649,7 @@ class Preset(Structure):
 class Recipe(Structure):
     _fields_ = [
         ("struct_size", c_uint32), ("parameters", c_int32), ("activations", c_int32), ("cache", c_int32),
-        ("probabilities", c_int32), ("logits", c_int32), ("gradients", c_int32),
+        ("probabilities", c_int32), ("logits", c_int32), ("order", c_int32), ("gradients", c_int32),
     ]
 
 
@@ -698,6 +698,7 @@ class EngineOptions(Structure):
     ]
 
 
+ORDER_LOCKSTEP, ORDER_SPLIT_K, ORDER_FLASH, ORDER_EAGER, ORDER_FUSED = range(5)
 FINISH_RUNNING = 0
 FINISH_STOP = 1
 FINISH_LENGTH = 2
@@ -900,11 +901,14 @@ SIGNATURES = {
         c_int32, [POINTER(Preset), POINTER(CorrectionOptions), POINTER(AdvantageOptions),
                   POINTER(ObjectiveOptions), c_char_p]),
     "lockstep_recipe_named": (c_int32, [POINTER(Recipe), c_char_p]),
+    "lockstep_recipe_text": (c_int32, [c_char_p, c_size_t, POINTER(c_size_t), POINTER(Recipe)]),
+    "lockstep_recipe_matches": (c_int32, [POINTER(c_int32), POINTER(Recipe), POINTER(Recipe)]),
     "lockstep_model_load": (c_int32, [POINTER(c_void_p), c_char_p, c_char_p, POINTER(Recipe)]),
     "lockstep_model_get_info": (c_int32, [POINTER(ModelInfo), c_void_p]),
     "lockstep_model_destroy": (None, [c_void_p]),
     "lockstep_model_score": (
         c_int32, [_tensor, _tensor, c_void_p, _tensor, _tensor, POINTER(ScoreOptions)]),
+    "lockstep_model_logits": (c_int32, [_tensor, c_void_p, _tensor, _tensor, POINTER(ScoreOptions)]),
     "lockstep_engine_create": (c_int32, [POINTER(c_void_p), c_void_p, POINTER(EngineOptions)]),
     "lockstep_engine_add": (c_int32, [c_void_p, _tensor, c_void_p, c_size_t]),
     "lockstep_engine_step": (c_int32, [c_void_p, POINTER(c_size_t), POINTER(c_size_t)]),
@@ -1076,6 +1080,10 @@ MASTER_ROUNDINGS = {
 }
 SCHEDULES = {
     "constant": SCHEDULE_CONSTANT, "linear": SCHEDULE_LINEAR, "cosine": SCHEDULE_COSINE,
+}
+ORDERS = {
+    "lockstep": ORDER_LOCKSTEP, "split-k": ORDER_SPLIT_K, "flash": ORDER_FLASH, "eager": ORDER_EAGER,
+    "fused": ORDER_FUSED,
 }
 FINISHES = {"running": FINISH_RUNNING, "stop": FINISH_STOP, "length": FINISH_LENGTH}
 AXES = {

@@ -7,7 +7,7 @@ import math
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from ctypes import byref, c_size_t, c_uint64, c_void_p, sizeof
+from ctypes import byref, c_int32, c_size_t, c_uint64, c_void_p, sizeof
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,12 +21,82 @@ from ._library import check, choice, int32, integer, library, real
 from ._tensors import FORMATS, Array, View, empty, format_code, view
 
 _PARTS = ("parameters", "activations", "cache", "probabilities", "logits")
-_ALL_PARTS = (*_PARTS, "gradients")
+_ENTRIES = (*_PARTS, "gradients", "order")
 _FORMAT_NAMES = {code: name for name, code in FORMATS.items()}
+#: The orders of arithmetic, as a recipe names them.
+ORDERS = tuple(c.ORDERS)
+_ORDER_NAMES = {code: name for name, code in c.ORDERS.items()}
 _FINISH = {value: name for name, value in c.FINISHES.items()}
 
 #: A prompt: token ids.
 Prompt = Sequence[int]
+
+
+class Recipe(Mapping[str, str]):
+    """The precision of a model's computation: the format of each part, and the order of arithmetic.
+
+    Args:
+        recipe: a name, "fp32", "fp16", "bf16", "fp16-fp32head" or "bf16-fp32head", for another order than "lockstep"
+            with "+split-k", "+flash", "+eager" or "+fused" after it; or a dict with any of "parameters", "activations",
+            "cache", "probabilities", "logits" as "fp32", "fp16" or "bf16", the rest fp32, "gradients" (of
+            activations, for a `Trainer`; as activations if not given) and "order".
+
+    Raises:
+        InvalidArgumentError: an unknown name, part, format or order.
+
+    Example:
+        >>> trainer = Recipe("bf16+eager")
+        >>> trainer["activations"], trainer["order"]
+        ('bf16', 'eager')
+        >>> trainer.matches("bf16+fused")
+        False
+    """
+
+    def __init__(self, recipe: str | Mapping[str, str] = "fp32") -> None:
+        self._raw = c.Recipe(sizeof(c.Recipe))
+        if isinstance(recipe, str):
+            check(library.lockstep_recipe_named(self._raw, recipe.encode()))
+            return
+        if unknown := set(recipe) - set(_ENTRIES):
+            raise InvalidArgumentError(
+                f"recipe: '{min(unknown)}' is no part; give some of {', '.join(_ENTRIES)}")
+        for part in _PARTS:
+            setattr(self._raw, part, format_code(recipe.get(part, "fp32"), f"recipe[{part!r}]"))
+        if "gradients" in recipe:
+            self._raw.gradients = format_code(recipe["gradients"], "recipe['gradients']")
+        self._raw.order = choice(c.ORDERS, recipe.get("order", "lockstep"), "recipe['order']")
+
+    def matches(self, other: str | Mapping[str, str]) -> bool:
+        """Whether engines of the two give the same bits: if, and only if, formats and order are the same."""
+        found = c_int32()
+        check(library.lockstep_recipe_matches(byref(found), self._raw, Recipe(other)._raw))
+        return bool(found.value)
+
+    def __getitem__(self, part: str) -> str:
+        if part == "order":
+            return _ORDER_NAMES[self._raw.order]
+        if part == "gradients":
+            return _FORMAT_NAMES[self._raw.gradients or self._raw.activations]
+        if part not in _PARTS:
+            raise KeyError(part)
+        return _FORMAT_NAMES[getattr(self._raw, part)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_ENTRIES)
+
+    def __len__(self) -> int:
+        return len(_ENTRIES)
+
+    def __str__(self) -> str:
+        """Its name; without one, its parts."""
+        length = c_size_t()
+        check(library.lockstep_recipe_text(None, 0, byref(length), self._raw))
+        text = ctypes.create_string_buffer(length.value + 1)
+        check(library.lockstep_recipe_text(text, len(text), None, self._raw))
+        return text.value.decode()
+
+    def __repr__(self) -> str:
+        return f"<lockstep.Recipe {self}>"
 
 
 class Scores(NamedTuple):
@@ -132,9 +202,7 @@ class Model:
 
     Args:
         path: the folder.
-        recipe: "fp32", "fp16", "bf16", "fp16-fp32head", "bf16-fp32head"; or a dict with any of "parameters",
-            "activations", "cache", "probabilities", "logits" as "fp32", "fp16" or "bf16", the rest fp32; and
-            "gradients", for a `Trainer`: as activations if it is not given.
+        recipe: a `Recipe`, or what makes one: "fp16", "bf16-fp32head", "bf16+eager", {"cache": "fp16"}...
         adapter: a folder with a LoRA adapter in PEFT's layout, merged into the weights.
 
     Raises:
@@ -148,20 +216,23 @@ class Model:
         self, path: str | os.PathLike[str], recipe: str | Mapping[str, str] = "fp32", *,
         adapter: str | os.PathLike[str] | None = None,
     ) -> None:
-        raw = _recipe(recipe)
+        #: The format of each part, and the order.
+        self.recipe: Recipe = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
         handle = c_void_p()
         check(library.lockstep_model_load(
-            byref(handle), os.fsencode(path), None if adapter is None else os.fsencode(adapter), raw))
-        self._take(handle, raw)
+            byref(handle), os.fsencode(path), None if adapter is None else os.fsencode(adapter),
+            self.recipe._raw))
+        self._take(handle)
 
     @classmethod
-    def _of(cls, handle: c_void_p, raw: c.Recipe) -> Model:
+    def _of(cls, handle: c_void_p, recipe: Recipe) -> Model:
         """A model that the library made."""
         model = cls.__new__(cls)
-        model._take(handle, raw)
+        model.recipe = recipe
+        model._take(handle)
         return model
 
-    def _take(self, handle: c_void_p, raw: c.Recipe) -> None:
+    def _take(self, handle: c_void_p) -> None:
         self._handle = handle
         self._finalizer = weakref.finalize(self, library.lockstep_model_destroy, handle)
         info = c.ModelInfo(sizeof(c.ModelInfo))
@@ -174,9 +245,6 @@ class Model:
         self.hidden_size: int = info.hidden_size
         self.parameters: int = info.parameters
         self.positions: int = info.positions
-        #: The format of each part.
-        self.recipe: dict[str, str] = {part: _FORMAT_NAMES[getattr(raw, part)] for part in _PARTS}
-        self.recipe["gradients"] = _FORMAT_NAMES[raw.gradients or raw.activations]
 
     def score(
         self, tokens: Log, offsets: Array | None = None, *, temperature: float = 1.0, threads: int = 0,
@@ -209,14 +277,32 @@ class Model:
         ids, bounds = _tokens(tokens, offsets)
         outputs = [empty(ids.shape, c.FLOAT32, ids) for _ in range(2)]
         written = [view(each, name, written=True) for each, name in zip(outputs, ("log_probs", "entropy"))]
-        options = c.ScoreOptions(
-            sizeof(c.ScoreOptions), int32(threads, "threads"),
-            choice(c.INSTRUCTION_SETS, instruction_set, "instruction_set"), 0,
-            real(temperature, "temperature"))
+        options = _score_options(threads, instruction_set, temperature)
         check(library.lockstep_model_score(
             written[0].tensor(), written[1].tensor(), self._handle, ids.tensor(),
             None if bounds is None else bounds.tensor(), options))
         return Scores(*outputs)
+
+    def logits(
+        self, tokens: Log, offsets: Array | None = None, *, threads: int = 0, instruction_set: str = "best",
+    ) -> Array:
+        """The logits that follow each token, as its log-softmax sees them: [tokens x vocab] fp32.
+
+        They are rounded to the recipe's logits; one that it cannot hold is infinite. Much memory, which `score` does
+        without; for exact divergences of two recipes (`exact_mismatch`), or to distil from.
+
+        Args:
+            tokens, offsets, threads, instruction_set: as in `score`.
+
+        Raises:
+            as `score`.
+        """
+        ids, bounds = _tokens(tokens, offsets)
+        out = empty((*ids.shape, self.vocab), c.FLOAT32, ids)
+        check(library.lockstep_model_logits(
+            view(out, "logits", written=True).tensor(), self._handle, ids.tensor(),
+            None if bounds is None else bounds.tensor(), _score_options(threads, instruction_set, 1.0)))
+        return out
 
     def generate(
         self, prompts: Iterable[Prompt], *, samples: int = 1, **settings: object,
@@ -241,7 +327,7 @@ class Model:
         return sorted(engine.run(), key=lambda rollout: rollout.id)
 
     def __repr__(self) -> str:
-        return f"<lockstep.Model {self.family}, {self.parameters:,} parameters, {self.recipe['activations']}>"
+        return f"<lockstep.Model {self.family}, {self.parameters:,} parameters, {self.recipe}>"
 
 
 class RolloutEngine:
@@ -328,18 +414,10 @@ class RolloutEngine:
                 yield from self.take()
 
 
-def _recipe(recipe: str | Mapping[str, str]) -> c.Recipe:
-    raw = c.Recipe(sizeof(c.Recipe))
-    if isinstance(recipe, str):
-        check(library.lockstep_recipe_named(raw, recipe.encode()))
-        return raw
-    if unknown := set(recipe) - set(_ALL_PARTS):
-        raise InvalidArgumentError(f"recipe: '{min(unknown)}' is no part; give some of {', '.join(_ALL_PARTS)}")
-    for part in _PARTS:
-        setattr(raw, part, format_code(recipe.get(part, "fp32"), f"recipe[{part!r}]"))
-    if "gradients" in recipe:
-        raw.gradients = format_code(recipe["gradients"], "recipe['gradients']")
-    return raw
+def _score_options(threads: int, instruction_set: str, temperature: float) -> c.ScoreOptions:
+    return c.ScoreOptions(
+        sizeof(c.ScoreOptions), int32(threads, "threads"),
+        choice(c.INSTRUCTION_SETS, instruction_set, "instruction_set"), 0, real(temperature, "temperature"))
 
 
 def _tokens(tokens: Log, offsets: Array | None) -> tuple[View, View | None]:

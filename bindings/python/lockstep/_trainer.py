@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from . import _library as c
 from ._batch import Log
 from ._library import check, choice, int32, integer, library, real
-from ._models import Model, Scores, _recipe, _tokens
+from ._models import Model, Recipe, Scores, _tokens
 from ._tensors import Array, empty, view
 
 
@@ -73,7 +73,7 @@ class Trainer:
         targets: Iterable[str] = ("q_proj", "k_proj", "v_proj", "o_proj"), deviation: float = 0.0, seed: int = 0,
         recompute: bool = False, threads: int = 0, instruction_set: str = "best",
     ) -> None:
-        self._recipe = _recipe(recipe)
+        self._recipe = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
         options = c.TrainerOptions(
             sizeof(c.TrainerOptions), int32(threads, "threads"),
             choice(c.INSTRUCTION_SETS, instruction_set, "instruction_set"), int(bool(recompute)),
@@ -81,7 +81,7 @@ class Trainer:
             real(alpha, "alpha"), " ".join(targets).encode(), integer(seed, "seed", 0, 2**64 - 1),
             real(deviation, "deviation"))
         handle = c_void_p()
-        check(library.lockstep_trainer_create(byref(handle), os.fsencode(path), self._recipe, options))
+        check(library.lockstep_trainer_create(byref(handle), os.fsencode(path), self._recipe._raw, options))
         self._handle = handle
         self._finalizer = weakref.finalize(self, library.lockstep_trainer_destroy, handle)
         tensors, elements, raw, found = c_size_t(), c_size_t(), c.Parameter(), []

@@ -18,6 +18,7 @@ from .audit import audit
 from .certify import certify
 from .convert import convert
 from .diagnose import diagnose
+from .offline import offline
 from .presets import presets
 from .scaler import scaler
 from .watch import watch
@@ -34,5 +35,5 @@ def commands() -> None:
             stream.reconfigure(errors="replace")
 
 
-for command in (diagnose, certify, advise, watch, convert, presets, audit, scaler):
+for command in (diagnose, certify, advise, watch, convert, presets, audit, offline, scaler):
     commands.add_command(command)

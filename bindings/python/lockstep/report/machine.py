@@ -21,7 +21,7 @@ def document(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict]) -> dic
     ``logs[i].mismatch`` has the fields of lockstep_mismatch in lockstep.h under their names; keys are only
     ever added. ``comparison`` is None unless there are exactly two logs.
     """
-    return _finite({
+    return finite({
         "schema": SCHEMA,
         "lockstep_version": lockstep.__version__,
         "logs": [_log(diagnosis, verdict) for diagnosis, verdict in zip(diagnoses, verdicts, strict=True)],
@@ -66,9 +66,10 @@ def _comparison(first: Diagnosis, second: Diagnosis) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain values, with None for what is not finite."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,7 +10,7 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 import lockstep
@@ -24,7 +24,7 @@ if find_spec("matplotlib") is None:
     raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
 # By this line, near the top of every report, a file is known to be one of ours and may be replaced.
-GENERATOR = '<meta name="generator" content="lockstep diagnose">'
+GENERATOR = '<meta name="generator" content="lockstep">'
 WORST = 12
 
 
@@ -41,6 +41,17 @@ def check_path(path: Path) -> None:
                     f"{path}: exists and is not a report of lockstep; move it, or give another --html PATH")
 
 
+def template(name: str) -> Template:
+    """A page of this folder, everything in it escaped."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True)
+    environment.filters.update(number=number, percent=percent, sure=sure)
+    folder = files(__package__)
+    environment.globals.update(
+        generator=Markup(GENERATOR), version=lockstep.__version__, style=Markup(folder.joinpath("style.css").read_text(encoding="utf-8")))
+    return environment.from_string(folder.joinpath(name).read_text(encoding="utf-8"))
+
+
 def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options: Sequence[str] = ()) -> str:
     """The report as one HTML document. The same logs give the same bytes.
 
@@ -48,19 +59,13 @@ def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options
         diagnoses, verdicts: one of each a log, in the order of the columns.
         options: the options that changed what was measured, as they were given.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True)
-    environment.filters.update(number=number, percent=percent, sure=sure)
-    template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     _give_back_memory()
     from . import plots
 
     scatter = [Markup(panel) for panel in plots.scatter(diagnoses)]  # of all pictures the one that takes most
     has_steps = any(len(each.steps) > 1 for each in diagnoses)
     distribution, outside = plots.distribution(diagnoses)
-    return template.render(
-        generator=Markup(GENERATOR),
-        version=lockstep.__version__,
+    return template("page.html").render(
         options=options,
         logs=list(zip(diagnoses, verdicts, strict=True)),
         colours=plots.COLOURS,
