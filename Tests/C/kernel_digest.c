@@ -749,10 +749,9 @@ static void digest_objective(int32_t term, int32_t level) {
             digest_integer(counts.acting);
             lsk_objective_level found;
             lsk_objective_sums sums;
-            const lsk_objective_scale scale = {0.37, -1.5};
-            if (rule.level != LSK_RATIO_TOKEN) kernels->objective_level(&found, &span, &rule);
+            if (rule.level != LSK_RATIO_TOKEN) kernels->objective_level(&found, &counts, &span, &rule);
             kernels->objective_terms(&sums, gradient, LSK_FP64, d_entropies, LSK_FP64, &span, &rule,
-                                     rule.level != LSK_RATIO_TOKEN ? &found : NULL, &scale);
+                                     rule.level != LSK_RATIO_TOKEN ? &found : NULL, 0.37);
             digest_double(sums.policy);
             digest_double(sums.kl);
             digest_double(sums.entropy);
