@@ -353,22 +353,28 @@ static double add_even_terms(lsk_objective_sums *sums, const lsk_objective_span 
     return f.by_log_ratio[0];
 }
 
+LSK_PASS fill_output(char *out, int32_t format, int64_t count, double value) {
+    const vd wide = vd_splat(value);
+    const vf_half narrow = __builtin_convertvector(wide, vf_half);
+    int64_t at = 0;
+    if (format == LSK_FP32)
+        for (; at + LSK_LANES64 <= count; at += LSK_LANES64)
+            __builtin_memcpy(out + at * 4, &narrow, sizeof narrow);
+    for (; at < count; at += LSK_LANES64) store_output(out, format, at, count, wide);
+}
+
 // Writes `value` where a token counts.
 static void write_even(lsk_gradient out, const lsk_objective_span *span, const lsk_objective_rule *rule,
                        const lsk_objective_level *level, double value) {
     if (!out.base) return;
+    if (level->whole) {
+        fill_output(out.base, out.format, span->count, value);
+        return;
+    }
     lsk_objective_chunk chunk;
     for (int64_t start = 0; start < span->count; start += LSK_OBJECTIVE_CHUNK) {
-        char *at = out.base + start * size_of(out.format);
-        if (level->whole) {
-            int64_t count = span->count - start;
-            if (count > LSK_OBJECTIVE_CHUNK) count = LSK_OBJECTIVE_CHUNK;
-            for (int64_t i = 0; i < count; i += LSK_LANES64)
-                store_output(at, out.format, i, count, vd_splat(value));
-        } else {
-            load_masks(&chunk, span, rule, start);
-            write_constant(at, out.format, &chunk, value);
-        }
+        load_masks(&chunk, span, rule, start);
+        write_constant(out.base + start * size_of(out.format), out.format, &chunk, value);
     }
 }
 

@@ -234,8 +234,8 @@ extension ObjectiveScan {
             guard let view, length > 0 else { continue }
             let (row, size) = (view.address(place), view.format.byteCount)
             let tail = extent.upperBound
-            row.initializeMemory(as: UInt8.self, repeating: 0, count: extent.lowerBound * size)
-            (row + tail * size).initializeMemory(as: UInt8.self, repeating: 0, count: (length - tail) * size)
+            row.clear(byteCount: extent.lowerBound * size)
+            (row + tail * size).clear(byteCount: (length - tail) * size)
         }
         var found = lsk_objective_sums()
         if counts.tokens > 0 {
