@@ -401,7 +401,7 @@ static void objective_terms(lsk_objective_sums *sums, void *gradient, int32_t fo
     if (shared) own = rule->level == LSK_RATIO_SEQUENCE ? sums->by_log_ratio / (double)level->tokens
                                                         : sums->by_log_ratio;
     if (of_ratio && level->even && (level->whole || !rule->exclude)) {
-        write_even(d_log_probs, span, rule, level, factor * (level->inside ? own : 0));
+        write_even(d_log_probs, span, rule, level, factor * (0.0 + (level->inside ? own : 0)));  // 0, not -0
         write_even(d_entropy, span, rule, level, -rule->entropy_coefficient * factor);
     } else {
         add_terms(sums, d_log_probs, d_entropy, span, rule, level, factor, own);
