@@ -36,8 +36,10 @@ private struct ObjectiveData {
         }
     }
 
-    /// Sequences as they mostly are: one advantage each, tokens that all count but for padding, log ratios near 0
-    /// with some far from it. One has a hole, in one a token was rejected.
+    /// Sequences as they mostly are.
+    ///
+    /// One advantage each, tokens that all count but for padding, log ratios near 0 with some far from it. One has a
+    /// hole, in one a token was rejected.
     static func plain(seed: UInt64, lengths: [Int]) -> ObjectiveData {
         var data = ObjectiveData(seed: seed, lengths: lengths)
         var random = Random(seed + 1)
@@ -172,7 +174,8 @@ private let lengths = [1, 7, 0, 8, 9, 255, 256, 257, 0, 520, 33]
                         for kl in [KLEstimator.none, options.kl] {
                             options.kl = kl
                             if bare { options.entropyCoefficient = 0 }
-                            let scan = try ObjectiveScan(batch, options, Execution(threads: 1, instructionSet: set))
+                            let scan = try ObjectiveScan(
+                                batch, options, Execution(threads: 1, instructionSet: set))
                             for sequence in 0..<scan.sequences where scan.counts.base[sequence].tokens > 0 {
                                 try expectReference(kernels, scan, sequence)
                             }
