@@ -4,7 +4,9 @@
 
 fp32, padded, with a mask; one thread. Both sides run in one process, pinned to one core, turn by turn; medians.
 "usual" is how trainers write it: a multiplication by the mask, a division by its sum; "best" is the same
-after what the mask leaves out was dropped. Results are compared before anything is timed. --quick takes a small
+after what the mask leaves out was dropped. "reused" is ours with the gradient written to an array that is there
+already. Memory is what is taken beyond the inputs; "beyond the gradient" what is left of it without the gradient,
+which both sides hand out. Results are compared before anything is timed. --quick takes a small
 batch, to see that everything runs; its figures mean nothing and are not written.
 """
 
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 
 import harness
-from lockstep import Objective, objective_loss
+from lockstep import Objective, has_instruction_set, objective_loss
 
 torch.set_num_threads(1)
 
@@ -51,6 +53,16 @@ def gspo(x, current):
     lengths = mask.sum(1).clamp(min=1)
     whole = torch.exp(((current - x["trainer"]) * mask).sum(1) / lengths)
     terms = clipped(whole, x["advantages"], 0.9997, 1.0004)[:, None].expand_as(current)
+    return ((terms * mask).sum(1) / lengths).mean()
+
+
+def gspo_token(x, current):
+    """GSPO as verl writes it: each token's own gradient under the ratio of its sequence, and a clip for each."""
+    mask = x["mask"]
+    lengths = mask.sum(1).clamp(min=1)
+    whole = ((current - x["trainer"]) * mask).sum(1) / lengths
+    log_ratio = current - current.detach() + whole.detach()[:, None]
+    terms = clipped(torch.exp(torch.clamp(log_ratio, max=10)), x["advantages"][:, None], 0.9997, 1.0004)
     return ((terms * mask).sum(1) / lengths).mean()
 
 
@@ -91,6 +103,8 @@ CASES = {
     "GRPO, clip, weights": (grpo, best_grpo, ["weights"], {"high": 1.28}),
     "GSPO": (gspo, None, [], {
         "ratio_level": "sequence", "aggregation": "seq_mean_token_mean", "low": 0.9997, "high": 1.0004}),
+    "GSPO, token form": (gspo_token, None, [], {
+        "ratio_level": "sequence_token", "aggregation": "seq_mean_token_mean", "low": 0.9997, "high": 1.0004}),
     "CISPO, k3": (cispo, best_cispo, ["reference"], {
         "term": "cispo", "low": 0.0, "high": 5.0, "kl": "k3", "kl_coefficient": 0.01}),
 }
@@ -107,12 +121,15 @@ def main():
     tokens = x["mask"].numel()
     dense = packed(x)
     results = []
+    best_set = [each for each in ("baseline", "neon", "avx2", "avx512") if has_instruction_set(each)][-1]
+    buffer = torch.zeros_like(x["current"])
+    gradient_mb = buffer.numel() * 4 / 2**20
     for work, (usual, best, parts, options) in CASES.items():
         more = {{"reference": "reference_log_probs"}.get(name, name): x[name] for name in parts}
 
-        def ours():
+        def ours(out=None):
             return objective_loss(
-                x["current"], x["trainer"], x["advantages"], x["mask"], **more, **options, threads=1)
+                x["current"], x["trainer"], x["advantages"], x["mask"], **more, **options, out=out, threads=1)
 
         def parts_of_it():
             objective = Objective(**options, threads=1)
@@ -126,22 +143,30 @@ def main():
         scale = gradient.abs().max()
         # Sums in fp32 may put a sequence on the other side of a clip bound.
         assert ((found.d_log_probs - gradient).abs() > 1e-3 * scale).float().mean() < 1e-3
-        sides = {"ours": ours, "handle": parts_of_it, "usual": lambda: eager(usual, x)}
+        assert torch.equal(ours(buffer).d_log_probs, found.d_log_probs)
+        del found, gradient
+        sides = {"ours": ours, "reused": lambda: ours(buffer), "handle": parts_of_it, "usual": lambda: eager(usual, x)}
         if best is not None:
             sides["best"] = lambda: eager(best, dense)
         median = harness.interleaved(arguments.rounds, **sides)
         row = {"work": work, "tokens": tokens, "sequences": rows, "format": "fp32", "threads": 1,
-               "ours_ms": 1e3 * median["ours"], "handle_ms": 1e3 * median["handle"],
+               "instruction_set": best_set,
+               "ours_ms": 1e3 * median["ours"], "reused_ms": 1e3 * median["reused"], "handle_ms": 1e3 * median["handle"],
                "usual_ms": 1e3 * median["usual"], "usual_ratio": median["usual"] / median["ours"],
                "ns_a_token": 1e9 * median["ours"] / tokens, "extra_mb": harness.extra_memory(ours),
-               "usual_extra_mb": harness.extra_memory(lambda: eager(usual, x))}
+               "reused_extra_mb": harness.extra_memory(lambda: ours(buffer)),
+               "usual_extra_mb": harness.extra_memory(lambda: eager(usual, x)), "gradient_mb": gradient_mb}
         if best is not None:
             row |= {"best_ms": 1e3 * median["best"], "best_ratio": median["best"] / median["ours"]}
+        row["beyond_gradient_mb"] = row["reused_extra_mb"]
+        row["usual_beyond_gradient_mb"] = row["usual_extra_mb"] - gradient_mb
         row["memory_ratio"] = row["usual_extra_mb"] / row["extra_mb"]
         results.append(row)
         print(f"{work}, {tokens:,} tokens in {rows:,} sequences, fp32, 1 thread")
         print(f"  Lockstep        {row['ours_ms']:8.1f} ms   {row['ns_a_token']:.1f} ns a token, {row['extra_mb']:.0f} MB"
               f"; in two calls {row['handle_ms']:.1f} ms")
+        print(f"  into an array   {row['reused_ms']:8.1f} ms   {row['reused_extra_mb']:.1f} MB beyond the gradient, "
+              f"PyTorch {row['usual_beyond_gradient_mb']:.0f} MB")
         print(f"  PyTorch, usual  {row['usual_ms']:8.1f} ms   {row['usual_ratio']:.1f} times as long, "
               f"{row['usual_extra_mb']:.0f} MB ({row['memory_ratio']:.1f} times)")
         if best is not None:

@@ -112,7 +112,7 @@ def machine() -> dict:
 
 def write(name: str, rows: list[dict], **more) -> None:
     """Writes benchmarks/results/NAME.json. Each row says at which commit and when it was measured; rows of
-    other work that the file holds stay as they are."""
+    other work that the file holds, or of another instruction set where rows say which, stay as they are."""
     found = subprocess.run(
         ["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
     stamp = {"commit": found.stdout.strip() or None,
@@ -125,4 +125,4 @@ def write(name: str, rows: list[dict], **more) -> None:
 
 
 def _key(row: dict) -> tuple:
-    return row["work"], row["format"], row["threads"]
+    return row["work"], row["format"], row["threads"], row.get("instruction_set")

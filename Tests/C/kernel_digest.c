@@ -725,9 +725,34 @@ static void digest_correction(int32_t format, int32_t level) {
 
 /* ---- objective.h */
 
+enum { OBJECTIVE_COUNT = 700 };
+
+/* The counts, the sums and the gradients of a span. */
+static void digest_terms(const lsk_objective_span *span, const lsk_objective_rule *rule) {
+    static double gradient[OBJECTIVE_COUNT], d_entropies[OBJECTIVE_COUNT];
+    lsk_objective_counts counts;
+    kernels->objective_count(&counts, span, rule);
+    digest_integer(counts.tokens);
+    digest_integer(counts.acting);
+    lsk_objective_level found;
+    lsk_objective_sums sums;
+    if (rule->level != LSK_RATIO_TOKEN) kernels->objective_level(&found, &counts, span, rule);
+    kernels->objective_terms(&sums, gradient, LSK_FP64, d_entropies, LSK_FP64, span, rule,
+                             rule->level != LSK_RATIO_TOKEN ? &found : NULL, 0.37);
+    digest_double(sums.policy);
+    digest_double(sums.kl);
+    digest_double(sums.entropy);
+    digest_double(sums.by_log_ratio);
+    digest_double(sums.delta);
+    digest_double(sums.k3);
+    digest_double(sums.ratio);
+    digest_integer(sums.clamped);
+    for (int64_t i = 0; i < span->count; i++) digest_double(gradient[i] + 0);
+}
+
 static void digest_objective(int32_t term, int32_t level) {
-    enum { COUNT = 700 };
-    static double gradient[COUNT], d_entropies[COUNT];
+    enum { COUNT = OBJECTIVE_COUNT };
+    static double gradient[COUNT];
     static uint8_t mask[COUNT], kept[COUNT], selected[COUNT];
     char name[64];
     digest_begin();
@@ -771,25 +796,13 @@ static void digest_objective(int32_t term, int32_t level) {
             rule.kl_input = 3;
             rule.kl_output = 5;
             rule.entropy_coefficient = 0.01;
-            lsk_objective_counts counts;
-            kernels->objective_count(&counts, &span, &rule);
-            digest_integer(counts.tokens);
-            digest_integer(counts.acting);
-            lsk_objective_level found;
-            lsk_objective_sums sums;
-            const lsk_objective_scale scale = {0.37, -1.5};
-            if (rule.level != LSK_RATIO_TOKEN) kernels->objective_level(&found, &span, &rule);
-            kernels->objective_terms(&sums, gradient, LSK_FP64, d_entropies, LSK_FP64, &span, &rule,
-                                     rule.level != LSK_RATIO_TOKEN ? &found : NULL, &scale);
-            digest_double(sums.policy);
-            digest_double(sums.kl);
-            digest_double(sums.entropy);
-            digest_double(sums.by_log_ratio);
-            digest_double(sums.delta);
-            digest_double(sums.k3);
-            digest_double(sums.ratio);
-            digest_integer(sums.clamped);
-            for (int64_t i = 0; i < span.count; i++) digest_double(gradient[i] + 0);
+            digest_terms(&span, &rule);
+            /* All tokens do the same: one advantage, and nothing that leaves one out. */
+            lsk_objective_span even = span;
+            even.mask = even.kept = even.selected = NULL;
+            even.input[LSK_INPUT_ADVANTAGE] = even.input[LSK_INPUT_WEIGHT] = even.input[LSK_INPUT_ENTROPY] = NULL;
+            even.advantage = kl % 2 ? 1.25 : -0.75;
+            if (rule.term != LSK_KL_COV) digest_terms(&even, &rule);
             if (kl != LSK_KL_NONE) {
                 kernels->objective_kl(gradient, LSK_FP64, NULL, LSK_FP64, &span, &rule);
                 for (int64_t i = 0; i < span.count; i++) digest_double(gradient[i] + 0);

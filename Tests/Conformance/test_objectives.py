@@ -417,3 +417,35 @@ def test_autograd_of_a_plain_form(torch):
         current, x["trainer_log_probs"], x["advantages"], x["mask"], weights=x["weights"], high=1.28)
     loss.backward()
     torch.testing.assert_close(current.grad, wanted, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence", "sequence_token"])
+def test_a_gradient_is_written_where_it_is_asked_for(level):
+    given = batch(dtype=np.float32)
+    parts = [given[name] for name in ("current_log_probs", "trainer_log_probs", "advantages", "mask")]
+    wanted = lockstep.objective_loss(*parts, ratio_level=level)
+    out = np.full(given["mask"].shape, np.nan, np.float32)
+    found = lockstep.objective_loss(*parts, ratio_level=level, out=out)
+    assert found.d_log_probs is out and out.tobytes() == wanted.d_log_probs.tobytes()
+    objective = lockstep.Objective(ratio_level=level)
+    objective.count(*parts)
+    wide = np.empty(out.shape)
+    assert objective.evaluate(*parts, out=wide) is wide
+    assert wide.astype(np.float32).tobytes() == out.tobytes()
+
+
+def test_a_list_of_sequences_is_written_to_one_array():
+    sequences = [np.log(np.float32([0.5, 0.4])), np.log(np.float32([0.3]))]
+    out = np.empty(3, np.float32)
+    found = lockstep.objective_loss(sequences, sequences, [1.0, -1.0], out=out)
+    assert [len(each) for each in found.d_log_probs] == [2, 1]
+    assert np.concatenate(found.d_log_probs).tobytes() == out.tobytes()
+
+
+@pytest.mark.parametrize("out", [np.empty(3, np.float32), np.empty((2, 2), np.float16)])
+def test_an_array_that_does_not_fit_is_refused(out):
+    current = np.log(np.float32([[0.5, 0.4], [0.9, 0.3]]))
+    before = out.tobytes()
+    with pytest.raises(lockstep.InvalidArgumentError, match=r"^out: .*\[2, 2\]"):
+        lockstep.objective_loss(current, current, [1.0, -1.0], out=out)
+    assert out.tobytes() == before

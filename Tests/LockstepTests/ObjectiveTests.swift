@@ -36,9 +36,39 @@ private struct ObjectiveData {
         }
     }
 
+    /// Sequences as they mostly are.
+    ///
+    /// One advantage each, tokens that all count but for padding, log ratios near 0 with some far from it. One has a
+    /// hole, in one a token was rejected.
+    static func plain(seed: UInt64, lengths: [Int]) -> ObjectiveData {
+        var data = ObjectiveData(seed: seed, lengths: lengths)
+        var random = Random(seed + 1)
+        for sequence in lengths.indices {
+            let (start, length) = (Int(data.offsets[sequence]), lengths[sequence])
+            for position in 0..<length {
+                let index = start + position
+                let isPadding = length > 8 && (position < sequence % 3 || position >= length - sequence % 4)
+                let isHole = length > 500 && (130..<140).contains(position)
+                data.mask[index] = isPadding || isHole ? 0 : 1
+                data.kept[index] = length == 256 && position == 100 ? 0 : 1
+                data.selected[index] = 0
+                let trainer = Double.random(in: -3...0, using: &random)
+                let far = position / 8 % 5 == 3 ? 0.6 : 0.02
+                let values = [
+                    trainer + far * Double.random(in: -1...1, using: &random), trainer, trainer - 0.1, 1,
+                    Double(sequence % 5) - 2, 1,
+                ]
+                for (array, value) in values.enumerated() {
+                    data.arrays[array][index] = data.mask[index] == 0 ? .nan : value
+                }
+            }
+        }
+        return data
+    }
+
     /// The batch, all arrays in one format but for the scalars.
     func withBatch<Result>(
-        _ format: Format = .fp64, sequenceAdvantages: Bool = false,
+        _ format: Format = .fp64, sequenceAdvantages: Bool = false, bare: Bool = false,
         _ body: (TokenBatch) throws -> Result
     ) throws -> Result {
         let stored = arrays.enumerated().map { index, array -> [UInt8] in
@@ -79,6 +109,7 @@ private struct ObjectiveData {
                                     : .perToken(view(4))
                                 batch.kept = MaskView(kept.baseAddress, rows: 1, columns: count)
                                 batch.selected = MaskView(selected.baseAddress, rows: 1, columns: count)
+                                if bare { (batch.weights, batch.entropies) = (nil, nil) }
                                 return try body(batch)
                             }
                         }
@@ -132,6 +163,43 @@ private let lengths = [1, 7, 0, 8, 9, 255, 256, 257, 0, 520, 33]
         }
     }
 
+    @Test(arguments: instructionSets)
+    func kernelsEqualTheReferenceWhereAllTokensDoTheSame(_ set: InstructionSet) throws {
+        let kernels = try Execution(instructionSet: set).kernels()
+        let data = ObjectiveData.plain(seed: 7, lengths: lengths)
+        for format in [Format.fp64, .fp32, .bf16] {
+            for bare in [false, true] {
+                try data.withBatch(format, sequenceAdvantages: true, bare: bare) { batch in
+                    for var options in objectives {
+                        for kl in [KLEstimator.none, options.kl] {
+                            options.kl = kl
+                            if bare { options.entropyCoefficient = 0 }
+                            let scan = try ObjectiveScan(
+                                batch, options, Execution(threads: 1, instructionSet: set))
+                            for sequence in 0..<scan.sequences where scan.counts.base[sequence].tokens > 0 {
+                                try expectReference(kernels, scan, sequence)
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// One advantage a sequence, or the same for each of its tokens.
+    @Test func howAdvantagesAreGivenDoesNotShow() throws {
+        let data = ObjectiveData.plain(seed: 8, lengths: lengths)
+        for var options in objectives {
+            (options.kl, options.entropyCoefficient) = (.none, 0)
+            let found = try [true, false].map { sequenceAdvantages in
+                try data.withBatch(.fp32, sequenceAdvantages: sequenceAdvantages, bare: true) {
+                    try outcome(options, $0, Execution(threads: 1))
+                }
+            }
+            #expect(found[0] == found[1], "\(options.term) \(options.ratioLevel)")
+        }
+    }
+
     private func expectReference(
         _ kernels: UnsafePointer<lsk_kernels>, _ scan: ObjectiveScan, _ sequence: Int
     ) throws {
@@ -142,24 +210,24 @@ private let lengths = [1, 7, 0, 8, 9, 255, 256, 257, 0, 520, 33]
         #expect(counts.tokens == tokens.count { $0.counts } && counts.acting == tokens.count { $0.acts })
         var level: lsk_objective_level?
         if rule.level != LSK_RATIO_TOKEN {
-            var found = lsk_objective_level()
-            kernels.pointee.objective_level!(&found, &span, &rule)
+            var (found, again) = (lsk_objective_level(), lsk_objective_counts())
+            kernels.pointee.objective_level!(&found, &again, &span, &rule)
             #expect(bits(found) == bits(ReferenceObjective.level(span, rule)), "\(what)")
+            #expect(bits(again) == bits(counts), "\(what)")
             level = found
         }
-        var scale = lsk_objective_scale(factor: 0.37, spread: -1.7)
         var sums = lsk_objective_sums()
         var gradient = [Double](repeating: .nan, count: Int(span.count))
         var entropyGradient = gradient
         let fp64 = Format.fp64.rawValue
         if var found = level {
             kernels.pointee.objective_terms!(
-                &sums, &gradient, fp64, &entropyGradient, fp64, &span, &rule, &found, &scale)
+                &sums, &gradient, fp64, &entropyGradient, fp64, &span, &rule, &found, 0.37)
         } else {
             kernels.pointee.objective_terms!(
-                &sums, &gradient, fp64, &entropyGradient, fp64, &span, &rule, nil, &scale)
+                &sums, &gradient, fp64, &entropyGradient, fp64, &span, &rule, nil, 0.37)
         }
-        let wanted = ReferenceObjective.terms(span, rule, level, scale)
+        let wanted = ReferenceObjective.terms(span, rule, level, factor: 0.37)
         #expect(bits(sums) == bits(wanted.sums), "\(what): \(sums) is not \(wanted.sums)")
         // A zero of either sign is the same gradient.
         #expect(

@@ -4,6 +4,7 @@
 // objective_terms.h has what objectives are; here any of them is run over the tokens of a sequence.
 #include "objective_terms.h"
 #include "objective_tokens.h"
+#include "objective_level.h"
 
 // ---- ratios
 
@@ -22,23 +23,6 @@ typedef struct {
     vd kl[LSK_PARTS], kl_term[LSK_PARTS], entropy[LSK_PARTS], by_log_ratio[LSK_PARTS];
     vl kl_clamped[LSK_PARTS];
 } lsk_rest_sums;
-
-LSK_INLINE int64_t add_part_counts(const vl parts[LSK_PARTS]) {
-    int64_t total = 0;
-    for (int part = 0; part < LSK_PARTS; part++)
-        for (int i = 0; i < LSK_LANES64; i++) total += parts[part][i];
-    return total;
-}
-
-// delta, 0 where no token counts.
-LSK_INLINE vd load_delta(const lsk_objective_chunk *chunk, vl counted, int64_t at) {
-    vd current = vd_load(chunk->value[LSK_INPUT_CURRENT] + at);
-    return vd_if(counted, current - vd_load(chunk->value[LSK_INPUT_TRAINER] + at));
-}
-
-LSK_INLINE vd k3_from(vd_exp_parts e, vd x) {
-    return vd_fma(e.scale, e.q_plus, (e.scale - 1) + vd_fma(e.scale, e.r, -x));
-}
 
 // The ratio of each token.
 LSK_PASS find_ratios(lsk_ratio_sums *sums, lsk_objective_chunk *chunk, const lsk_objective_rule *rule) {
@@ -64,84 +48,6 @@ LSK_PASS find_ratios(lsk_ratio_sums *sums, lsk_objective_chunk *chunk, const lsk
         }
     }
     *sums = s;
-}
-
-// A log-prob's part in the log ratio of its sequence, and whether it moves it. GMPO's is held at the bounds
-// that the sign of A is held at; a sum's is clamped.
-LSK_INLINE vd share_of(vl *moves, vd delta, vd advantage, const lsk_objective_rule *rule) {
-    vd x = vd_hold(delta, vd_splat(rule->log_ratio_min), vd_splat(rule->log_ratio_max));
-    *moves = x == delta;
-    if (rule->term != LSK_GMPO) return x;
-    const vd low = vd_splat(rule->log_low), high = vd_splat(rule->log_high);
-    vl up = advantage > 0, down = advantage < 0;
-    *moves &= (up & (x <= high)) | (down & (x >= low));
-    return vd_if(up, vd_min(x, high)) + vd_if(down, vd_max(x, low));
-}
-
-// ln w of a weight held in [1e-8, e^20], as plain operations: see `logarithm` in Swift.
-LSK_INLINE vd vd_log_weight(vd w) {
-    w = vd_hold(w, vd_splat(1e-8), vd_splat(0x1.ceb088b68e804p28));
-    vl exponent = ((vl)w >> 52) - 1023;
-    vd m = (vd)(((vl)w & 0xfffffffffffff) | 0x3ff0000000000000);
-    vl big = m > 1.4142135623730951;
-    m = vd_select(big, m * 0.5, m);
-    exponent -= big;
-    vd f = m - 1, s = f / (m + 1), z = s * s, series = vd_splat(1.0 / 23);
-    LSK_UNROLL for (int k = 21; k >= 3; k -= 2) series = series * z + 1.0 / k;
-    vd tail = s * (2 * z * series) - s * f, e = __builtin_convertvector(exponent, vd);
-    return e * 0x1.62e42feep-1 + (f + (tail + e * 0x1.a39ef35793c76p-33));
-}
-
-// The ratio of a sequence.
-static void objective_level(lsk_objective_level *level, const lsk_objective_span *span,
-                            const lsk_objective_rule *rule) {
-    const vd least = vd_splat(rule->log_ratio_min), most = vd_splat(rule->log_ratio_max);
-    const int sum = rule->level == LSK_RATIO_SEQUENCE_SUM, gmpo = rule->term == LSK_GMPO;
-    const int weighted = span->input[LSK_INPUT_WEIGHT] && (gmpo || rule->term == LSK_VESPO);
-    vd total[LSK_PARTS] = {0}, weights[LSK_PARTS] = {0}, delta_sum[LSK_PARTS] = {0}, k3[LSK_PARTS] = {0};
-    vl tokens[LSK_PARTS] = {0};
-    lsk_objective_chunk chunk;
-    begin_chunks(&chunk, span);
-    for (int64_t start = 0; start < span->count; start += LSK_OBJECTIVE_CHUNK) {
-        if (!load_objective(&chunk, span, rule, start)) continue;
-        for (int64_t at = 0; at < chunk.padded; at += 8) {
-            LSK_EACH_PART {
-                int64_t i = at + part * LSK_LANES64;
-                vl counted = load_flags(chunk.counted, i), moves;
-                vd delta = load_delta(&chunk, counted, i), x = vd_hold(delta, least, most);
-                vd advantage = vd_load(chunk.value[LSK_INPUT_ADVANTAGE] + i);
-                total[part] +=
-                    sum || gmpo ? vd_if(counted, share_of(&moves, delta, advantage, rule)) : delta;
-                delta_sum[part] += delta;
-                k3[part] += k3_from(vd_split_exp(x), x);
-                tokens[part] += counted & 1;
-                if (weighted)
-                    weights[part] +=
-                        vd_if(counted, vd_log_weight(vd_load(chunk.value[LSK_INPUT_WEIGHT] + i)));
-            }
-        }
-    }
-    const int64_t n = add_part_counts(tokens);
-    vd x = vd_splat(add_lanes(total)), weight = vd_splat(weighted ? add_lanes(weights) : 0);
-    if (n > 0 && !sum) {
-        x /= (double)n;
-        weight /= (double)n;
-    }
-    vd low = least;
-    if (rule->term == LSK_VESPO) {
-        x += weight;
-        low = vd_max(low, vd_splat(-0x1.26bb1bbb55516p4));  // ln 1e-8
-    }
-    vd held = vd_hold(x, low, most), ratio = vd_exp(held);
-    if (gmpo) ratio *= vd_exp(weight);
-    level->log_ratio = held[0];
-    level->ratio = ratio[0];
-    level->inside = (held == x)[0];
-    const double rise = rule->rate_positive, fall = rule->rate_negative;
-    level->phi_positive = vd_exp(rise + rule->shape_positive * held - rise * ratio)[0];
-    level->phi_negative = vd_exp(fall + rule->shape_negative * held - fall * ratio)[0];
-    level->delta = add_lanes(delta_sum);
-    level->k3 = add_lanes(k3);
 }
 
 // The ratio of a sequence for each of its tokens.
@@ -295,15 +201,18 @@ LSK_INLINE void store_output(char *out, int32_t format, int64_t at, int64_t coun
     }
 }
 
+LSK_INLINE int is_shared(const lsk_objective_rule *rule) {
+    return rule->level == LSK_RATIO_SEQUENCE || rule->level == LSK_RATIO_SEQUENCE_SUM;
+}
+
 LSK_PASS write_gradient(char *out, int32_t format, const lsk_objective_chunk *chunk,
-                        const lsk_objective_scale *scale, const lsk_objective_rule *rule) {
-    const vd factor = vd_splat(scale->factor), spread = vd_splat(scale->spread);
-    const int shared = rule->level == LSK_RATIO_SEQUENCE || rule->level == LSK_RATIO_SEQUENCE_SUM;
+                        const lsk_objective_rule *rule, double factor, double spread) {
+    const int shared = is_shared(rule);
     for (int64_t i = 0; i < chunk->padded; i += LSK_LANES64) {
         vl moves = load_moves(chunk, i) & load_flags(chunk->counted, i);
-        vd own = shared ? spread : vd_load(chunk->by_log_ratio + i);
+        vd own = shared ? vd_splat(spread) : vd_load(chunk->by_log_ratio + i);
         vd slope = vd_load(chunk->by_current + i) + vd_if(moves, own);
-        store_output(out, format, i, chunk->count, factor * slope);
+        store_output(out, format, i, chunk->count, vd_splat(factor) * slope);
     }
 }
 
@@ -312,18 +221,31 @@ LSK_PASS write_constant(char *out, int32_t format, const lsk_objective_chunk *ch
         store_output(out, format, i, chunk->count, vd_if(load_flags(chunk->counted, i), vd_splat(value)));
 }
 
-// The sums of a sequence and, unless NULL, the gradient with respect to its log-probs and its entropies.
-// `level`: NULL where each token has a ratio of its own.
-static void objective_terms(lsk_objective_sums *sums, void *gradient, int32_t format, void *d_entropies,
-                            int32_t d_entropies_format, const lsk_objective_span *all,
-                            const lsk_objective_rule *rule, const lsk_objective_level *level,
-                            const lsk_objective_scale *scale) {
+// A gradient: NULL, or where it goes.
+typedef struct {
+    char *base;
+    int32_t format;
+} lsk_gradient;
+
+// What the report has of a sequence's ratio.
+static void add_level(lsk_objective_sums *sums, const lsk_objective_level *level, int64_t tokens) {
+    sums->delta = level->delta;
+    sums->k3 = level->k3;
+    sums->ratio = (double)tokens * level->ratio;
+    sums->ratio_min = sums->ratio_max = level->ratio;
+    sums->clamped = level->inside ? 0 : tokens;
+}
+
+// Token by token. `spread`: what every token that moves its sequence's ratio does to the terms through it.
+static void add_terms(lsk_objective_sums *sums, lsk_gradient gradient, lsk_gradient d_entropies,
+                      const lsk_objective_span *all, const lsk_objective_rule *rule,
+                      const lsk_objective_level *level, double factor, double spread) {
     const int uneven = level && (rule->level == LSK_RATIO_SEQUENCE_SUM || rule->term == LSK_GMPO);
     lsk_objective_span needed = *all;
     const lsk_objective_span *span = &needed;
     // All that a sequence's ratio wants of the trainer's log-probs is in `level`.
     if (level && !uneven && !rule->exclude) needed.input[LSK_INPUT_TRAINER] = NULL;
-    const int64_t size = size_of(format), d_size = size_of(d_entropies_format);
+    const int64_t size = size_of(gradient.format), d_size = size_of(d_entropies.format);
     lsk_objective_chunk chunk;
     lsk_ratio_sums r = {0};
     lsk_term_sums t = {0};
@@ -338,8 +260,8 @@ static void objective_terms(lsk_objective_sums *sums, void *gradient, int32_t fo
     const int own_ratios = !level && span->input[LSK_INPUT_TRAINER];
     if (!own_ratios) spread_level(&chunk, level ? level : &none);
     for (int64_t start = 0; start < span->count; start += LSK_OBJECTIVE_CHUNK) {
-        char *out = gradient ? (char *)gradient + start * size : NULL;
-        char *d_out = d_entropies ? (char *)d_entropies + start * d_size : NULL;
+        char *out = gradient.base ? gradient.base + start * size : NULL;
+        char *d_out = d_entropies.base ? d_entropies.base + start * d_size : NULL;
         if (!load_objective(&chunk, span, rule, start)) {
             if (out) memset(out, 0, (size_t)(chunk.count * size));
             if (d_out) memset(d_out, 0, (size_t)(chunk.count * d_size));
@@ -355,9 +277,9 @@ static void objective_terms(lsk_objective_sums *sums, void *gradient, int32_t fo
         if (rule->kl == LSK_KL_ABS) kl_abs(&e, &chunk, rule);
         if (span->input[LSK_INPUT_ENTROPY]) add_entropies(&e, &chunk);
         if (level) add_slopes(&e, &chunk);
-        if (out) write_gradient(out, format, &chunk, scale, rule);
+        if (out) write_gradient(out, gradient.format, &chunk, rule, factor, spread);
         if (d_out)
-            write_constant(d_out, d_entropies_format, &chunk, -rule->entropy_coefficient * scale->factor);
+            write_constant(d_out, d_entropies.format, &chunk, -rule->entropy_coefficient * factor);
     }
     sums->policy = add_lanes(t.policy);
     sums->kl = add_lanes(e.kl);
@@ -369,11 +291,7 @@ static void objective_terms(lsk_objective_sums *sums, void *gradient, int32_t fo
     sums->dual = add_part_counts(t.dual);
     sums->kl_clamped = add_part_counts(e.kl_clamped);
     if (level) {
-        sums->delta = level->delta;
-        sums->k3 = level->k3;
-        sums->ratio = (double)tokens * level->ratio;
-        sums->ratio_min = sums->ratio_max = level->ratio;
-        sums->clamped = level->inside ? 0 : tokens;
+        add_level(sums, level, tokens);
         return;
     }
     sums->delta = add_lanes(r.delta);
@@ -387,6 +305,107 @@ static void objective_terms(lsk_objective_sums *sums, void *gradient, int32_t fo
             if (r.most[part][i] > sums->ratio_max) sums->ratio_max = r.most[part][i];
         }
     sums->clamped = add_part_counts(r.clamped);
+}
+
+// ---- sequences whose tokens all do the same
+
+// The term is a function of ratio and advantage: no token has a slope of its own.
+LSK_INLINE int is_of_ratio(const lsk_objective_rule *rule) {
+    return rule->kl == LSK_KL_NONE && (rule->term == LSK_CLIP || rule->term == LSK_IMPORTANCE ||
+                                       rule->term == LSK_SAPO || rule->term == LSK_GMPO);
+}
+
+// Nothing goes through the ratio.
+LSK_INLINE int is_of_current(const lsk_objective_rule *rule) {
+    return (rule->kl == LSK_KL_NONE || rule->kl_gradient != LSK_KL_RATIO) &&
+           (rule->term == LSK_REINFORCE || rule->term == LSK_CISPO || rule->term == LSK_TOPR ||
+            rule->term == LSK_VESPO);
+}
+
+// add_terms where one advantage and one ratio are all that the terms are of, and every token acts. Returns what a
+// token's log ratio does to its term.
+static double add_even_terms(lsk_objective_sums *sums, const lsk_objective_span *span,
+                           const lsk_objective_rule *rule, const lsk_objective_level *level) {
+    lsk_token token = {.advantage = vd_splat(span->advantage), .ratio = vd_splat(level->ratio),
+                       .log_ratio = vd_splat(level->log_ratio)};
+    const lsk_term f = rule->term == LSK_CLIP   ? term_clip(token, rule)
+                       : rule->term == LSK_SAPO ? term_sapo(token, rule)
+                                                : term_importance(token);
+    vd policy[LSK_PARTS] = {0}, slopes[LSK_PARTS] = {0};
+    for (int64_t at = 0; at + 8 <= span->count; at += 8)
+        LSK_EACH_PART {
+            policy[part] += f.value;
+            slopes[part] += f.by_log_ratio;
+        }
+    uint8_t rest[8];
+    for (int i = 0; i < 8; i++) rest[i] = i < span->count % 8;
+    LSK_EACH_PART {
+        vl here = load_flags(rest, part * LSK_LANES64);
+        policy[part] += vd_if(here, f.value);
+        slopes[part] += vd_if(here, f.by_log_ratio);
+    }
+    sums->policy = add_lanes(policy);
+    sums->by_log_ratio = add_lanes(slopes);
+    sums->low = f.low[0] ? span->count : 0;
+    sums->high = f.high[0] ? span->count : 0;
+    sums->dual = f.dual[0] ? span->count : 0;
+    add_level(sums, level, span->count);
+    return f.by_log_ratio[0];
+}
+
+LSK_PASS fill_output(char *out, int32_t format, int64_t count, double value) {
+    const vd wide = vd_splat(value);
+    const vf_half narrow = __builtin_convertvector(wide, vf_half);
+    int64_t at = 0;
+    if (format == LSK_FP32)
+        for (; at + LSK_LANES64 <= count; at += LSK_LANES64)
+            __builtin_memcpy(out + at * 4, &narrow, sizeof narrow);
+    for (; at < count; at += LSK_LANES64) store_output(out, format, at, count, wide);
+}
+
+// Writes `value` where a token counts.
+static void write_even(lsk_gradient out, const lsk_objective_span *span, const lsk_objective_rule *rule,
+                       const lsk_objective_level *level, double value) {
+    if (!out.base) return;
+    if (level->whole) {
+        fill_output(out.base, out.format, span->count, value);
+        return;
+    }
+    lsk_objective_chunk chunk;
+    for (int64_t start = 0; start < span->count; start += LSK_OBJECTIVE_CHUNK) {
+        load_masks(&chunk, span, rule, start);
+        write_constant(out.base + start * size_of(out.format), out.format, &chunk, value);
+    }
+}
+
+// The sums of a sequence and, unless NULL, the gradient with respect to its log-probs and its entropies, times
+// `factor`. `level`: NULL where each token has a ratio of its own.
+static void objective_terms(lsk_objective_sums *sums, void *gradient, int32_t format, void *d_entropies,
+                            int32_t d_entropies_format, const lsk_objective_span *span,
+                            const lsk_objective_rule *rule, const lsk_objective_level *level, double factor) {
+    const lsk_gradient none = {0}, d_log_probs = {gradient, format};
+    const lsk_gradient d_entropy = {d_entropies, d_entropies_format};
+    const int shared = level && is_shared(rule), of_ratio = level && is_of_ratio(rule);
+    const int even = of_ratio && level->whole && !span->input[LSK_INPUT_ADVANTAGE] &&
+                     !span->input[LSK_INPUT_ENTROPY] &&
+                     (rule->term == LSK_GMPO || !span->input[LSK_INPUT_WEIGHT]);
+    memset(sums, 0, sizeof *sums);
+    if (!even && !shared) {
+        add_terms(sums, d_log_probs, d_entropy, span, rule, level, factor, 0);
+        return;
+    }
+    // What a token's log-prob does to the terms of the whole sequence is known after a first pass.
+    double own = 0;
+    if (even) own = add_even_terms(sums, span, rule, level);
+    else if (!is_of_current(rule)) add_terms(sums, none, none, span, rule, level, factor, 0);
+    if (shared) own = rule->level == LSK_RATIO_SEQUENCE ? sums->by_log_ratio / (double)level->tokens
+                                                        : sums->by_log_ratio;
+    if (of_ratio && level->even && (level->whole || !rule->exclude)) {
+        write_even(d_log_probs, span, rule, level, factor * (0.0 + (level->inside ? own : 0)));  // 0, not -0
+        write_even(d_entropy, span, rule, level, -rule->entropy_coefficient * factor);
+    } else {
+        add_terms(sums, d_log_probs, d_entropy, span, rule, level, factor, own);
+    }
 }
 
 // The estimate of each token and, unless NULL, its derivative, both times the weight; 0 where none counts.

@@ -110,10 +110,9 @@ static void exclude_non_finite(lsk_objective_chunk *chunk) {
     }
 }
 
-// Loads up to 128 tokens from `start` on; returns 0, and loads nothing, if the masks leave them all out.
-static int load_objective(lsk_objective_chunk *chunk, const lsk_objective_span *span,
-                          const lsk_objective_rule *rule, int64_t start) {
-    if (!load_masks(chunk, span, rule, start)) return 0;
+// Loads the values of the tokens whose masks were loaded.
+static void load_values(lsk_objective_chunk *chunk, const lsk_objective_span *span,
+                        const lsk_objective_rule *rule, int64_t start) {
     for (int input = 0; input < LSK_OBJECTIVE_INPUTS; input++) {
         if (!span->input[input]) continue;
         const int32_t format = span->format[input];
@@ -122,6 +121,13 @@ static int load_objective(lsk_objective_chunk *chunk, const lsk_objective_span *
         for (int64_t i = chunk->count; i < chunk->padded; i++) chunk->value[input][i] = 0;
     }
     if (rule->exclude) exclude_non_finite(chunk);
+}
+
+// Loads up to 128 tokens from `start` on; returns 0, and loads nothing, if the masks leave them all out.
+static int load_objective(lsk_objective_chunk *chunk, const lsk_objective_span *span,
+                          const lsk_objective_rule *rule, int64_t start) {
+    if (!load_masks(chunk, span, rule, start)) return 0;
+    load_values(chunk, span, rule, start);
     return 1;
 }
 
@@ -156,27 +162,37 @@ static int has_non_finite(const char *in, int32_t format, int64_t count) {
     return found;
 }
 
+// Whether an array from `first` on has anything that is not finite, be it where no token counts.
+static int is_suspect(const lsk_objective_span *span, int first, int64_t start, int64_t count) {
+    int suspect = 0;
+    for (int input = first; input < LSK_OBJECTIVE_INPUTS; input++) {
+        if (!span->input[input]) continue;
+        const int32_t format = span->format[input];
+        suspect |= has_non_finite((const char *)span->input[input] + start * size_of(format), format, count);
+    }
+    return suspect;
+}
+
+static void add_counts_of(lsk_objective_counts *counts, const lsk_objective_chunk *chunk) {
+    counts->tokens += count_flags(chunk->counted);
+    counts->acting += count_flags(chunk->acting);
+    counts->non_finite += chunk->non_finite;
+}
+
 static void objective_count(lsk_objective_counts *counts, const lsk_objective_span *span,
                             const lsk_objective_rule *rule) {
     lsk_objective_chunk chunk;
     lsk_objective_rule careful = *rule;
     memset(counts, 0, sizeof *counts);
-    begin_chunks(&chunk, span);
     for (int64_t start = 0; start < span->count; start += LSK_OBJECTIVE_CHUNK) {
         if (!load_masks(&chunk, span, rule, start)) continue;
-        int suspect = !(span->advantage - span->advantage == 0);
-        for (int input = 0; input < LSK_OBJECTIVE_INPUTS; input++) {
-            if (!span->input[input]) continue;
-            const int32_t format = span->format[input];
-            const char *in = (const char *)span->input[input] + start * size_of(format);
-            suspect |= has_non_finite(in, format, chunk.count);
-        }
+        const int suspect = !(span->advantage - span->advantage == 0) |
+                            is_suspect(span, LSK_INPUT_CURRENT, start, chunk.count);
         if (suspect) {  // perhaps only where no token counts
             careful.exclude = 1;
+            begin_chunks(&chunk, span);
             load_objective(&chunk, span, &careful, start);
         }
-        counts->tokens += count_flags(chunk.counted);
-        counts->acting += count_flags(chunk.acting);
-        counts->non_finite += chunk.non_finite;
+        add_counts_of(counts, &chunk);
     }
 }

@@ -195,12 +195,12 @@ typedef struct {
     // objective.h. `gradient`, `d_entropies` and `gradients` may be NULL; fp32 or fp64.
     void (*objective_count)(lsk_objective_counts *counts, const lsk_objective_span *span,
                             const lsk_objective_rule *rule);
-    void (*objective_level)(lsk_objective_level *level, const lsk_objective_span *span,
-                            const lsk_objective_rule *rule);
+    void (*objective_level)(lsk_objective_level *level, lsk_objective_counts *counts,
+                            const lsk_objective_span *span, const lsk_objective_rule *rule);
     void (*objective_terms)(lsk_objective_sums *sums, void *gradient, int32_t format, void *d_entropies,
                             int32_t d_entropies_format, const lsk_objective_span *span,
                             const lsk_objective_rule *rule, const lsk_objective_level *level,
-                            const lsk_objective_scale *scale);
+                            double factor);
     void (*objective_kl)(void *values, int32_t format, void *gradients, int32_t gradients_format,
                          const lsk_objective_span *span, const lsk_objective_rule *rule);
 

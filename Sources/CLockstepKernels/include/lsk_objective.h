@@ -88,13 +88,10 @@ typedef struct {
     int64_t inside;    // all ones: not clamped; else 0
     double phi_positive, phi_negative;  // VESPO's weights
     double delta, k3;  // sums over tokens, for the report
+    int64_t tokens;    // that count
+    int64_t whole;     // not 0: all tokens of the span count, and of all the policy term does
+    int64_t even;      // not 0: every token that counts moves the ratio, unless it was clamped
 } lsk_objective_level;
-
-// How the gradient of a sequence is written.
-typedef struct {
-    double factor;  // d loss / d (term of a token)
-    double spread;  // d (terms of the sequence) / d delta of each token, where the ratio is the sequence's
-} lsk_objective_scale;
 
 // Sums over the counted tokens of a sequence. Token i of a span belongs to lane i mod 8; a lane adds its
 // tokens in order, and the lanes are added by halves: a sum is a function of the span alone.

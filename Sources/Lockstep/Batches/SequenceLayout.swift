@@ -134,9 +134,17 @@ public struct SequenceLayout {
     func extent(of sequence: Int) -> Range<Int> {
         let length = length(of: sequence)
         guard let mask, length > 0 else { return 0..<length }
-        let bytes = UnsafeBufferPointer(start: mask.address(place(of: sequence)), count: length)
-        guard let first = bytes.firstIndex(where: { $0 != 0 }) else { return 0..<0 }
-        return first..<bytes.lastIndex { $0 != 0 }! + 1
+        let bytes = UnsafeRawPointer(mask.address(place(of: sequence)))
+        func isNone<Bytes: FixedWidthInteger & BitwiseCopyable>(_ at: Int, as: Bytes.Type) -> Bool {
+            bytes.loadUnaligned(fromByteOffset: at, as: Bytes.self) == 0
+        }
+        var (first, end) = (0, length)
+        while first + 8 <= length, isNone(first, as: UInt64.self) { first += 8 }
+        while first < length, isNone(first, as: UInt8.self) { first += 1 }
+        if first == length { return 0..<0 }
+        while end >= 8, isNone(end - 8, as: UInt64.self) { end -= 8 }
+        while isNone(end - 1, as: UInt8.self) { end -= 1 }
+        return first..<end
     }
 }
 

@@ -47,7 +47,7 @@ public final class Objective {
     ///   - execution: threads and instruction set; the result does not depend on them.
     /// - Throws: `.invalidArgument` for what is missing or does not fit; `.nonFinite` naming sequence and position.
     public func count(_ batch: TokenBatch, execution: Execution = .init()) throws(LockstepError) {
-        try add(ObjectiveScan(batch, options, execution))
+        try add(ObjectiveScan(batch, options, countsOnly: true, execution))
     }
 
     /// The denominators so far: of this objective's parts, and of what was added.
@@ -234,8 +234,8 @@ extension ObjectiveScan {
             guard let view, length > 0 else { continue }
             let (row, size) = (view.address(place), view.format.byteCount)
             let tail = extent.upperBound
-            row.initializeMemory(as: UInt8.self, repeating: 0, count: extent.lowerBound * size)
-            (row + tail * size).initializeMemory(as: UInt8.self, repeating: 0, count: (length - tail) * size)
+            row.clear(byteCount: extent.lowerBound * size)
+            (row + tail * size).clear(byteCount: (length - tail) * size)
         }
         var found = lsk_objective_sums()
         if counts.tokens > 0 {
@@ -243,22 +243,9 @@ extension ObjectiveScan {
             let (d, dEntropies) = (gradient?.address(at), entropyGradient?.address(at))
             let formats = (gradient?.format.rawValue ?? 0, entropyGradient?.format.rawValue ?? 0)
             var (span, rule) = (span(of: sequence, extent), rule)
-            var scale = lsk_objective_scale(factor: weight / share, spread: 0)
-            if rule.level == LSK_RATIO_TOKEN {
-                kernels.pointee.objective_terms!(
-                    &found, d, formats.0, dEntropies, formats.1, &span, &rule, nil, &scale)
-            } else {
-                var level = lsk_objective_level()
-                kernels.pointee.objective_level!(&level, &span, &rule)
-                // What a token's log-prob does to the terms of the whole sequence is known after a first pass.
-                if rule.level != LSK_RATIO_SEQUENCE_TOKEN {
-                    kernels.pointee.objective_terms!(&found, nil, 0, nil, 0, &span, &rule, &level, &scale)
-                    let mean = rule.level == LSK_RATIO_SEQUENCE
-                    scale.spread = mean ? found.by_log_ratio / Double(counts.tokens) : found.by_log_ratio
-                }
-                kernels.pointee.objective_terms!(
-                    &found, d, formats.0, dEntropies, formats.1, &span, &rule, &level, &scale)
-            }
+            kernels.pointee.objective_terms!(
+                &found, d, formats.0, dEntropies, formats.1, &span, &rule,
+                levels.count > 0 ? levels.base + sequence : nil, weight / share)
         }
         sums.add(found, counts, length: length, share: share, batch, kernels)
     }

@@ -12,6 +12,10 @@ final class ObjectiveScan {
     let sequences: Int
     /// What counts of each sequence.
     let counts: Scratch<lsk_objective_counts>
+    /// The ratio of each sequence; empty where it is a token's or was not asked for.
+    let levels: Scratch<lsk_objective_level>
+    /// The positions of each sequence from its first token that counts to its last.
+    private let extents: Scratch<(first: Int, end: Int)>
     private let tasks: [Range<Int>]
 
     /// A task takes sequences until it has this many tokens.
@@ -20,9 +24,11 @@ final class ObjectiveScan {
     /// Counts the tokens of a batch, or throws if it lacks something, or has a value that is not finite at a
     /// token that counts and the policy is strict.
     ///
-    /// `divergenceOnly`: nothing but the divergence from the reference is wanted.
+    /// `divergenceOnly`: nothing but the divergence from the reference is wanted. `countsOnly`: the ratios of
+    /// sequences, which come with the counts as the tokens are read, are not.
     init(
-        _ batch: TokenBatch, _ options: ObjectiveOptions, divergenceOnly: Bool = false, _ execution: Execution
+        _ batch: TokenBatch, _ options: ObjectiveOptions, divergenceOnly: Bool = false,
+        countsOnly: Bool = false, _ execution: Execution
     ) throws(LockstepError) {
         try batch.validate()
         rule = try options.rule()
@@ -45,10 +51,19 @@ final class ObjectiveScan {
         }
         self.tasks = tasks
         counts = try Scratch<lsk_objective_counts>(count: sequences, filledWith: .init())
+        extents = try Scratch<(first: Int, end: Int)>(count: sequences, filledWith: (0, 0))
+        let hasLevels = !divergenceOnly && !countsOnly && rule.level != LSK_RATIO_TOKEN
+        levels = try Scratch<lsk_objective_level>(count: hasLevels ? sequences : 0, filledWith: .init())
         forEachSequence { sequence, _ in
-            var span = span(of: sequence, extent(of: sequence))
-            var rule = rule
-            kernels.pointee.objective_count!(counts.base + sequence, &span, &rule)
+            let extent = findExtent(of: sequence)
+            extents.base[sequence] = (extent.lowerBound, extent.upperBound)
+            var (span, rule) = (span(of: sequence, extent), rule)
+            if hasLevels {
+                kernels.pointee.objective_level!(
+                    levels.base + sequence, counts.base + sequence, &span, &rule)
+            } else {
+                kernels.pointee.objective_count!(counts.base + sequence, &span, &rule)
+            }
         }
         if options.nonFinite == .exclude { return }
         for sequence in 0..<sequences where counts.base[sequence].non_finite > 0 {
@@ -105,6 +120,10 @@ final class ObjectiveScan {
 
     /// The positions of a sequence from its first token that counts to its last.
     func extent(of sequence: Int) -> Range<Int> {
+        extents.base[sequence].first..<extents.base[sequence].end
+    }
+
+    private func findExtent(of sequence: Int) -> Range<Int> {
         var extent = batch.layout.extent(of: sequence)
         guard options.denominator == .kept, let kept = batch.kept, !extent.isEmpty else { return extent }
         let place = batch.layout.place(of: sequence)

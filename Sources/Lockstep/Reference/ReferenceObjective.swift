@@ -165,13 +165,14 @@ enum ReferenceObjective {
             log_ratio: held, ratio: ratio, inside: held == x ? -1 : 0,
             phi_positive: phi(rule.shape_positive, rule.rate_positive),
             phi_negative: phi(rule.shape_negative, rule.rate_negative),
-            delta: sumInLanes(tokens) { $0.delta }, k3: sumInLanes(tokens) { k3(clamped($0)) })
+            delta: sumInLanes(tokens) { $0.delta }, k3: sumInLanes(tokens) { k3(clamped($0)) },
+            tokens: Int64(n), whole: tokens.allSatisfy { $0.counts && $0.acts } ? 1 : 0,
+            even: tokens.allSatisfy { !$0.counts || !(sum || gmpo) || part($0, rule).moves } ? 1 : 0)
     }
 
     /// The sums of a sequence, and both gradients.
     static func terms(
-        _ span: lsk_objective_span, _ rule: lsk_objective_rule, _ level: lsk_objective_level?,
-        _ scale: lsk_objective_scale
+        _ span: lsk_objective_span, _ rule: lsk_objective_rule, _ level: lsk_objective_level?, factor: Double
     ) -> (sums: lsk_objective_sums, gradient: [Double], entropyGradient: [Double]) {
         var sums = lsk_objective_sums()
         let tokens = tokens(span, rule)
@@ -243,13 +244,16 @@ enum ReferenceObjective {
                 sums.clamped = Int64(counted.count { !ratio($0).moves })
             }
         }
+        // What a token's log-prob does to the terms of the whole sequence, through its ratio.
+        let spread =
+            rule.level == LSK_RATIO_SEQUENCE ? sums.by_log_ratio / Double(counted.count) : sums.by_log_ratio
         let gradient = tokens.map { t -> Double in
             guard t.counts else { return 0 }
             let s = slopes(t)
-            let own = shared ? scale.spread : s.byLogRatio
-            return scale.factor * (s.byCurrent + (ratio(t).moves ? own : 0))
+            let own = shared ? spread : s.byLogRatio
+            return factor * (s.byCurrent + (ratio(t).moves ? own : 0))
         }
-        let slope = -rule.entropy_coefficient * scale.factor
+        let slope = -rule.entropy_coefficient * factor
         return (sums, gradient, tokens.map { $0.counts ? slope : 0 })
     }
 

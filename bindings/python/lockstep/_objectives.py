@@ -99,6 +99,7 @@ def objective_loss(
     entropies: Log | None = None,
     selected: Log | None = None,
     groups: Array | None = None,
+    out: Array | None = None,
     term: str = "clip",
     **options: Any,
 ) -> ObjectiveLoss:
@@ -118,6 +119,8 @@ def objective_loss(
         entropies: of the current policy, for `entropy_coefficient`.
         selected: tokens that `covariance_select` picked, for "clip" and "kl_cov".
         groups: [sequences] which prompt a sequence answers, for "prompt_mean".
+        out: where d_log_probs goes: fp32 or fp64, shaped as the log-probs ([tokens] for a list of sequences). A loop
+            that gives the same array every time allocates nothing.
         term: the objective of a token; see `Objective`.
         options: the other options of `Objective`.
 
@@ -139,7 +142,7 @@ def objective_loss(
     """
     batch = _Parts(
         current_log_probs, trainer_log_probs, advantages, mask, offsets, weights, kept, reference_log_probs,
-        entropies, selected, groups)
+        entropies, selected, groups, out=out)
     raw = c.ObjectiveReport(sizeof(c.ObjectiveReport))
     check(library.lockstep_objective_loss(
         raw, *batch.outputs(), batch.raw, _options(term=term, **options)))
@@ -226,7 +229,8 @@ class Objective:
 
     def evaluate(self, current_log_probs: Log, trainer_log_probs: Log | None, advantages: Log,
                  mask: Log | None = None, offsets: Array | None = None, **parts: Any) -> Log | tuple[Log, Log]:
-        """Adds a part to the loss; returns d_log_probs, or with entropies (d_log_probs, d_entropies)."""
+        """Adds a part to the loss; returns d_log_probs (written to `out` if that is given), or with entropies
+        (d_log_probs, d_entropies)."""
         batch = _Parts(current_log_probs, trainer_log_probs, advantages, mask, offsets, **parts)
         check(library.lockstep_objective_evaluate(self._handle, *batch.outputs(), batch.raw))
         return batch.gradient if batch.entropy_gradient is None else (batch.gradient, batch.entropy_gradient)
@@ -382,6 +386,7 @@ class _Parts:
         mask: Log | None = None, offsets: Array | None = None, weights: Log | None = None,
         kept: Log | None = None, reference_log_probs: Log | None = None, entropies: Log | None = None,
         selected: Log | None = None, groups: Array | None = None, ids: Array | None = None,
+        out: Array | None = None,
     ) -> None:
         if current_log_probs is None:
             raise InvalidArgumentError("current_log_probs: is missing; give it, objectives are of the current policy")
@@ -391,6 +396,7 @@ class _Parts:
             entropies=entropies, selected=selected, groups=groups, ids=ids)
         self.raw = self.batch.raw
         self._has_entropies = entropies is not None
+        self._out = out
         self.gradient: Log = None
         self.entropy_gradient: Log | None = None
 
@@ -407,13 +413,16 @@ class _Parts:
 
     def outputs(self) -> tuple[c.Tensor, c.Tensor | None]:
         """The two outputs as tensors; the arrays behind them are `gradient` and `entropy_gradient`."""
-        gradient, view = self.output()
+        gradient, place = self.output() if self._out is None else (self._out, view(self._out, "out", written=True))
+        if place.shape != self.batch.like.shape or place.code not in (c.FLOAT32, c.FLOAT64):
+            raise InvalidArgumentError(
+                f"out: give an fp32 or fp64 array of the shape of the log-probs, {list(self.batch.like.shape)}")
         self.gradient = self.batch.laid_out(gradient)
         if not self._has_entropies:
-            return view.tensor(), None
+            return place.tensor(), None
         entropy_gradient, entropy_view = self.output()
         self.entropy_gradient = self.batch.laid_out(entropy_gradient)
-        return view.tensor(), entropy_view.tensor()
+        return place.tensor(), entropy_view.tensor()
 
 
 def _options(
