@@ -5,13 +5,9 @@
 typedef struct {
     vd z[LSK_MISMATCH_PARTS], zz[LSK_MISMATCH_PARTS];
     vd x[LSK_MISMATCH_PARTS], xx[LSK_MISMATCH_PARTS], xz[LSK_MISMATCH_PARTS];
-} lsk_scaled_lanes;
-
-typedef struct {
     vd log_ratio[LSK_MISMATCH_PARTS], square[LSK_MISMATCH_PARTS];
     vd rise[LSK_MISMATCH_PARTS], rise_square[LSK_MISMATCH_PARTS], ratio[LSK_MISMATCH_PARTS];
     vd trainer_square[LSK_MISMATCH_PARTS], rollout_square[LSK_MISMATCH_PARTS];
-    vl count[LSK_MISMATCH_PARTS];  // LSK_COUNT(0): up, (1): equal
 } lsk_plain_lanes;
 
 typedef struct {
@@ -19,7 +15,6 @@ typedef struct {
 } lsk_pair_lanes;
 
 typedef struct {
-    lsk_scaled_lanes scaled;
     lsk_plain_lanes plain;
     lsk_pair_lanes pairs;
     uint64_t before;  // 1 or 0: whether what stands before the next chunk may belong to its first run
@@ -30,23 +25,12 @@ typedef struct {
     uint64_t first[LSK_MISMATCH_WORDS], last[LSK_MISMATCH_WORDS];  // ends of runs
     uint64_t plain[LSK_MISMATCH_WORDS];
     uint64_t pairs[LSK_MISMATCH_WORDS];  // with the next
-    double z[LSK_MISMATCH_CHUNK];
-    int32_t bins[LSK_MISMATCH_CHUNK];    // of plain tokens, others have the last
+    double scale[LSK_MISMATCH_CHUNK];    // s
+    double z[LSK_MISMATCH_CHUNK];        // of plain tokens
 } lsk_scaled;
 
 // Whether the log-probs are those of a token whose policies can be compared.
 LSK_INLINE int is_proper(double a, double b) { return a < 0 && b < 0 && a > -1000 && b > -1000; }
-
-// Whether the chunk has a token that counts and is not proper.
-static int has_faults(const lsk_chunk *chunk) {
-    vl faults = {0};
-    for (int64_t i = 0; i < chunk->padded; i += LSK_LANES64) {
-        const vd a = vd_load(chunk->trainer + i), b = vd_load(chunk->rollout + i);
-        const vl fault = (vd_max(a, b) >= vd_splat(0)) | (vd_min(a, b) <= vd_splat(-1000));
-        faults |= vl_from_bits(chunk->counted, i) & fault;
-    }
-    return __builtin_reduce_or(faults) != 0;
-}
 
 // Tells plain tokens from the ends of runs. `before`, `after`: what stands before and behind the chunk may
 // belong to its first and its last run.
@@ -65,9 +49,15 @@ static void find_runs(lsk_scaled *out, const lsk_chunk *chunk, uint64_t before, 
 }
 
 static void drop_faults(lsk_scaled *out, const lsk_chunk *chunk) {
-    for (int64_t i = 0; i < chunk->count; i++)
-        if (!is_proper(chunk->trainer[i], chunk->rollout[i]))
-            out->plain[i / 64] &= ~(UINT64_C(1) << (i % 64));
+    for (int64_t at = 0; at < chunk->padded; at += LSK_LANES) {
+        vl faults[2];
+        for (int half = 0; half < 2; half++) {
+            const int64_t i = at + half * LSK_LANES64;
+            const vd a = vd_load(chunk->trainer + i), b = vd_load(chunk->rollout + i);
+            faults[half] = (vd_max(a, b) >= vd_splat(0)) | (vd_min(a, b) <= vd_splat(-1000));
+        }
+        out->plain[at / 64] &= ~(bits_of(LSK_UPPER((vi)faults[0], (vi)faults[1])) << (at % 64));
+    }
 }
 
 static void find_pairs(lsk_scaled *out) {
@@ -78,92 +68,93 @@ static void find_pairs(lsk_scaled *out) {
     }
 }
 
-LSK_INLINE int64_t count_bits(const uint64_t set[LSK_MISMATCH_WORDS]) {
-    int64_t count = 0;
-    for (int word = 0; word < LSK_MISMATCH_WORDS; word++) count += __builtin_popcountll(set[word]);
-    return count;
+// s and its reciprocal: in float32 that is exact enough, four times faster, and the same everywhere.
+LSK_INLINE vd scale_of(vd smaller) { return vd_max(vd_splat(1) - smaller, vd_splat(0x1p-20)); }
+LSK_INLINE vd inverse_of(vd scale) {
+    const vf_half reciprocal = 1 / __builtin_convertvector(scale, vf_half);
+    return __builtin_convertvector(reciprocal, vd);
 }
 
-LSK_PASS add_scaled(lsk_scaled_lanes *lanes, lsk_scaled *out, const lsk_probabilities *in,
-                    const lsk_chunk *chunk) {
-    lsk_scaled_lanes l = *lanes;
-    for (int64_t at = 0; at < chunk->padded; at += LSK_MISMATCH_BLOCK) {
-#pragma clang loop unroll(full)
-        for (int start = 0; start < LSK_MISMATCH_BLOCK; start += LSK_LANES) {
-            vd s[2], z[2];
-            vl up[2];
-#pragma clang loop unroll(full)
-            for (int half = 0; half < 2; half++) {
-                const int part = (start / LSK_LANES64 + half) % LSK_MISMATCH_PARTS;
-                const int64_t i = at + start + half * LSK_LANES64;
-                vd b = vd_load(chunk->rollout + i), d = vd_load(chunk->trainer + i) - b;
-                vl plain = vl_from_bits(out->plain, i);
-                // The smaller probability is the sum without the larger.
-                vd smaller = vd_load(in->sum + i) - vd_load(in->larger + i);
-                s[half] = vd_max(vd_splat(1) - smaller, vd_splat(0x1p-20));
-                // A reciprocal in float32 is exact enough, four times faster, and the same everywhere.
-                vf_half reciprocal = 1 / __builtin_convertvector(s[half], vf_half);
-                vd inverse = __builtin_convertvector(reciprocal, vd);
-                z[half] = d * inverse;
-                up[half] = d > vd_splat(0);
-                vd_store(out->z + i, z[half]);
-                vd plain_z = (vd)(plain & (vl)z[half]), x = (vd)(plain & (vl)(b * inverse));
-                l.z[part] += plain_z;
-                l.zz[part] = vd_fma(plain_z, plain_z, l.zz[part]);
-                l.x[part] += x;
-                l.xx[part] = vd_fma(x, x, l.xx[part]);
-                l.xz[part] = vd_fma(x, plain_z, l.xz[part]);
-            }
-            // The exponents stand in the upper halves.
-            vi scale = vi_clamp(1022 - (LSK_UPPER((vi)s[0], (vi)s[1]) >> 20), 0, LSK_EVIDENCE_SCALES - 1);
-            vi octave = (LSK_UPPER((vi)z[0], (vi)z[1]) >> 20 & 0x7ff) - (1023 + LSK_EVIDENCE_LOWEST);
-            octave = vi_clamp(octave, 0, LSK_EVIDENCE_OCTAVES - 1);
-            vi bin = (scale * 2 - LSK_UPPER((vi)up[0], (vi)up[1])) * LSK_EVIDENCE_OCTAVES + octave;
-            vi plain = vi_from_bits(out->plain, at + start);
-            bin = (plain & bin) | (~plain & (LSK_EVIDENCE_BINS - 1));
-            __builtin_memcpy(out->bins + at + start, &bin, sizeof bin);
+LSK_PASS add_plain(lsk_plain_lanes *lanes, lsk_scaled *scaled, const lsk_probabilities *in, const lsk_chunk *chunk) {
+    for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
+        vd z_sum = lanes->z[part], zz = lanes->zz[part], x_sum = lanes->x[part], xx = lanes->xx[part];
+        vd xz = lanes->xz[part], log_ratio = lanes->log_ratio[part], square = lanes->square[part];
+        vd rise = lanes->rise[part], rise_square = lanes->rise_square[part], ratio = lanes->ratio[part];
+        vd trainer_square = lanes->trainer_square[part], rollout_square = lanes->rollout_square[part];
+        for (int64_t i = part * LSK_LANES64; i < chunk->padded; i += LSK_MISMATCH_LANES) {
+            const vl plain = vl_from_bits(scaled->plain, i);
+            const vd a = (vd)(plain & (vl)vd_load(chunk->trainer + i));
+            const vd b = (vd)(plain & (vl)vd_load(chunk->rollout + i)), d = a - b;
+            // The smaller probability is the sum without the larger.
+            const vd scale = scale_of(vd_load(in->sum + i) - vd_load(in->larger + i)), inverse = inverse_of(scale);
+            const vd z = d * inverse, x = b * inverse, up = vd_max(d, vd_splat(0));
+            vd_store(scaled->scale + i, scale);
+            vd_store(scaled->z + i, z);
+            z_sum += z;
+            zz = vd_fma(z, z, zz);
+            x_sum += x;
+            xx = vd_fma(x, x, xx);
+            xz = vd_fma(x, z, xz);
+            log_ratio += d;
+            square = vd_fma(d, d, square);
+            rise += up;
+            rise_square = vd_fma(up, up, rise_square);
+            ratio += (vd)(plain & (vl)vd_load(in->ratio + i));
+            trainer_square = vd_fma(a, a, trainer_square);
+            rollout_square = vd_fma(b, b, rollout_square);
         }
+        lanes->z[part] = z_sum, lanes->zz[part] = zz, lanes->x[part] = x_sum, lanes->xx[part] = xx;
+        lanes->xz[part] = xz, lanes->log_ratio[part] = log_ratio, lanes->square[part] = square;
+        lanes->rise[part] = rise, lanes->rise_square[part] = rise_square, lanes->ratio[part] = ratio;
+        lanes->trainer_square[part] = trainer_square, lanes->rollout_square[part] = rollout_square;
     }
-    *lanes = l;
 }
 
-LSK_PASS add_plain(lsk_plain_lanes *lanes, const lsk_scaled *scaled, const lsk_probabilities *in,
-                   const lsk_chunk *chunk) {
-    lsk_plain_lanes l = *lanes;
-    for (int64_t at = 0; at < chunk->padded; at += LSK_MISMATCH_LANES) {
-#pragma clang loop unroll(full)
-        for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
-            int64_t i = at + part * LSK_LANES64;
-            vl plain = vl_from_bits(scaled->plain, i);
-            vd a = (vd)(plain & (vl)vd_load(chunk->trainer + i));
-            vd b = (vd)(plain & (vl)vd_load(chunk->rollout + i)), d = a - b;
-            vl up = d > vd_splat(0);
-            vd rise = (vd)(up & (vl)d);
-            l.log_ratio[part] += d;
-            l.square[part] = vd_fma(d, d, l.square[part]);
-            l.rise[part] += rise;
-            l.rise_square[part] = vd_fma(rise, rise, l.rise_square[part]);
-            l.trainer_square[part] = vd_fma(a, a, l.trainer_square[part]);
-            l.rollout_square[part] = vd_fma(b, b, l.rollout_square[part]);
-            l.ratio[part] += (vd)(plain & (vl)vd_load(in->ratio + i));
-            l.count[part] += up & LSK_COUNT(0);
-            l.count[part] += plain & (d == vd_splat(0)) & LSK_COUNT(1);
-        }
+// The rows and octaves of plain tokens, counted; the bin of the histogram says whether d is above 0, or 0.
+LSK_PASS add_octaves(lsk_evidence *sums, uint64_t *counts, const lsk_scaled *scaled, const lsk_chunk *chunk) {
+    vi rises = {0}, equal = {0};
+    int32_t bins[LSK_MISMATCH_CHUNK];
+    for (int64_t at = 0; at < chunk->padded; at += LSK_LANES) {
+        const vi plain = vi_from_bits(scaled->plain, at);
+        vi bin;
+        __builtin_memcpy(&bin, chunk->bins + at, sizeof bin);
+        const vi up = plain & (bin > LSK_MISMATCH_ZERO_BIN);
+        rises += up;
+        equal += plain & (bin == LSK_MISMATCH_ZERO_BIN);
+        // The exponents stand in the upper halves; s is in [2^-20, 1].
+        const vi s = LSK_UPPER((vi)vd_load(scaled->scale + at), (vi)vd_load(scaled->scale + at + LSK_LANES64));
+        const vi z = LSK_UPPER((vi)vd_load(scaled->z + at), (vi)vd_load(scaled->z + at + LSK_LANES64));
+        const vi scale = vi_clamp(1022 - (s >> 20), 0, LSK_EVIDENCE_SCALES - 1);
+        const vi octave = vi_clamp((z >> 20 & 0x7ff) - (1023 + LSK_EVIDENCE_LOWEST), 0, LSK_EVIDENCE_OCTAVES - 1);
+        bin = vi_select(plain, (scale * 2 - up) * LSK_EVIDENCE_OCTAVES + octave, vi_splat(LSK_EVIDENCE_BINS - 1));
+        __builtin_memcpy(bins + at, &bin, sizeof bin);
     }
-    *lanes = l;
+    sums->up -= __builtin_reduce_add(rises);
+    sums->equal -= __builtin_reduce_add(equal);
+    // Two copies, so that a token need not wait for the one before.
+    for (int64_t i = 0; i < chunk->padded; i += 2) {
+        counts[bins[i]]++;
+        counts[LSK_EVIDENCE_BINS + bins[i + 1]]++;
+    }
 }
 
 // What is not proper of a chunk that has such tokens: counts of one side; `other` holds the other side's.
 static void add_faults(lsk_evidence_side *side, const double *values, const double *other,
                        const lsk_chunk *chunk) {
-    for (int64_t i = 0; i < chunk->count; i++) {
-        if (!has_bit(chunk->counted, i)) continue;
-        const int none = values[i] == 0 && other[i] < -0x1p-10;
-        side->above_zero += values[i] > 0;
-        side->marks += values[i] <= -1000;
-        side->zero += none;
-        side->zero_far += none && other[i] < -1;
+    vl above = {0}, marks = {0}, zero = {0}, far = {0};
+    for (int64_t i = 0; i < chunk->padded; i += LSK_LANES64) {
+        const vl counted = counted_at(chunk, i);
+        const vd x = vd_load(values + i), y = vd_load(other + i);
+        const vl none = (x == vd_splat(0)) & (y < vd_splat(-0x1p-10));
+        above -= counted & (x > vd_splat(0));
+        marks -= counted & (x <= vd_splat(-1000));
+        zero -= counted & none;
+        far -= counted & none & (y < vd_splat(-1));
     }
+    side->above_zero += __builtin_reduce_add(above);
+    side->marks += __builtin_reduce_add(marks);
+    side->zero += __builtin_reduce_add(zero);
+    side->zero_far += __builtin_reduce_add(far);
 }
 
 // Which values of a chunk are on the grid of a format.
@@ -171,7 +162,7 @@ static void add_grid(lsk_evidence_side *side, const double *values, const lsk_ch
     vl tested = {0}, bf16 = {0}, fp16 = {0};
     for (int64_t i = 0; i < chunk->padded; i += LSK_LANES64) {
         const vd v = vd_load(values + i);
-        const vl test = vl_from_bits(chunk->counted, i) & (vd_abs(v) >= vd_splat(0x1p-2));
+        const vl test = vd_abs(v) >= vd_splat(0x1p-2);  // what does not count is 0
         tested -= test;
         bf16 -= test & (((vl)v & ((INT64_C(1) << 45) - 1)) == 0);
         fp16 -= test & (((vl)v & ((INT64_C(1) << 42) - 1)) == 0);
@@ -182,22 +173,20 @@ static void add_grid(lsk_evidence_side *side, const double *values, const lsk_ch
 }
 
 LSK_PASS add_pairs(lsk_pair_lanes *lanes, const lsk_scaled *scaled, const lsk_chunk *chunk) {
-    lsk_pair_lanes l = *lanes;
-    for (int64_t at = 0; at < chunk->padded; at += LSK_MISMATCH_LANES) {
-#pragma clang loop unroll(full)
-        for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
-            int64_t i = at + part * LSK_LANES64;
-            vl both = vl_from_bits(scaled->pairs, i);
-            vd a = vd_load(chunk->trainer + i), next_a = vd_load(chunk->trainer + i + 1);
-            vd b = vd_load(chunk->rollout + i), next_b = vd_load(chunk->rollout + i + 1);
-            l.ahead[part] += (vd)(both & (vl)vd_abs(a - next_b));
-            l.behind[part] += (vd)(both & (vl)vd_abs(next_a - b));
+    for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
+        vd ahead = lanes->ahead[part], behind = lanes->behind[part];
+        for (int64_t i = part * LSK_LANES64; i < chunk->padded; i += LSK_MISMATCH_LANES) {
+            const vl both = vl_from_bits(scaled->pairs, i) & INT64_MAX;  // takes the sign off too
+            const vd a = vd_load(chunk->trainer + i), next_a = vd_load(chunk->trainer + i + 1);
+            const vd b = vd_load(chunk->rollout + i), next_b = vd_load(chunk->rollout + i + 1);
+            ahead += (vd)(both & (vl)(a - next_b));
+            behind += (vd)(both & (vl)(next_a - b));
         }
+        lanes->ahead[part] = ahead, lanes->behind[part] = behind;
     }
-    *lanes = l;
 }
 
-// The octave of one z: as add_scaled has it.
+// The octave of one z: as add_octaves has it.
 static int64_t octave_of(double z) {
     int64_t bits;
     __builtin_memcpy(&bits, &z, sizeof bits);
@@ -213,7 +202,7 @@ static void add_ends(uint64_t *row, double *square, int64_t *number, const uint6
             const int64_t i = 64 * word + __builtin_ctzll(rest);
             const double a = chunk->trainer[i], b = chunk->rollout[i];
             if (!is_proper(a, b)) continue;
-            row[octave_of(scaled->z[i])]++;
+            row[octave_of((a - b) * inverse_of(vd_splat(scaled->scale[i]))[0])]++;
             *square += (a - b) * (a - b);
             ++*number;
         }
@@ -221,7 +210,7 @@ static void add_ends(uint64_t *row, double *square, int64_t *number, const uint6
 }
 
 // Adds the chunk from `start` on; `ends` says where in its sequence the span is.
-static void add_evidence(lsk_evidence_lanes *lanes, lsk_evidence *sums, uint64_t *counts, int32_t ends,
+LSK_INLINE void add_evidence(lsk_evidence_lanes *lanes, lsk_evidence *sums, uint64_t *counts, int32_t ends,
                          const lsk_probabilities *probabilities, const lsk_chunk *chunk,
                          const lsk_mismatch_span *span, int64_t start) {
     const int64_t end = start + chunk->count;
@@ -229,7 +218,7 @@ static void add_evidence(lsk_evidence_lanes *lanes, lsk_evidence *sums, uint64_t
                                              : (ends & LSK_SPAN_ENDS_SEQUENCE) == 0;
     lsk_scaled scaled;
     find_runs(&scaled, chunk, lanes->before, after);
-    if (has_faults(chunk)) {
+    if (!chunk->proper) {
         drop_faults(&scaled, chunk);
         add_faults(&sums->trainer, chunk->trainer, chunk->rollout, chunk);
         add_faults(&sums->rollout, chunk->rollout, chunk->trainer, chunk);
@@ -237,17 +226,12 @@ static void add_evidence(lsk_evidence_lanes *lanes, lsk_evidence *sums, uint64_t
     find_pairs(&scaled);
     sums->plain += count_bits(scaled.plain);
     sums->pairs += count_bits(scaled.pairs);
-    add_scaled(&lanes->scaled, &scaled, probabilities, chunk);
     add_plain(&lanes->plain, &scaled, probabilities, chunk);
+    add_octaves(sums, counts, &scaled, chunk);
     add_pairs(&lanes->pairs, &scaled, chunk);
     if (start == 0) {
         add_grid(&sums->trainer, chunk->trainer, chunk);
         add_grid(&sums->rollout, chunk->rollout, chunk);
-    }
-    // Two copies, so that a token need not wait for the one before.
-    for (int64_t i = 0; i < chunk->padded; i += 2) {
-        counts[scaled.bins[i]]++;
-        counts[LSK_EVIDENCE_BINS + scaled.bins[i + 1]]++;
     }
     add_ends(counts + LSK_EVIDENCE_FIRST_ROW * LSK_EVIDENCE_OCTAVES, &sums->first_square, &sums->first,
              scaled.first, &scaled, chunk);
@@ -257,13 +241,11 @@ static void add_evidence(lsk_evidence_lanes *lanes, lsk_evidence *sums, uint64_t
 }
 
 static void finish_evidence(lsk_evidence *sums, const lsk_evidence_lanes *lanes) {
-    sums->z = add_lanes(lanes->scaled.z);
-    sums->zz = add_lanes(lanes->scaled.zz);
-    sums->x = add_lanes(lanes->scaled.x);
-    sums->xx = add_lanes(lanes->scaled.xx);
-    sums->xz = add_lanes(lanes->scaled.xz);
-    sums->up = count_lanes(lanes->plain.count, 0);
-    sums->equal = count_lanes(lanes->plain.count, 1);
+    sums->z = add_lanes(lanes->plain.z);
+    sums->zz = add_lanes(lanes->plain.zz);
+    sums->x = add_lanes(lanes->plain.x);
+    sums->xx = add_lanes(lanes->plain.xx);
+    sums->xz = add_lanes(lanes->plain.xz);
     sums->log_ratio = add_lanes(lanes->plain.log_ratio);
     sums->square = add_lanes(lanes->plain.square);
     sums->rise = add_lanes(lanes->plain.rise);

@@ -36,88 +36,87 @@ LSK_INLINE int64_t position_end(int bucket) {
     return next < 2 ? next : (int64_t)(2 + (next & 1)) << (next / 2 - 1);
 }
 
+// A bucket as a vector: its lanes are {tokens, d, |d|, k3}.
+typedef double vd_bucket __attribute__((vector_size(sizeof(lsk_mismatch_bucket))));
+typedef int64_t vl_bucket __attribute__((vector_size(sizeof(vd_bucket))));
+// At any double; a pointer to the aligned type would promise too much, and no function may return a vector that is
+// wider than a register.
+typedef double vd_bucket_unaligned __attribute__((vector_size(sizeof(lsk_mismatch_bucket)), aligned(8), may_alias));
+#define BUCKET_AT(place) (*(vd_bucket_unaligned *)(uintptr_t)(place))
+
+// Writes what each token of the chunk adds to its buckets; of one that does not count only the first lane means
+// nothing, the others are 0.
+LSK_INLINE void write_terms(vd_bucket terms[LSK_MISMATCH_CHUNK], const lsk_chunk *chunk, const double *k3_of) {
+    for (int64_t i = 0; i < chunk->padded; i += 4) {
+        const vd_bucket d = BUCKET_AT(chunk->trainer + i) - BUCKET_AT(chunk->rollout + i), one = {1, 1, 1, 1};
+        const vd_bucket magnitude = (vd_bucket)((vl_bucket)d & INT64_MAX), k3 = BUCKET_AT(k3_of + i);
+        const vd_bucket even = __builtin_shufflevector(one, d, 0, 4, 2, 6);
+        const vd_bucket odd = __builtin_shufflevector(one, d, 1, 5, 3, 7);
+        const vd_bucket more_even = __builtin_shufflevector(magnitude, k3, 0, 4, 2, 6);
+        const vd_bucket more_odd = __builtin_shufflevector(magnitude, k3, 1, 5, 3, 7);
+        terms[i] = __builtin_shufflevector(even, more_even, 0, 1, 4, 5);
+        terms[i + 1] = __builtin_shufflevector(odd, more_odd, 0, 1, 4, 5);
+        terms[i + 2] = __builtin_shufflevector(even, more_even, 2, 3, 6, 7);
+        terms[i + 3] = __builtin_shufflevector(odd, more_odd, 2, 3, 6, 7);
+    }
+}
+
 // Adds the tokens of a chunk to the buckets of their positions. The run of tokens that one bucket takes of a
-// chunk is summed in lanes, by the index in the chunk, and the lanes are added by halves.
-LSK_PASS add_positions(lsk_mismatch_profile *profile, const lsk_chunk *chunk, const double *k3_of) {
-    static const int64_t first[LSK_MISMATCH_LANES] = {0, 1, 2, 3, 4, 5, 6, 7};
+// chunk is summed in four lanes, token i of the run in lane i mod 4, and they are added as (0 + 2) + (1 + 3).
+LSK_INLINE void add_positions(lsk_mismatch_profile *profile, const lsk_chunk *chunk, const vd_bucket *terms) {
     for (int64_t start = 0; start < chunk->padded;) {
         const int number = position_bucket(profile->before);
         int64_t tokens;
         const int64_t end =
             skip_counted(chunk, start, position_end(number) - profile->before, &tokens);
-        vd log_ratio[LSK_MISMATCH_PARTS] = {0}, magnitude[LSK_MISMATCH_PARTS] = {0};
-        vd k3[LSK_MISMATCH_PARTS] = {0};
-        const int64_t whole = start / LSK_MISMATCH_LANES * LSK_MISMATCH_LANES;
-        for (int64_t at = whole; at < end; at += LSK_MISMATCH_LANES) {
-#pragma clang loop unroll(full)
-            for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
-                const int64_t i = at + part * LSK_LANES64;
-                vl index;
-                __builtin_memcpy(&index, first + part * LSK_LANES64, sizeof index);
-                index += at;
-                const vl inside = (index >= start) & (index < end);
-                const vd d = (vd)(inside & (vl)(vd_load(chunk->trainer + i) - vd_load(chunk->rollout + i)));
-                log_ratio[part] += d;
-                magnitude[part] += vd_abs(d);
-                k3[part] += (vd)(inside & (vl)vd_load(k3_of + i));
-            }
+        vd_bucket lanes[4] = {{0}};
+        int64_t i = start;
+        for (; i + 4 <= end; i += 4) {
+            LSK_UNROLL
+            for (int lane = 0; lane < 4; lane++) lanes[lane] += terms[i + lane];
         }
-        lsk_mismatch_bucket *bucket = profile->position + number;
-        bucket->tokens += (double)tokens;
-        bucket->log_ratio += add_lanes(log_ratio);
-        bucket->magnitude += add_lanes(magnitude);
-        bucket->k3 += add_lanes(k3);
+        if (i < end) lanes[0] += terms[i];
+        if (i + 1 < end) lanes[1] += terms[i + 1];
+        if (i + 2 < end) lanes[2] += terms[i + 2];
+        vd_bucket run = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+        run[0] = (double)tokens;
+        BUCKET_AT(profile->position + number) += run;
         profile->before += tokens;
         start = end;
     }
 }
 
-typedef double vd_bucket __attribute__((vector_size(sizeof(lsk_mismatch_bucket))));
-
 // Adds the tokens of a chunk to the buckets of their probabilities, which are there four times: token i adds
-// to copy i mod 4, so that the next token need not wait for it. Returns which buckets took some, a bit each.
-static __attribute__((noinline)) uint64_t add_probabilities(lsk_mismatch_profile *profile,
-                                                            const lsk_chunk *chunk, const double *k3_of) {
-    int32_t numbers[LSK_MISMATCH_CHUNK];
-    double differences[LSK_MISMATCH_CHUNK];
-    const vd low = vd_splat(0x1.8p-21), high = vd_splat(0x1p6);
-    vul used = {0};
-    for (int64_t at = 0; at < chunk->padded; at += LSK_LANES64) {
-        const vd b = vd_load(chunk->rollout + at);
-        vd_store(differences + at, vd_load(chunk->trainer + at) - b);
-        const vl bucket = (vl)(((vul)vd_min(vd_max(-b, low), high) >> 51) - ((vul)low >> 51));
-        const vl counted = vl_from_bits(chunk->counted, at);
-        used |= (vul)(counted & vl_splat(1)) << (vul)bucket;
-        const vl number = (counted & bucket) | (~counted & LSK_PROBABILITY_BUCKETS);
-        const vi_half half = __builtin_convertvector(number, vi_half);
-        __builtin_memcpy(numbers + at, &half, sizeof half);
-    }
+// to copy i mod 4, so that the next token need not wait for it.
+LSK_INLINE void add_probabilities(lsk_mismatch_profile *profile, const lsk_chunk *chunk, const vd_bucket *terms) {
     for (int64_t at = 0; at < chunk->padded; at += LSK_PROBABILITY_COPIES) {
-#pragma clang loop unroll(full)
+        LSK_UNROLL
         for (int copy = 0; copy < LSK_PROBABILITY_COPIES; copy++) {
-            const double d = differences[at + copy];
-            lsk_mismatch_bucket *bucket = profile->copies[copy] + numbers[at + copy];
-            const vd_bucket token = {1, d, __builtin_fabs(d), k3_of[at + copy]};
-            vd_bucket sums;
-            __builtin_memcpy(&sums, bucket, sizeof sums);
-            sums += token;
-            __builtin_memcpy(bucket, &sums, sizeof sums);
+            char *bucket = (char *)profile->copies[copy] + chunk->buckets[at + copy];
+            BUCKET_AT(bucket) += terms[at + copy];
         }
     }
-    return __builtin_reduce_or(used);
 }
 
-// (copy 0 + copy 2) + (copy 1 + copy 3), in order of growing probability. The copies are zero again.
-static void finish_probabilities(lsk_mismatch_profile *profile, uint64_t used) {
+LSK_PASS add_profile(lsk_mismatch_profile *profile, const lsk_chunk *chunk, const double *k3_of) {
+    vd_bucket terms[LSK_MISMATCH_CHUNK];
+    write_terms(terms, chunk, k3_of);
+    add_positions(profile, chunk, terms);
+    add_probabilities(profile, chunk, terms);
+}
+
+// (copy 0 + copy 2) + (copy 1 + copy 3), in order of growing probability, of the buckets that may have taken some;
+// the others are 0. The copies are zero again.
+static void finish_probabilities(lsk_mismatch_profile *profile, int32_t least, int32_t most) {
     memset(profile->probability, 0, sizeof profile->probability);
-    for (; used; used &= used - 1) {
-        const int number = __builtin_ctzll(used);
+    for (int32_t number = least / LSK_BUCKET_BYTES; number <= most / LSK_BUCKET_BYTES; number++) {
         vd_bucket copy[LSK_PROBABILITY_COPIES];
+        LSK_UNROLL
         for (int i = 0; i < LSK_PROBABILITY_COPIES; i++) {
-            __builtin_memcpy(copy + i, profile->copies[i] + number, sizeof *copy);
+            copy[i] = BUCKET_AT(profile->copies[i] + number);
             memset(profile->copies[i] + number, 0, sizeof *profile->copies[i]);
         }
-        const vd_bucket sums = (copy[0] + copy[2]) + (copy[1] + copy[3]);
-        __builtin_memcpy(profile->probability + LSK_PROBABILITY_BUCKETS - 1 - number, &sums, sizeof sums);
+        BUCKET_AT(profile->probability + LSK_PROBABILITY_BUCKETS - 1 - number) =
+            (copy[0] + copy[2]) + (copy[1] + copy[3]);
     }
 }

@@ -47,6 +47,8 @@ LSK_FMA vd vd_fma(vd a, vd b, vd c) { return __builtin_elementwise_fma(a, b, c);
 
 // Lane by lane: mask ? a : b, where a mask lane is all ones or zero.
 LSK_INLINE vf vf_select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+LSK_INLINE vi vi_select(vi mask, vi a, vi b) { return (mask & a) | (~mask & b); }
+LSK_INLINE vl vl_select(vl mask, vl a, vl b) { return (mask & a) | (~mask & b); }
 LSK_INLINE vd vd_select(vl mask, vd a, vd b) { return (vd)((mask & (vl)a) | (~mask & (vl)b)); }
 
 // Sets of tokens are a bit for each, the lowest first. `at` is a multiple of the lanes that are read.

@@ -50,7 +50,7 @@ struct MismatchMoments: ~Copyable {
     static let largestExponent = 0x1p20
 
     /// ln 0.999 and ln 1.002, as the kernels have them.
-    private static let bandMLPerf = -0x1.064670d979b6fp-10...0x1.05e1d82fdf745p-9
+    private static let bandMLPerf = -0x1.06466ffffffffp-10...0x1.05e1dffffffffp-9
 
     /// Adds the probabilities of a span of tokens.
     ///

@@ -92,10 +92,10 @@ enum ReferenceMismatch {
         sums.tokens = Int64(counted.count)
         sums.non_finite = Int64(maskedIn - counted.count)
         sums.differing = Int64(counted.count { $0.trainer.bitPattern != $0.rollout.bitPattern })
-        sums.outside.0 = outside(counted, -0x1.064670d979b6fp-10, 0x1.05e1d82fdf745p-9)
-        sums.outside.1 = outside(counted, -0x1.495453e6fd4b7p-7, 0x1.460d6ccca3677p-7)
-        sums.outside.2 = outside(counted, -0x1.a431d5bcc1938p-5, 0x1.8fb063ef2c7e9p-5)
-        sums.outside.3 = outside(counted, -0x1.af8e8210a415dp-4, 0x1.8663f793c46c7p-4)
+        sums.outside.0 = outside(counted, -0x1.06466ffffffffp-10, 0x1.05e1dffffffffp-9)
+        sums.outside.1 = outside(counted, -0x1.49544ffffffffp-7, 0x1.460d6ffffffffp-7)
+        sums.outside.2 = outside(counted, -0x1.a431cffffffffp-5, 0x1.8fb05ffffffffp-5)
+        sums.outside.3 = outside(counted, -0x1.af8e7ffffffffp-4, 0x1.8663effffffffp-4)
 
         sums.log_ratio = sumInLanes(tokens) { $0 + $1.logRatio }
         sums.square = sumInLanes(tokens) { fma($1.logRatio, $1.logRatio, $0) }
@@ -134,28 +134,41 @@ enum ReferenceMismatch {
 
     /// The buckets by position of a span, when `before` counted tokens of its sequence came earlier.
     ///
-    /// Tokens that are in one bucket and in one chunk of 256 are summed in lanes.
+    /// Tokens that are in one bucket and in one chunk of 256 are a run, which begins behind the last counted token of
+    /// the run before: four sums, of every fourth of its tokens, added as (0 + 2) + (1 + 3).
     static func positions(_ span: lsk_mismatch_span, before: Int) -> [Bucket] {
         let tokens = tokens(span)
         var buckets = [Bucket](repeating: [0, 0, 0, 0], count: Int(LSK_POSITION_BUCKETS))
         var position = before
         for start in stride(from: 0, to: tokens.count, by: 256) {
-            var runs: [Int: [Token?]] = [:]  // by bucket; tokens of others are left out
-            let chunk = Array(tokens[start..<min(start + 256, tokens.count)])
-            for (index, token) in chunk.enumerated() {
-                guard let token else { continue }
+            var runs: [(bucket: Int, start: Int, end: Int)] = []
+            let end = min(start + 256, tokens.count)
+            for index in start..<end where tokens[index] != nil {
                 let bucket = positionBucket(position)
-                runs[bucket, default: chunk.map { _ in nil }][index] = token
+                if runs.last?.bucket != bucket { runs.append((bucket, runs.last?.end ?? start, index)) }
+                runs[runs.count - 1].end = index + 1
                 position += 1
             }
-            for (bucket, run) in runs {
-                buckets[bucket][0] += Double(run.count { $0 != nil })
-                buckets[bucket][1] += sumInLanes(run) { $0 + $1.logRatio }
-                buckets[bucket][2] += sumInLanes(run) { $0 + $1.logRatio.magnitude }
-                buckets[bucket][3] += sumInLanes(run) { $0 + $1.k3 }
+            for run in runs {
+                var lanes = [Bucket](repeating: [0, 0, 0, 0], count: 4)
+                for (index, token) in tokens[run.start..<run.end].enumerated() {
+                    if let token { add(token, to: &lanes[index % 4]) }
+                }
+                for (term, value) in added(lanes).enumerated() { buckets[run.bucket][term] += value }
             }
         }
         return buckets
+    }
+
+    /// Adds a token to a bucket.
+    private static func add(_ token: Token, to bucket: inout Bucket) {
+        let terms = [1, token.logRatio, token.logRatio.magnitude, token.k3]
+        for (term, value) in terms.enumerated() { bucket[term] += value }
+    }
+
+    /// Four buckets as one.
+    private static func added(_ lanes: [Bucket]) -> Bucket {
+        (0..<4).map { (lanes[0][$0] + lanes[2][$0]) + (lanes[1][$0] + lanes[3][$0]) }
     }
 
     /// The last bucket that begins at or before a position.
@@ -178,15 +191,9 @@ enum ReferenceMismatch {
         for (index, token) in tokens(span).enumerated() {
             guard let token else { continue }
             let bucket = count - 1 - edges.count { $0 <= -token.rollout }
-            let terms = [1, token.logRatio, token.logRatio.magnitude, token.k3]
-            for (term, value) in terms.enumerated() { lanes[index % 4][bucket][term] += value }
+            add(token, to: &lanes[index % 4][bucket])
         }
-        return (0..<count).map { bucket -> Bucket in
-            (0..<4).map { term -> Double in
-                let lane = lanes.map { $0[bucket][term] }
-                return (lane[0] + lane[2]) + (lane[1] + lane[3])
-            }
-        }
+        return (0..<count).map { bucket in added(lanes.map { $0[bucket] }) }
     }
 
     /// Eight sums, of every eighth token; then halves are added: 8 to 4 to 2 to 1.
@@ -201,7 +208,7 @@ enum ReferenceMismatch {
         return lanes[0]
     }
 
-    /// Tokens with d outside [low, high], the logarithms of a band of the ratio.
+    /// Tokens with d outside [low, high], the logarithms of a band of the ratio to 21 bits.
     private static func outside(_ tokens: [Token], _ low: Double, _ high: Double) -> Int64 {
         Int64(tokens.count { $0.logRatio < low || $0.logRatio > high })
     }
