@@ -65,9 +65,12 @@ LSK_INLINE void rms_norm_as(void *out, const void *x, const float *weight, int32
 // x / rms(x) * weight. `out` may be `x`.
 static void rms_norm(void *out, const void *x, const float *weight, int32_t format, ptrdiff_t count,
                      double epsilon) {
-    if (format == LSK_FP32) rms_norm_as(out, x, weight, LSK_FP32, count, epsilon);
-    else if (format == LSK_FP16) rms_norm_as(out, x, weight, LSK_FP16, count, epsilon);
-    else rms_norm_as(out, x, weight, LSK_BF16, count, epsilon);
+    if (format == LSK_FP16) rms_norm_as(out, x, weight, LSK_FP16, count, epsilon);
+    else if (format == LSK_BF16) rms_norm_as(out, x, weight, LSK_BF16, count, epsilon);
+    else {
+        rms_norm_as(out, x, weight, LSK_FP32, count, epsilon);
+        round_stored((float *)out, count, format);
+    }
 }
 
 // Turns element i and element i + count of a head by the angle i, in place: count cosines and sines.
@@ -86,9 +89,12 @@ LSK_INLINE void rotate_as(void *x, const float *cosines, const float *sines, int
 }
 
 static void rotate(void *x, const float *cosines, const float *sines, int32_t format, ptrdiff_t count) {
-    if (format == LSK_FP32) rotate_as(x, cosines, sines, LSK_FP32, count);
-    else if (format == LSK_FP16) rotate_as(x, cosines, sines, LSK_FP16, count);
-    else rotate_as(x, cosines, sines, LSK_BF16, count);
+    if (format == LSK_FP16) rotate_as(x, cosines, sines, LSK_FP16, count);
+    else if (format == LSK_BF16) rotate_as(x, cosines, sines, LSK_BF16, count);
+    else {
+        rotate_as(x, cosines, sines, LSK_FP32, count);
+        round_stored((float *)x, 2 * count, format);
+    }
 }
 
 // x / (1 + e^-x): 0 below -88, where e^-x would overflow; NaN stays.
@@ -109,9 +115,12 @@ LSK_INLINE void silu_multiply_as(void *out, const void *gate, const void *up, in
 
 // silu(gate) * up.
 static void silu_multiply(void *out, const void *gate, const void *up, int32_t format, ptrdiff_t count) {
-    if (format == LSK_FP32) silu_multiply_as(out, gate, up, LSK_FP32, count);
-    else if (format == LSK_FP16) silu_multiply_as(out, gate, up, LSK_FP16, count);
-    else silu_multiply_as(out, gate, up, LSK_BF16, count);
+    if (format == LSK_FP16) silu_multiply_as(out, gate, up, LSK_FP16, count);
+    else if (format == LSK_BF16) silu_multiply_as(out, gate, up, LSK_BF16, count);
+    else {
+        silu_multiply_as(out, gate, up, LSK_FP32, count);
+        round_stored((float *)out, count, format);
+    }
 }
 
 LSK_INLINE void add_times_as(void *out, const void *a, const void *b, float scale, int32_t format,
@@ -121,9 +130,12 @@ LSK_INLINE void add_times_as(void *out, const void *a, const void *b, float scal
 
 // a + scale * b. `out` may be `a`.
 static void add_times(void *out, const void *a, const void *b, float scale, int32_t format, ptrdiff_t count) {
-    if (format == LSK_FP32) add_times_as(out, a, b, scale, LSK_FP32, count);
-    else if (format == LSK_FP16) add_times_as(out, a, b, scale, LSK_FP16, count);
-    else add_times_as(out, a, b, scale, LSK_BF16, count);
+    if (format == LSK_FP16) add_times_as(out, a, b, scale, LSK_FP16, count);
+    else if (format == LSK_BF16) add_times_as(out, a, b, scale, LSK_BF16, count);
+    else {
+        add_times_as(out, a, b, scale, LSK_FP32, count);
+        round_stored((float *)out, count, format);
+    }
 }
 
 // Rows of floats in another place and format, rounded once; -0 becomes 0. Returns how many values are infinite or NaN
@@ -147,9 +159,13 @@ LSK_INLINE int64_t store_rows_as(void *out, ptrdiff_t out_stride, int32_t format
 
 static int64_t store_rows(void *out, ptrdiff_t out_stride, int32_t format, const float *x, ptrdiff_t x_stride,
                           ptrdiff_t rows, ptrdiff_t count) {
-    if (format == LSK_FP32) return store_rows_as(out, out_stride, LSK_FP32, x, x_stride, rows, count);
     if (format == LSK_FP16) return store_rows_as(out, out_stride, LSK_FP16, x, x_stride, rows, count);
-    return store_rows_as(out, out_stride, LSK_BF16, x, x_stride, rows, count);
+    if (format == LSK_BF16) return store_rows_as(out, out_stride, LSK_BF16, x, x_stride, rows, count);
+    int64_t found = store_rows_as(out, out_stride, LSK_FP32, x, x_stride, rows, count);
+    if (format == LSK_FP32) return found;
+    found = 0;
+    for (ptrdiff_t row = 0; row < rows; row++) found += round_stored((float *)out + row * out_stride, count, format);
+    return found;
 }
 
 LSK_INLINE int64_t non_finite_values_as(const void *x, int32_t format, ptrdiff_t count) {
@@ -165,9 +181,9 @@ LSK_INLINE int64_t non_finite_values_as(const void *x, int32_t format, ptrdiff_t
 
 // How many of `count` values are infinite or NaN.
 static int64_t non_finite_values(const void *x, int32_t format, ptrdiff_t count) {
-    if (format == LSK_FP32) return non_finite_values_as(x, LSK_FP32, count);
     if (format == LSK_FP16) return non_finite_values_as(x, LSK_FP16, count);
-    return non_finite_values_as(x, LSK_BF16, count);
+    if (format == LSK_BF16) return non_finite_values_as(x, LSK_BF16, count);
+    return non_finite_values_as(x, LSK_FP32, count);
 }
 
 #undef LSK_FOR_REGISTERS

@@ -19,36 +19,36 @@ public struct Recipe: Equatable, Sendable {
         (parameters, activations, cache, probabilities, logits) = (format, format, format, format, format)
     }
 
-    /// The recipe of a name: `fp32`, `fp16`, `bf16`, or one of the latter with `-fp32head`.
+    /// The recipe of a name: `fp32`, `fp16`, `bf16`, an emulated format (`e8m5`), or one of them but the first with
+    /// `-fp32head`.
     ///
-    /// - Throws: `.invalidArgument` listing the names.
+    /// - Throws: `.invalidArgument` saying which there are.
     public init(named name: String) throws(LockstepError) {
-        guard let recipe = Recipe.named[name] else {
-            let known = Recipe.named.keys.sorted().joined(separator: ", ")
-            throw LockstepError(.invalidArgument, "recipe: '\(name)' is not known; give one of \(known)")
+        let hasWideHead = name.hasSuffix("-fp32head")
+        guard let format = Format(String(name.dropLast(hasWideHead ? 9 : 0))), Recipe.isKnown(format),
+            !hasWideHead || format != .fp32
+        else {
+            throw LockstepError(
+                .invalidArgument,
+                "recipe: '\(name)' is not known; give fp32, fp16, bf16, e8mN (N from 1 to 23) or e5mN (1 to 10), all "
+                    + "but fp32 with -fp32head too")
         }
-        self = recipe
+        self.init(format)
+        if hasWideHead { logits = .fp32 }
     }
 
-    /// The recipes that have names.
-    public static let named: [String: Recipe] = {
-        var all: [String: Recipe] = ["fp32": Recipe(.fp32)]
-        for (name, format) in [("fp16", Format.fp16), ("bf16", .bf16)] {
-            all[name] = Recipe(format)
-            all["\(name)-fp32head"] = Recipe(format)
-            all["\(name)-fp32head"]?.logits = .fp32
-        }
-        return all
-    }()
+    private static func isKnown(_ format: Format) -> Bool {
+        [.fp32, .fp16, .bf16].contains(format) || format.isEmulated
+    }
 
     /// Throws unless the kernels know all formats.
     func check() throws(LockstepError) {
         for (format, name) in [
             (parameters, "parameters"), (activations, "activations"), (cache, "cache"),
             (probabilities, "probabilities"), (logits, "logits"),
-        ] where ![.fp32, .fp16, .bf16].contains(format) {
+        ] where !Recipe.isKnown(format) {
             throw LockstepError(
-                .unsupported, "recipe: \(name) is \(format); known are fp32, fp16 and bf16")
+                .unsupported, "recipe: \(name) is \(format); known are fp32, fp16, bf16, e8mN and e5mN")
         }
     }
 }

@@ -4,15 +4,6 @@
 /// The kernels (Body/layers.h) equal it bit for bit, on every instruction set. Inputs are floats that the format
 /// holds; results are rounded to it once.
 enum ReferenceLayers {
-    /// A float rounded to a format, as a float.
-    static func rounded(_ x: Float, _ format: Format) -> Float {
-        switch format {
-        case .fp16: Float(Float16(x))
-        case .bf16: Float(BFloat16(x))
-        default: x
-        }
-    }
-
     /// x / rms(x) * weight.
     ///
     /// Squares are added in 64 lanes and their tree, by blocks of 2,048, as the log-softmax adds its terms; blocks,
@@ -27,7 +18,7 @@ enum ReferenceLayers {
             total += ReferenceLogProbs.tree(lanes)
         }
         let scale = Float(1 / (total / Double(x.count) + epsilon).squareRoot())
-        return zip(x, weight).map { rounded($0 * scale * $1, format) }
+        return zip(x, weight).map { ReferenceFormats.rounded($0 * scale * $1, format) }
     }
 
     /// Elements i and i + count of a head turned by angle i.
@@ -36,8 +27,8 @@ enum ReferenceLayers {
         var out = x
         for i in 0..<half {
             let (a, b) = (x[i], x[i + half])
-            out[i] = rounded((-(b * sines[i])).addingProduct(a, cosines[i]), format)
-            out[i + half] = rounded((a * sines[i]).addingProduct(b, cosines[i]), format)
+            out[i] = ReferenceFormats.rounded((-(b * sines[i])).addingProduct(a, cosines[i]), format)
+            out[i + half] = ReferenceFormats.rounded((a * sines[i]).addingProduct(b, cosines[i]), format)
         }
         return out
     }
@@ -53,17 +44,17 @@ enum ReferenceLayers {
 
     /// silu(gate) * up.
     static func siluMultiply(_ gate: [Float], _ up: [Float], _ format: Format) -> [Float] {
-        zip(gate, up).map { rounded(silu($0) * $1, format) }
+        zip(gate, up).map { ReferenceFormats.rounded(silu($0) * $1, format) }
     }
 
     /// a + scale * b.
     static func addTimes(_ a: [Float], _ b: [Float], _ scale: Float, _ format: Format) -> [Float] {
-        zip(a, b).map { rounded($0.addingProduct($1, scale), format) }
+        zip(a, b).map { ReferenceFormats.rounded($0.addingProduct($1, scale), format) }
     }
 
     /// Floats as a format has them, -0 as 0, and how many of them are infinite or NaN there.
     static func stored(_ x: [Float], _ format: Format) -> (values: [Float], nonFinite: Int) {
-        let values = x.map { rounded($0 + 0, format) }
+        let values = x.map { ReferenceFormats.rounded($0 + 0, format) }
         return (values, values.count { !$0.isFinite })
     }
 }
