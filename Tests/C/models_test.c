@@ -113,6 +113,10 @@ static void a_model_says_what_it_is(void) {
     CHECK_OK(lockstep_recipe_named(&recipe, "bf16-fp32head"));
     CHECK(recipe.parameters == LOCKSTEP_BFLOAT16 && recipe.cache == LOCKSTEP_BFLOAT16);
     CHECK(recipe.logits == LOCKSTEP_FLOAT32);
+    CHECK_OK(lockstep_recipe_named(&recipe, "e5m3-fp32head"));
+    CHECK(recipe.parameters == LOCKSTEP_E5M + 3 && recipe.logits == LOCKSTEP_FLOAT32);
+    CHECK_OK(lockstep_recipe_named(&recipe, "e8m23"));
+    CHECK(recipe.cache == LOCKSTEP_E8M + 23);
     lockstep_model_destroy(NULL);
     lockstep_engine_destroy(NULL);
 }
@@ -211,6 +215,8 @@ static void loading_refuses(void) {
     REFUSED(load, INVALID_ARGUMENT, "cache", f.recipe.cache = LOCKSTEP_INT32);
     REFUSED(load, INVALID_ARGUMENT, "probabilities", f.recipe.probabilities = INT32_MIN);
     REFUSED(load, INVALID_ARGUMENT, "logits", f.recipe.logits = 12345);
+    REFUSED(load, INVALID_ARGUMENT, "logits", f.recipe.logits = LOCKSTEP_E8M + 24);
+    REFUSED(load, INVALID_ARGUMENT, "cache", f.recipe.cache = LOCKSTEP_E5M);
     fixture f;
     fixture_init(&f);
     test_refused(__FILE__, __LINE__, "model NULL", lockstep_model_load(NULL, FOLDER, NULL, NULL),
@@ -220,7 +226,8 @@ static void loading_refuses(void) {
 static void recipes_refuse(void) {
     ACCEPTED(recipe_named, (void)0);
     REFUSED(recipe_named, INVALID_ARGUMENT, "name", f.name = NULL);
-    REFUSED(recipe_named, INVALID_ARGUMENT, "fp16-fp32head", f.name = "FP16");
+    REFUSED(recipe_named, INVALID_ARGUMENT, "-fp32head", f.name = "FP16");
+    REFUSED(recipe_named, INVALID_ARGUMENT, "e8mN", f.name = "e8m0");
     REFUSED(recipe_named, INVALID_ARGUMENT, "name", f.name = "\xff");
     REFUSED(recipe_named, INVALID_ARGUMENT, "struct_size", f.info_size = 0);
     test_refused(__FILE__, __LINE__, "recipe NULL", lockstep_recipe_named(NULL, "fp16"),

@@ -237,7 +237,7 @@ import Testing
         checkpoint.set(
             "model.layers.0.input_layernorm.weight",
             checkpoint.tensors["model.layers.0.input_layernorm.weight"]!.shape,
-            checkpoint.values("model.layers.0.input_layernorm.weight").map { Float($0) * 1e4 })
+            checkpoint.values("model.layers.0.input_layernorm.weight").map { Float($0) * 1e5 })
         _ = try ModelTests.score(checkpoint.model(Recipe(named: "e8m3")), [[1, 2, 3]])
         let error = #expect(throws: LockstepError.self) {
             try ModelTests.score(checkpoint.model(Recipe(named: "e5m3")), [[1, 2, 3]])

@@ -399,7 +399,7 @@ def _options(
         0.0 if soft_cap is None else real(soft_cap, "soft_cap"),
         1.0 if top_p is None else real(top_p, "top_p"),
         0 if top_k is None else int32(top_k, "top_k"),
-        0 if logits_dtype is None else format_code(logits_dtype, "logits_dtype"),
+        0 if logits_dtype is None else format_code(logits_dtype, "logits_dtype", emulated=True),
         int32(threads, "threads"),
         choice(c.INSTRUCTION_SETS, instruction_set, "instruction_set"),
         0.0 if min_p is None else real(min_p, "min_p"))

@@ -18,10 +18,10 @@ from . import _library as c
 from ._batch import Log, layout
 from ._errors import InvalidArgumentError
 from ._library import check, choice, int32, integer, library, real
-from ._tensors import FORMATS, Array, View, empty, format_code, view
+from ._tensors import EMULATED, FORMATS, Array, View, empty, format_code, view
 
 _PARTS = ("parameters", "activations", "cache", "probabilities", "logits")
-_FORMAT_NAMES = {code: name for name, code in FORMATS.items()}
+_FORMAT_NAMES = {code: name for name, code in (FORMATS | EMULATED).items()}
 _FINISH = {value: name for name, value in c.FINISHES.items()}
 
 #: A prompt: token ids.
@@ -131,8 +131,8 @@ class Model:
 
     Args:
         path: the folder.
-        recipe: "fp32", "fp16", "bf16", "fp16-fp32head", "bf16-fp32head"; or a dict with any of "parameters",
-            "activations", "cache", "probabilities", "logits" as "fp32", "fp16" or "bf16", the rest fp32.
+        recipe: "fp32", "fp16", "bf16", "e8m5" and its like, and all but the first with "-fp32head"; or a dict
+            with any of "parameters", "activations", "cache", "probabilities", "logits" as a format, the rest fp32.
         adapter: a folder with a LoRA adapter in PEFT's layout, merged into the weights.
 
     Raises:
@@ -323,7 +323,7 @@ def _recipe(recipe: str | Mapping[str, str]) -> c.Recipe:
     if unknown := set(recipe) - set(_PARTS):
         raise InvalidArgumentError(f"recipe: '{min(unknown)}' is no part; give some of {', '.join(_PARTS)}")
     for part in _PARTS:
-        setattr(raw, part, format_code(recipe.get(part, "fp32"), f"recipe[{part!r}]"))
+        setattr(raw, part, format_code(recipe.get(part, "fp32"), f"recipe[{part!r}]", emulated=True))
     return raw
 
 
