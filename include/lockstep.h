@@ -136,7 +136,15 @@ enum {
     LOCKSTEP_INT64 = 0 | 64 << 8 | 1 << 16,
     LOCKSTEP_UINT8 = 1 | 8 << 8 | 1 << 16,
     LOCKSTEP_UINT64 = 1 | 64 << 8 | 1 << 16,
-    LOCKSTEP_BOOL = 6 | 8 << 8 | 1 << 16
+    LOCKSTEP_BOOL = 6 | 8 << 8 | 1 << 16,
+    /* Emulated formats, for studying what fewer bits do: LOCKSTEP_E8M + N has the range of fp32 and N explicit
+     * mantissa bits (1 to 23; 7 are bf16's values, 23 fp32's), LOCKSTEP_E5M + N the range of fp16, with its
+     * subnormals and infinity (1 to 10; 10 are fp16's values). A value is stored in a 32-bit float, so they save no
+     * memory. lockstep_convert and lockstep_ulp_distance take them as the dtype of a tensor, recipes and
+     * logits_dtype as a number; elsewhere such a tensor is given as what it is in memory, LOCKSTEP_FLOAT32.
+     * DLPack counts its codes from 0 up (17 so far) and gives none from 192 to 234. */
+    LOCKSTEP_E8M = 192 | 32 << 8 | 1 << 16,
+    LOCKSTEP_E5M = 224 | 32 << 8 | 1 << 16
 };
 
 /* Where the data lives. Layout is DLPack's DLDevice. Only the CPU (type 1) is accepted. */
@@ -217,13 +225,14 @@ typedef struct {
 /* Converts every element of `source` to the format of `destination`.
  *
  * Shapes: equal, any number of dimensions up to 8; both in C order or with strides.
- * Formats: fp16, bf16, fp32, fp64, fp8 e4m3fn, fp8 e5m2, each way. Widening is exact; narrowing
+ * Formats: fp16, bf16, fp32, fp64, fp8 e4m3fn, fp8 e5m2, e8mN, e5mN, each way. Widening is exact; narrowing
  * rounds once, as `rounding` says, directly from the source format. Subnormals are kept. A NaN
  * stays a NaN with its sign, the top bits of its payload and the quiet bit set (within one format,
  * bits are copied); an infinity stays one (in e4m3fn, which has none, it becomes NaN).
  * Overflow to nearest: infinity (e4m3fn: NaN), as ml_dtypes and IEEE 754 do; toward zero: the
  * largest finite value. Stochastic rounding overflows as toward zero does beyond the largest
- * finite value, and otherwise only between two neighbours.
+ * finite value, and otherwise only between two neighbours. From e8mN and e5mN the floats that are there
+ * are read, whether the format has them or not.
  * `counts` is optional. `destination` may be `source` only when the formats have one size; any other
  * overlap, and first_index + count beyond 2^64, are errors. */
 lockstep_status lockstep_convert(const lockstep_tensor *destination,
@@ -235,7 +244,7 @@ lockstep_status lockstep_convert(const lockstep_tensor *destination,
  *
  * Shapes: `distance` uint64, `a` and `b` of one format, all of equal shape. +0 and -0 are the same
  * value (0). Two NaN are 0 apart; a NaN and a number UINT64_MAX. Infinity is one step beyond the
- * largest finite value. */
+ * largest finite value. A float that e8mN or e5mN does not have counts as the nearest it has. */
 lockstep_status lockstep_ulp_distance(const lockstep_tensor *distance, const lockstep_tensor *a,
                                       const lockstep_tensor *b);
 
@@ -278,7 +287,8 @@ typedef struct {
     double top_p;
     int32_t top_k;
     /* Round each logit to this dtype before the log-softmax: LOCKSTEP_FLOAT16 or LOCKSTEP_BFLOAT16
-     * for a 16-bit head, 0 or LOCKSTEP_FLOAT32 for none. A logit beyond fp16 becomes infinite. */
+     * for a 16-bit head, LOCKSTEP_E8M + N, LOCKSTEP_E5M + N, 0 or LOCKSTEP_FLOAT32 for none. A logit beyond
+     * fp16 becomes infinite. */
     int32_t logits_dtype;
     int32_t threads; /* 0: one for each processor this process may use */
     lockstep_instruction_set instruction_set;
@@ -1871,9 +1881,9 @@ enum {
     LOCKSTEP_ORDER_FUSED = 4
 };
 
-/* The precision of a model's computation: the dtype, as LOCKSTEP_FLOAT32, LOCKSTEP_FLOAT16 or
- * LOCKSTEP_BFLOAT16, that each kind of value is stored in, and the order. Two engines give the same bits if, and
- * only if, their recipes are equal. Growable: set struct_size before the call. */
+/* The precision of a model's computation: the dtype, as LOCKSTEP_FLOAT32, LOCKSTEP_FLOAT16, LOCKSTEP_BFLOAT16,
+ * LOCKSTEP_E8M + N or LOCKSTEP_E5M + N, that each kind of value is stored in, and the order. Two engines give the same
+ * bits if, and only if, their recipes are equal. Growable: set struct_size before the call. */
 typedef struct {
     uint32_t struct_size;
     int32_t parameters;    /* weights; norms' too */
@@ -1885,8 +1895,9 @@ typedef struct {
     int32_t gradients;     /* of activations, in a backward pass; 0: as activations */
 } lockstep_recipe;
 
-/* The recipe of a name: "fp32", "fp16", "bf16", "fp16-fp32head", "bf16-fp32head"; for another order than lockstep
- * with "+split-k", "+flash", "+eager" or "+fused" after it: "bf16+eager". */
+/* The recipe of a name: "fp32", "fp16", "bf16", "e8m5" (or any other emulated format), and all but the first with
+ * "-fp32head": "fp16-fp32head", "bf16-fp32head"; for another order than lockstep with "+split-k", "+flash", "+eager" or
+ * "+fused" after it: "bf16+eager". */
 lockstep_status lockstep_recipe_named(lockstep_recipe *recipe, const char *name);
 
 /* Writes the name of a recipe, which is what lockstep_recipe_named takes; of one without a name its parts, "parameters

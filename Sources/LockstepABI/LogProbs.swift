@@ -22,9 +22,12 @@ extension lockstep_log_probs_options: GrowableOptions {
         case LOCKSTEP_FLOAT16: format = .fp16
         case LOCKSTEP_BFLOAT16: format = .bf16
         default:
-            throw invalid(
-                "options: logits_dtype is \(logits_dtype); give 0, LOCKSTEP_FLOAT32, LOCKSTEP_FLOAT16 or "
-                    + "LOCKSTEP_BFLOAT16")
+            guard let emulated = emulatedFormat(logits_dtype) else {
+                throw invalid(
+                    "options: logits_dtype is \(logits_dtype); give 0, LOCKSTEP_FLOAT32, LOCKSTEP_FLOAT16, "
+                        + "LOCKSTEP_BFLOAT16, LOCKSTEP_E8M + N or LOCKSTEP_E5M + N")
+            }
+            format = emulated
         }
         let options = LogProbOptions(
             temperature: temperature, softCap: soft_cap, ignoreIndex: Int(ignore_index), topK: Int(top_k),

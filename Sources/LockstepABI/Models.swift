@@ -334,12 +334,14 @@ private func format(
     _ code: Int32, _ recipe: StaticString, _ name: StaticString
 ) throws(LockstepError) -> Format {
     switch Int(code) {
-    case LOCKSTEP_FLOAT32: .fp32
-    case LOCKSTEP_FLOAT16: .fp16
-    case LOCKSTEP_BFLOAT16: .bf16
+    case LOCKSTEP_FLOAT32: return .fp32
+    case LOCKSTEP_FLOAT16: return .fp16
+    case LOCKSTEP_BFLOAT16: return .bf16
     default:
+        if let format = emulatedFormat(code) { return format }
         throw invalid(
-            "\(recipe): \(name) is \(code); give LOCKSTEP_FLOAT32, LOCKSTEP_FLOAT16 or LOCKSTEP_BFLOAT16")
+            "\(recipe): \(name) is \(code); give LOCKSTEP_FLOAT32, LOCKSTEP_FLOAT16, LOCKSTEP_BFLOAT16, "
+                + "LOCKSTEP_E8M + N or LOCKSTEP_E5M + N")
     }
 }
 
@@ -347,6 +349,6 @@ private func code(_ format: Format) -> Int32 {
     switch format {
     case .fp16: Int32(LOCKSTEP_FLOAT16)
     case .bf16: Int32(LOCKSTEP_BFLOAT16)
-    default: Int32(LOCKSTEP_FLOAT32)
+    default: format.isEmulated ? emulatedCode(format) : Int32(LOCKSTEP_FLOAT32)
     }
 }

@@ -32,7 +32,7 @@ struct CheckedTensor {
         code =
             Int32(tensor.dtype.code) | Int32(tensor.dtype.bits) << 8
             | Int32(truncatingIfNeeded: UInt32(tensor.dtype.lanes) << 16)
-        guard let size = CheckedTensor.byteCounts[code] else {
+        guard let size = CheckedTensor.byteCounts[code] ?? emulatedFormat(code)?.byteCount else {
             throw invalid(
                 "\(name): dtype code \(tensor.dtype.code), bits \(tensor.dtype.bits), lanes "
                     + "\(tensor.dtype.lanes) is not known; see the LOCKSTEP_FLOAT32 constants")
@@ -101,10 +101,11 @@ struct CheckedTensor {
             case LOCKSTEP_BFLOAT16: .bf16
             case LOCKSTEP_FLOAT8_E4M3FN: .e4m3fn
             case LOCKSTEP_FLOAT8_E5M2: .e5m2
-            default: nil
+            default: emulatedFormat(code)
             }
         guard let found, allowed.contains(found) else {
-            let list = allowed.map(\.description).joined(separator: ", ")
+            let list = (allowed.filter { !$0.isEmulated }.map(\.description)
+                + (allowed.contains(where: \.isEmulated) ? ["e8mN", "e5mN"] : [])).joined(separator: ", ")
             throw invalid("\(name): dtype must be one of \(list)")
         }
         return found
@@ -166,6 +167,19 @@ struct CheckedTensor {
         try expect(dimensions: 1, letters)
         return TokenView(base, byteCount: byteCount, count: shape[0], stride: strides[0])
     }
+}
+
+/// The format of LOCKSTEP_E8M + N or LOCKSTEP_E5M + N; nil for other codes.
+func emulatedFormat(_ code: Int32) -> Format? {
+    let (e8, e5) = (code &- Int32(LOCKSTEP_E8M), code &- Int32(LOCKSTEP_E5M))
+    if (1...23).contains(e8) { return Format(rawValue: 8 << 8 | e8) }
+    return (1...10).contains(e5) ? Format(rawValue: 5 << 8 | e5) : nil
+}
+
+/// The code of an emulated format.
+func emulatedCode(_ format: Format) -> Int32 {
+    let mantissa = format.rawValue & 0xff
+    return mantissa + Int32(format.rawValue >> 8 == 8 ? LOCKSTEP_E8M : LOCKSTEP_E5M)
 }
 
 /// An optional output vector of `count` elements; NULL gives nil.

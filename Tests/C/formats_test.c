@@ -74,6 +74,39 @@ static void ulp_distance_refuses_bad_tensors(void) {
     REFUSED(ulp_distance, INVALID_ARGUMENT, "b", f.b.tensor.dtype = lockstep_dtype_of(LOCKSTEP_BFLOAT16));
 }
 
+/* LOCKSTEP_E8M + N and LOCKSTEP_E5M + N, within their bounds. */
+static void emulated_formats(void) {
+    fixture f;
+    fixture_init(&f);
+    static const float source[COUNT] = {1.0f, 1.1f, -1.19f, 70000.0f, 1e-9f, NAN};
+    float values[COUNT];
+    uint64_t distances[COUNT];
+    memcpy(f.values, source, sizeof source);
+    int64_t shape[1] = {COUNT};
+    lockstep_tensor from = lockstep_tensor_of(f.values, LOCKSTEP_FLOAT32, 1, shape);
+    lockstep_tensor to = lockstep_tensor_of(values, LOCKSTEP_E5M + 3, 1, shape);
+    lockstep_convert_counts counts;
+    CHECK_OK(lockstep_convert(&to, &counts, &from, NULL));
+    CHECK(values[0] == 1 && values[1] == 1.125f && values[2] == -1.25f && values[3] == INFINITY && values[4] == 0);
+    CHECK(isnan(values[5]) && counts.overflow == 1 && counts.underflow == 1 && counts.nan == 1);
+    to.dtype = lockstep_dtype_of(LOCKSTEP_E8M + 23);
+    CHECK_OK(lockstep_convert(&to, &counts, &from, NULL));
+    CHECK(memcmp(values, source, sizeof source) == 0 && counts.overflow == 0 && counts.underflow == 0);
+
+    lockstep_tensor a = lockstep_tensor_of(f.values, LOCKSTEP_E8M + 3, 1, shape), b = a;
+    lockstep_tensor distance = lockstep_tensor_of(distances, LOCKSTEP_UINT64, 1, shape);
+    static const float others[COUNT] = {1.5f, 1.1f, 1.19f, 70000.0f, -1e-9f, NAN};
+    b.data = (void *)others;
+    CHECK_OK(lockstep_ulp_distance(&distance, &a, &b));
+    CHECK(distances[0] == 4 && distances[1] == 0 && distances[3] == 0 && distances[5] == 0);
+
+    static const int32_t unknown[] = {LOCKSTEP_E8M, LOCKSTEP_E8M + 24, LOCKSTEP_E5M, LOCKSTEP_E5M + 11};
+    for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++)
+        REFUSED(convert, INVALID_ARGUMENT, "destination", f.destination.tensor.dtype = lockstep_dtype_of(unknown[i]));
+    /* An array of fp16 is none of e8m5. */
+    REFUSED(ulp_distance, INVALID_ARGUMENT, "b", f.b.tensor.dtype = lockstep_dtype_of(LOCKSTEP_E8M + 5));
+}
+
 static void empty_input_is_no_error(void) {
     ACCEPTED(convert, f.source.shape[0] = f.destination.shape[0] = 0, f.source.tensor.data = NULL,
              f.destination.tensor.data = NULL);
@@ -158,6 +191,7 @@ int main(void) {
     TEST(convert_refuses_bad_tensors);
     TEST(convert_refuses_bad_options);
     TEST(ulp_distance_refuses_bad_tensors);
+    TEST(emulated_formats);
     TEST(empty_input_is_no_error);
     TEST(known_values);
     TEST(counts_say_what_happened);

@@ -280,6 +280,7 @@ static void dtype_codes_are_dlpacks(void) {
         {LOCKSTEP_BFLOAT16, 4, 16},     {LOCKSTEP_INT32, 0, 32},      {LOCKSTEP_INT64, 0, 64},
         {LOCKSTEP_UINT8, 1, 8},         {LOCKSTEP_UINT64, 1, 64},     {LOCKSTEP_BOOL, 6, 8},
         {LOCKSTEP_FLOAT8_E4M3FN, 10, 8}, {LOCKSTEP_FLOAT8_E5M2, 12, 8},
+        {LOCKSTEP_E8M + 23, 215, 32},   {LOCKSTEP_E5M + 10, 234, 32},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         lockstep_dtype dtype = lockstep_dtype_of(known[i].code);

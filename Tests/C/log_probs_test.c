@@ -125,6 +125,7 @@ static void log_probs_refuses_bad_tensors(void) {
             f.log_probs.tensor.dtype = lockstep_dtype_of(LOCKSTEP_BFLOAT16));
     REFUSED(log_probs, INVALID_ARGUMENT, "logits",
             f.logits.tensor.dtype = lockstep_dtype_of(LOCKSTEP_FLOAT8_E5M2));
+    REFUSED(log_probs, INVALID_ARGUMENT, "logits", f.logits.tensor.dtype = lockstep_dtype_of(LOCKSTEP_E8M + 5));
 }
 
 /* The options every forward and backward reads. */

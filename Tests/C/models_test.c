@@ -131,6 +131,10 @@ static void a_model_says_what_it_is(void) {
     CHECK_OK(lockstep_recipe_named(&recipe, "bf16-fp32head"));
     CHECK(recipe.parameters == LOCKSTEP_BFLOAT16 && recipe.cache == LOCKSTEP_BFLOAT16);
     CHECK(recipe.logits == LOCKSTEP_FLOAT32);
+    CHECK_OK(lockstep_recipe_named(&recipe, "e5m3-fp32head"));
+    CHECK(recipe.parameters == LOCKSTEP_E5M + 3 && recipe.logits == LOCKSTEP_FLOAT32);
+    CHECK_OK(lockstep_recipe_named(&recipe, "e8m23"));
+    CHECK(recipe.cache == LOCKSTEP_E8M + 23);
     lockstep_model_destroy(NULL);
     lockstep_engine_destroy(NULL);
 }
@@ -285,6 +289,8 @@ static void loading_refuses(void) {
     REFUSED(load, INVALID_ARGUMENT, "cache", f.recipe.cache = LOCKSTEP_INT32);
     REFUSED(load, INVALID_ARGUMENT, "probabilities", f.recipe.probabilities = INT32_MIN);
     REFUSED(load, INVALID_ARGUMENT, "logits", f.recipe.logits = 12345);
+    REFUSED(load, INVALID_ARGUMENT, "logits", f.recipe.logits = LOCKSTEP_E8M + 24);
+    REFUSED(load, INVALID_ARGUMENT, "cache", f.recipe.cache = LOCKSTEP_E5M);
     REFUSED(load, INVALID_ARGUMENT, "order is 5", f.recipe.order = 5);
     REFUSED(load, INVALID_ARGUMENT, "order is -1", f.recipe.order = -1);
     fixture f;
@@ -296,7 +302,8 @@ static void loading_refuses(void) {
 static void recipes_refuse(void) {
     ACCEPTED(recipe_named, (void)0);
     REFUSED(recipe_named, INVALID_ARGUMENT, "name", f.name = NULL);
-    REFUSED(recipe_named, INVALID_ARGUMENT, "fp16-fp32head", f.name = "FP16");
+    REFUSED(recipe_named, INVALID_ARGUMENT, "-fp32head", f.name = "FP16");
+    REFUSED(recipe_named, INVALID_ARGUMENT, "e8mN", f.name = "e8m0");
     REFUSED(recipe_named, INVALID_ARGUMENT, "name", f.name = "\xff");
     REFUSED(recipe_named, INVALID_ARGUMENT, "order 'none' is not known; give one of lockstep, split-k",
             f.name = "fp16+none");

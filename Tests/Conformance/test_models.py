@@ -179,7 +179,7 @@ def test_arguments_are_named(folder):
         (lambda: model.generate([[1]], seed=-1), "seed"),
         (lambda: model.generate([[1]], stop_ids=["a"]), "stop_ids"),
         (lambda: model.generate([[1]], capacity=10**6), "capacity"),
-        (lambda: lockstep.Model(folder, "fp8"), "fp16-fp32head"),
+        (lambda: lockstep.Model(folder, "fp8"), "-fp32head"),
         (lambda: lockstep.Model(folder, {"weights": "fp16"}), "weights"),
         (lambda: lockstep.Model(folder, {"cache": "e4m3fn"}), "cache"),
     ]:

@@ -233,7 +233,7 @@ def test_text_is_tokenized(tmp_path):
 
 def test_bad_arguments(tmp_path):
     for arguments, word in [
-        ([TINY, "--recipe", "fp8"], "fp16-fp32head"), ([TINY, "--recipe", "bf16+eager"], "leave the order"),
+        ([TINY, "--recipe", "fp8"], "e8mN"), ([TINY, "--recipe", "bf16+eager"], "leave the order"),
         ([tmp_path], "config.json"), ([TINY, "--logs", tmp_path / "no" / "such"], "does not exist"),
     ]:
         done = invoke(*arguments, "--samples", 1, "--max-tokens", 2)

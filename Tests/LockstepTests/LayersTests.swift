@@ -50,7 +50,7 @@ import Testing
         #expect(rest.allSatisfy { $0 == 0xA5 }, "\(what): wrote beyond the end")
     }
 
-    @Test(arguments: counts, logitFormats) func kernelsEqualTheReference(count: Int, format: Format) throws {
+    @Test(arguments: counts, layerFormats) func kernelsEqualTheReference(count: Int, format: Format) throws {
         let rows = Self.rows(count, 1).map { Stored($0, format) }
         let others = Self.rows(count, 5).map { Stored($0, format) }
         let weight = Self.rows(count, 9)[0]
@@ -114,7 +114,7 @@ import Testing
         }
     }
 
-    @Test(arguments: [1, 2, 5, 8, 16, 32, 33, 64, 100], logitFormats)
+    @Test(arguments: [1, 2, 5, 8, 16, 32, 33, 64, 100], layerFormats)
     func rotationEqualsTheReference(half: Int, format: Format) {
         let angles = (0..<half).map { sineAndCosine(Double($0) * 0.77) }
         let (cosines, sines) = (angles.map { Float($0.cosine) }, angles.map { Float($0.sine) })
@@ -156,7 +156,7 @@ import Testing
     }
 
     /// Rows of one matrix into another: what lies between them is not touched.
-    @Test(arguments: logitFormats) func rowsAreStoredAtStrides(format: Format) {
+    @Test(arguments: layerFormats) func rowsAreStoredAtStrides(format: Format) {
         let (rows, count, from, to) = (5, 37, 128, 50)
         let source = Self.rows(rows * from, 4)[2]
         for set in instructionSets {

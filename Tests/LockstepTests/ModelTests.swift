@@ -40,7 +40,7 @@ import Testing
         return (0..<count).map { _ in Int32.random(in: 0..<Int32(vocab), using: &random) }
     }
 
-    static let recipes = ["fp32", "fp16", "bf16", "fp16-fp32head"]
+    static let recipes = ["fp32", "fp16", "bf16", "fp16-fp32head", "e8m4", "e5m6"]
 
     @Test(arguments: families, recipes) func theBatchDoesNotShow(family: String, recipe: String) throws {
         let (tokens, _) = try Self.expected(family)
@@ -308,7 +308,9 @@ import Testing
 
     @Test func recipesAreChecked() throws {
         #expect(throws: LockstepError.self) { try Recipe(named: "fp8") }
-        #expect(throws: LockstepError.self) { try Recipe(named: "") }
+        for name in ["", "fp64", "fp32-fp32head", "e8m24", "e4m3", "-fp32head", "e8m4-fp32head-fp32head"] {
+            #expect(throws: LockstepError.self) { try Recipe(named: name) }
+        }
         for path in [\Recipe.parameters, \.activations, \.cache, \.probabilities, \.logits] {
             for format in [Format.fp64, .e4m3fn, .e5m2] {
                 var recipe = Recipe(.fp32)

@@ -39,8 +39,8 @@ struct Stored {
             values = stored.map { Float(BFloat16(bitPattern: $0)) }
             bytes = stored.withUnsafeBytes(Array.init)
         default:
-            values = source
-            bytes = source.withUnsafeBytes(Array.init)
+            values = source.map { ReferenceFormats.rounded($0, format) }
+            bytes = values.withUnsafeBytes(Array.init)
         }
     }
 
@@ -68,3 +68,6 @@ func pinned<Value: BitwiseCopyable>(_ values: [Value]) -> UnsafeMutableBufferPoi
 let instructionSets = InstructionSet.allCases.filter(\.isAvailable)
 
 let logitFormats: [Format] = [.fp32, .fp16, .bf16]
+
+/// The formats values of a model are stored in: a few of the emulated ones for all.
+let layerFormats: [Format] = logitFormats + ["e8m1", "e8m5", "e8m23", "e5m1", "e5m4"].map { Format($0)! }

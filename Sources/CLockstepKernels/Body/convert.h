@@ -1,6 +1,6 @@
 // Conversion between any two formats. A block of the source is widened to float (exactly, or from fp64
 // so that nothing is lost that a second rounding needs), then narrowed; a block stays in the first
-// cache. Only fp64 to fp32 and stochastic rounding from fp64 go their own way.
+// cache. Only fp64 to fp32 or an emulated format, and stochastic rounding from fp64, go their own way.
 #define CONVERT_BLOCK 2048
 
 typedef uint8_t vb __attribute__((vector_size(LSK_LANES)));              // as many bytes as floats
@@ -22,6 +22,12 @@ static const narrow_format narrow_fp16 = {10, 15, 0x7bff, 0x7c00, 15};
 static const narrow_format narrow_bf16 = {7, 127, 0x7f7f, 0x7f80, 15};
 static const narrow_format narrow_e4m3fn = {3, 7, 0x7e, 0x7f, 7};
 static const narrow_format narrow_e5m2 = {2, 15, 0x7b, 0x7c, 7};
+
+LSK_INLINE narrow_format narrow_emulated(int32_t format) {
+    const int32_t exponent = format >> 8, mantissa = format & 0xff;
+    const int32_t infinity = ((1 << exponent) - 1) << mantissa;
+    return (narrow_format){mantissa, (1 << (exponent - 1)) - 1, infinity - 1, infinity, 31};
+}
 
 // What happened in each lane, as negative counts (a mask is -1).
 typedef struct {
@@ -48,8 +54,8 @@ LSK_INLINE vu narrow(vf x, narrow_format format, int32_t rounding, vu random, co
 
     // Normal values: the dropped bits of the pattern are the fraction, and a carry moves the exponent.
     vu sum = magnitude;
-    if (rounding == LSK_NEAREST_EVEN) sum += ((1 << (shift - 1)) - 1) + ((magnitude >> shift) & 1);
-    if (rounding == LSK_STOCHASTIC) sum += random >> (32 - shift);
+    if (rounding == LSK_NEAREST_EVEN && shift > 0) sum += ((1 << (shift - 1)) - 1) + ((magnitude >> shift) & 1);
+    if (rounding == LSK_STOCHASTIC && shift > 0) sum += random >> (32 - shift);
     vi code = (vi)(sum >> shift) - ((127 - format.bias) << format.mantissa);
     if (format.bias < 127) {
         // Subnormal results: multiples of one step, 2^(1 - bias - mantissa).
@@ -98,6 +104,45 @@ LSK_INLINE vh narrow_nearest16(vf x, narrow_format format, convert_tally *tally)
     return code;
 }
 
+// ---- emulated formats
+
+// The float that a code with its sign at bit 31 stands for: how values of an emulated format are stored.
+LSK_INLINE vf widen_code(vu code, narrow_format format) {
+    vi magnitude = (vi)(code & 0x7fffffff), bits = magnitude << (23 - format.mantissa);
+    vf value = (vf)bits * (vf)vi_splat((254 - format.bias) << 23);  // exact: re-biases the exponent, subnormals too
+    vi special = magnitude >= format.infinity;
+    return (vf)((special & (bits | 0x7f800000)) | (~special & (vi)value) | (vi)(code & 0x80000000));
+}
+
+// The nearest value of an emulated format, ties to even.
+static __attribute__((noinline)) vf vf_round_emulated(vf x, int32_t code) {
+    const narrow_format format = narrow_emulated(code);
+    convert_tally tally = {};
+    return widen_code(narrow(x, format, LSK_NEAREST_EVEN, (vu){}, &tally), format);
+}
+
+// What a kernel wrote as floats, rounded in place if `format` is emulated: with that, every store in such a format is
+// one rounding. Returns how many values are then infinite or NaN; 0 if it is not.
+static int64_t round_stored(float *x, ptrdiff_t count, int32_t format) {
+    if (format < LSK_EMULATED) return 0;
+    vi found = {0};
+    for (ptrdiff_t at = 0; at < count; at += LSK_LANES) {
+        const size_t rest = (size_t)(count - at) * sizeof *x;
+        vf v = {0};
+        if (rest >= sizeof v) v = vf_load(x + at);
+        else memcpy(&v, x + at, rest);
+        v = vf_round_emulated(v, format);
+        if (rest >= sizeof v) vf_store(x + at, v);
+        else memcpy(x + at, &v, rest);
+        found -= (v - v) != vf_splat(0.0f);
+    }
+    int64_t total = 0;
+    for (int i = 0; i < LSK_LANES; i++) total += found[i];
+    return total;
+}
+
+// ---- loops
+
 LSK_INLINE void narrow_lanes(char *out, const float *in, const uint32_t *random, narrow_format format,
                              int32_t rounding, convert_tally *tally) {
     vf x = vf_load(in);
@@ -108,7 +153,9 @@ LSK_INLINE void narrow_lanes(char *out, const float *in, const uint32_t *random,
     vu words = {};
     if (rounding == LSK_STOCHASTIC) __builtin_memcpy(&words, random, sizeof words);
     vu code = narrow(x, format, rounding, words, tally);
-    if (format.sign == 15) {
+    if (format.sign == 31) {
+        vf_store((float *)out, widen_code(code, format));
+    } else if (format.sign == 15) {
         vh_store((uint16_t *)out, __builtin_convertvector(code, vh));
     } else {
         vb bytes = __builtin_convertvector(code, vb);
@@ -148,7 +195,8 @@ static void narrow_block(char *out, int32_t format, const float *in, ptrdiff_t c
     case LSK_FP16: narrow_rounded(out, in, count, random, narrow_fp16, rounding, counts); break;
     case LSK_BF16: narrow_rounded(out, in, count, random, narrow_bf16, rounding, counts); break;
     case LSK_E4M3FN: narrow_rounded(out, in, count, random, narrow_e4m3fn, rounding, counts); break;
-    default: narrow_rounded(out, in, count, random, narrow_e5m2, rounding, counts); break;
+    case LSK_E5M2: narrow_rounded(out, in, count, random, narrow_e5m2, rounding, counts); break;
+    default: narrow_rounded(out, in, count, random, narrow_emulated(format), rounding, counts); break;
     }
 }
 
@@ -250,9 +298,9 @@ static void fp32_from_fp64(float *out, const double *in, ptrdiff_t count, int32_
     else doubles_loop(out, in, count, DOUBLES_TOWARD_ZERO);
 }
 
-// The code of one double, rounded stochastically as `narrow` does.
-static uint32_t stochastic_from_fp64(double x, narrow_format format, uint32_t random,
-                                     lsk_convert_counts *counts) {
+// The code of one double, rounded as `narrow` does.
+static uint32_t narrow_from_fp64(double x, narrow_format format, int32_t rounding, uint32_t random,
+                                 lsk_convert_counts *counts) {
     int64_t bits;
     memcpy(&bits, &x, sizeof bits);
     int64_t magnitude = bits & INT64_MAX, infinity = (int64_t)0x7ff << 52;
@@ -273,24 +321,35 @@ static uint32_t stochastic_from_fp64(double x, narrow_format format, uint32_t ra
     double scaled = value * factor;
     int64_t steps = (int64_t)scaled;
     int64_t code = ((exponent + format.bias - 1) << format.mantissa) + steps;
-    counts->overflow += code > format.largest || (code == format.largest && scaled != (double)steps);
-    uint32_t fraction = (uint32_t)((scaled - (double)steps) * 0x1p32);
-    code += random + fraction < random;
-    if (code > format.largest) code = format.largest;
+    const double rest = scaled - (double)steps;
+    if (rounding == LSK_NEAREST_EVEN) {
+        code += rest > 0.5 || (rest == 0.5 && (code & 1) != 0);
+        counts->overflow += code > format.largest;
+        if (code > format.largest) code = format.infinity;
+    } else {
+        counts->overflow += code > format.largest || (code == format.largest && rest > 0);
+        if (rounding == LSK_STOCHASTIC) code += random + (uint32_t)(rest * 0x1p32) < random;
+        if (code > format.largest) code = format.largest;
+    }
     counts->underflow += code == 0 && magnitude != 0;
     return sign | (uint32_t)code;
 }
 
-static void stochastic_block_from_fp64(char *out, int32_t format, const double *in, ptrdiff_t count,
-                                       const uint32_t *random, lsk_convert_counts *counts) {
+static void narrow_block_from_fp64(char *out, int32_t format, const double *in, ptrdiff_t count,
+                                   const uint32_t *random, int32_t rounding, lsk_convert_counts *counts) {
     const narrow_format target = format == LSK_FP32   ? narrow_fp32
                                  : format == LSK_FP16 ? narrow_fp16
                                  : format == LSK_BF16 ? narrow_bf16
                                  : format == LSK_E4M3FN ? narrow_e4m3fn
-                                                        : narrow_e5m2;
+                                 : format == LSK_E5M2   ? narrow_e5m2
+                                                        : narrow_emulated(format);
     const ptrdiff_t size = (target.sign + 1) / 8;
     for (ptrdiff_t i = 0; i < count; i++) {
-        uint32_t code = stochastic_from_fp64(in[i], target, random[i], counts);
+        uint32_t code = narrow_from_fp64(in[i], target, rounding, rounding == LSK_STOCHASTIC ? random[i] : 0, counts);
+        if (target.sign == 31) {
+            const float value = widen_code((vu){code}, target)[0];
+            memcpy(&code, &value, sizeof code);
+        }
         memcpy(out + i * size, &code, (size_t)size);  // little-endian, as both architectures are
     }
 }
@@ -302,7 +361,8 @@ static void fp64_from_fp32(double *out, const float *in, ptrdiff_t count) {
 // ---- any pair
 
 static ptrdiff_t format_size(int32_t format) {
-    return format == LSK_FP64 ? 8 : format == LSK_FP32 ? 4 : format == LSK_FP16 || format == LSK_BF16 ? 2 : 1;
+    if (storage_format(format) == LSK_FP32) return 4;
+    return format == LSK_FP64 ? 8 : format == LSK_FP16 || format == LSK_BF16 ? 2 : 1;
 }
 
 // Element i takes word i mod 4 of the Philox counter i / 4.
@@ -316,6 +376,8 @@ static const uint32_t *random_words(uint32_t *words, ptrdiff_t count, uint64_t s
 static void convert(void *destination, int32_t destination_format, const void *source,
                     int32_t source_format, ptrdiff_t count, int32_t rounding, uint64_t seed,
                     uint64_t first_index, lsk_convert_counts *counts) {
+    if (source_format == destination_format) destination_format = storage_format(destination_format);
+    source_format = storage_format(source_format);
     float wide[CONVERT_BLOCK];
     uint32_t words[CONVERT_BLOCK + 5 * LSK_LANES];
     const ptrdiff_t in_size = format_size(source_format), out_size = format_size(destination_format);
@@ -329,8 +391,9 @@ static void convert(void *destination, int32_t destination_format, const void *s
         if (rounding == LSK_STOCHASTIC && !exact)
             random = random_words(words, n, seed, first_index + (uint64_t)start);
 
-        if (source_format == LSK_FP64 && destination_format != LSK_FP64 && rounding == LSK_STOCHASTIC) {
-            stochastic_block_from_fp64(out, destination_format, (const double *)in, n, random, counts);
+        if (source_format == LSK_FP64 && destination_format != LSK_FP64 &&
+            (rounding == LSK_STOCHASTIC || destination_format >= LSK_EMULATED)) {
+            narrow_block_from_fp64(out, destination_format, (const double *)in, n, random, rounding, counts);
             continue;
         }
         if (source_format == LSK_FP64 && destination_format == LSK_FP32) {

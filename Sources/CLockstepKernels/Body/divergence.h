@@ -22,6 +22,7 @@ LSK_INLINE vd vd_apply_rule(vd x, const lsk_divergence_rule *rule) {
 }
 
 LSK_INLINE vf round_to(vf x, int32_t format) {
+    if (format >= LSK_EMULATED) return vf_round_emulated(x, format);
     return format == LSK_FP16 ? vf_round_to_fp16(x) : format == LSK_BF16 ? vf_round_to_bf16(x) : x;
 }
 

@@ -84,6 +84,7 @@ LSK_INLINE void multiply_strip(float *c, ptrdiff_t c_stride, const float *a, int
 // c [m x 32] = (add: c +) a b, over k of the strips' `depth`, from `first` on.
 static void multiply(float *c, ptrdiff_t c_stride, const float *strips, ptrdiff_t depth, ptrdiff_t first,
                      const void *panel, int32_t format, ptrdiff_t m, ptrdiff_t k, int32_t add) {
+    format = storage_format(format);
     const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
     for (ptrdiff_t row = 0; row < m; row += LSK_MR, c += LSK_MR * c_stride, strips += LSK_MR * depth) {
         const ptrdiff_t part = m - row < LSK_MR ? m - row : LSK_MR;
@@ -139,6 +140,7 @@ LSK_INLINE void multiply_row_as(float *c, const float *a, const void *panels, pt
 
 static void multiply_row(float *c, const float *a, const void *panels, ptrdiff_t panel_bytes, int32_t format,
                          ptrdiff_t k) {
+    format = storage_format(format);
     if (format == LSK_FP32) multiply_row_as(c, a, panels, panel_bytes, LSK_FP32, k);
     else if (format == LSK_FP16) multiply_row_as(c, a, panels, panel_bytes, LSK_FP16, k);
     else multiply_row_as(c, a, panels, panel_bytes, LSK_BF16, k);
@@ -159,6 +161,7 @@ static void pack_strips_transposed(float *strips, const float *x, ptrdiff_t row_
 // A panel of the right operand from rows of k x n elements, n <= 32; the rest is zero.
 static void pack_panel(float *panel, const void *x, int32_t format, ptrdiff_t row_stride, ptrdiff_t n,
                        ptrdiff_t k) {
+    format = storage_format(format);
     const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
     for (ptrdiff_t at = 0; at < k; at++, panel += LSK_PANEL) {
         const char *from = (const char *)x + at * row_stride * bytes;
@@ -232,6 +235,7 @@ LSK_INLINE void store_strip(float *to, vf v[LSK_LANES], ptrdiff_t part, ptrdiff_
 // Strips of the left operand from rows of m x k elements.
 static void pack_strips(float *strips, const void *x, int32_t format, ptrdiff_t row_stride, ptrdiff_t m,
                         ptrdiff_t k) {
+    format = storage_format(format);
     const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
     for (ptrdiff_t first = 0; first < m; first += LSK_MR, strips += LSK_MR * k) {
         const char *rows = (const char *)x + first * row_stride * bytes;
@@ -263,6 +267,7 @@ static void pack_strips(float *strips, const void *x, int32_t format, ptrdiff_t 
 // A panel of the right operand from its transpose: n <= 32 rows of k elements (rows of a head).
 static void pack_panel_transposed(float *panel, const void *x, int32_t format, ptrdiff_t row_stride,
                                   ptrdiff_t n, ptrdiff_t k) {
+    format = storage_format(format);
     const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
     const char *rows = (const char *)x;
     ptrdiff_t at = 0;

@@ -1,7 +1,8 @@
 // What stands between the matrix products of a transformer: norms, rotary embedding, activation, residual sum.
 // Inputs are widened to float exactly, a result is rounded once to its format: with `each`, after every elementary
 // operation too (the eager order). Reference/ReferenceLayers.swift says the same in scalars. What the lockstep order
-// needs is compiled for each format; the rest once, and asks for the format as it goes.
+// needs is compiled for each format; the rest once, and asks for the format as it goes. An emulated format is stored as
+// floats, which round_stored rounds at the end.
 
 LSK_INLINE void vf_store_as(int32_t format, void *out, ptrdiff_t index, vf v) {
     if (format == LSK_FP32) {
@@ -19,6 +20,7 @@ LSK_INLINE void store_some(int32_t format, void *out, ptrdiff_t index, ptrdiff_t
 }
 
 LSK_INLINE vf vf_round_as(int32_t format, vf v) {
+    if (format >= LSK_EMULATED) return vf_round_emulated(v, format);
     return format == LSK_FP16 ? vf_round_to_fp16(v) : format == LSK_BF16 ? vf_round_to_bf16(v) : v;
 }
 
@@ -63,13 +65,15 @@ LSK_INLINE double sum_of_squares(int32_t format, const void *x, const void *y, p
 // With `y` the norm is of x + y, which x becomes, rounded.
 LSK_INLINE void rms_norm_as(void *out, void *sum, const void *x, const void *y, const float *weight, int32_t format,
                             ptrdiff_t count, double epsilon, int each) {
+    const int32_t rounding = format;
+    format = storage_format(format);
     const double mean = sum_of_squares(format, x, y, count) / (double)count;
     const vf scale = vf_splat((float)(1 / __builtin_sqrt(mean + epsilon)));
     LSK_FOR_REGISTERS({
         vf w = LSK_LOAD_AS(LSK_FP32, weight), v = LSK_LOAD(x);
         if (y) v = v + LSK_LOAD(y);
         vf normed = v * scale;
-        if (each) normed = vf_round_as(format, normed);
+        if (each) normed = vf_round_as(rounding, normed);
         LSK_STORE(normed * w);
         if (y) LSK_STORE_AS(format, sum, v);
     })
@@ -78,29 +82,34 @@ LSK_INLINE void rms_norm_as(void *out, void *sum, const void *x, const void *y, 
 // x / rms(x) * weight. `out` may be `x`.
 static void rms_norm(void *out, const void *x, const float *weight, int32_t format, ptrdiff_t count,
                      double epsilon, int32_t each) {
-    if (format == LSK_FP32) rms_norm_as(out, 0, x, 0, weight, LSK_FP32, count, epsilon, 0);
-    else if (each) rms_norm_as(out, 0, x, 0, weight, format, count, epsilon, 1);
+    if (each) rms_norm_as(out, 0, x, 0, weight, format, count, epsilon, 1);
     else if (format == LSK_FP16) rms_norm_as(out, 0, x, 0, weight, LSK_FP16, count, epsilon, 0);
-    else rms_norm_as(out, 0, x, 0, weight, LSK_BF16, count, epsilon, 0);
+    else if (format == LSK_BF16) rms_norm_as(out, 0, x, 0, weight, LSK_BF16, count, epsilon, 0);
+    else rms_norm_as(out, 0, x, 0, weight, LSK_FP32, count, epsilon, 0);
+    round_stored((float *)out, count, format);
 }
 
 // x += y, and the norm of the sum before it was rounded. `out` is neither.
 static void add_rms_norm(void *out, void *x, const void *y, const float *weight, int32_t format, ptrdiff_t count,
                          double epsilon) {
     rms_norm_as(out, x, x, y, weight, format, count, epsilon, 0);
+    round_stored((float *)out, count, format);
+    round_stored((float *)x, count, format);
 }
 
 // Turns element i and element i + count of a head by the angle i, in place: count cosines and sines.
 LSK_INLINE void rotate_as(void *x, const float *cosines, const float *sines, int32_t format, ptrdiff_t count,
                           int each) {
+    const int32_t rounding = format;
+    format = storage_format(format);
     const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
     char *const high = (char *)x + count * bytes;
     LSK_FOR_REGISTERS({
         vf c = LSK_LOAD_AS(LSK_FP32, cosines), s = LSK_LOAD_AS(LSK_FP32, sines);
         vf a = LSK_LOAD(x), b = LSK_LOAD(high);
         if (each) {
-            LSK_STORE_AS(format, x, vf_round_as(format, a * c) - vf_round_as(format, b * s));
-            LSK_STORE_AS(format, high, vf_round_as(format, b * c) + vf_round_as(format, a * s));
+            LSK_STORE_AS(format, x, vf_round_as(rounding, a * c) - vf_round_as(rounding, b * s));
+            LSK_STORE_AS(format, high, vf_round_as(rounding, b * c) + vf_round_as(rounding, a * s));
         } else {
             LSK_STORE_AS(format, x, vf_fma(a, c, -(b * s)));
             LSK_STORE_AS(format, high, vf_fma(b, c, a * s));
@@ -111,9 +120,10 @@ LSK_INLINE void rotate_as(void *x, const float *cosines, const float *sines, int
 static void rotate(void *x, const float *cosines, const float *sines, int32_t format, ptrdiff_t count,
                    int32_t each) {
     if (each) rotate_as(x, cosines, sines, format, count, 1);
-    else if (format == LSK_FP32) rotate_as(x, cosines, sines, LSK_FP32, count, 0);
     else if (format == LSK_FP16) rotate_as(x, cosines, sines, LSK_FP16, count, 0);
-    else rotate_as(x, cosines, sines, LSK_BF16, count, 0);
+    else if (format == LSK_BF16) rotate_as(x, cosines, sines, LSK_BF16, count, 0);
+    else rotate_as(x, cosines, sines, LSK_FP32, count, 0);
+    round_stored((float *)x, 2 * count, format);
 }
 
 // e^y for y in [-87, 88].
@@ -167,9 +177,12 @@ LSK_INLINE vf vf_silu(vf x) {
 
 LSK_INLINE void silu_multiply_as(void *out, int32_t out_format, const void *gate, const void *up, int32_t format,
                                  ptrdiff_t count, int each) {
+    const int32_t rounding = format;
+    format = storage_format(format);
+    out_format = storage_format(out_format);
     LSK_FOR_REGISTERS({
         vf activated = vf_silu(LSK_LOAD(gate));
-        if (each) activated = vf_round_as(format, activated);
+        if (each) activated = vf_round_as(rounding, activated);
         LSK_STORE_AS(out_format, out, activated * LSK_LOAD(up));
     })
 }
@@ -178,9 +191,10 @@ LSK_INLINE void silu_multiply_as(void *out, int32_t out_format, const void *gate
 static void silu_multiply(void *out, int32_t out_format, const void *gate, const void *up, int32_t format,
                           ptrdiff_t count, int32_t each) {
     if (each || format != out_format) silu_multiply_as(out, out_format, gate, up, format, count, each);
-    else if (format == LSK_FP32) silu_multiply_as(out, LSK_FP32, gate, up, LSK_FP32, count, 0);
     else if (format == LSK_FP16) silu_multiply_as(out, LSK_FP16, gate, up, LSK_FP16, count, 0);
-    else silu_multiply_as(out, LSK_BF16, gate, up, LSK_BF16, count, 0);
+    else if (format == LSK_BF16) silu_multiply_as(out, LSK_BF16, gate, up, LSK_BF16, count, 0);
+    else silu_multiply_as(out, LSK_FP32, gate, up, LSK_FP32, count, 0);
+    round_stored((float *)out, count, out_format);
 }
 
 LSK_INLINE void add_times_as(void *out, const void *a, const void *b, float scale, int32_t format,
@@ -190,9 +204,12 @@ LSK_INLINE void add_times_as(void *out, const void *a, const void *b, float scal
 
 // a + scale * b. `out` may be `a`.
 static void add_times(void *out, const void *a, const void *b, float scale, int32_t format, ptrdiff_t count) {
-    if (format == LSK_FP32) add_times_as(out, a, b, scale, LSK_FP32, count);
-    else if (format == LSK_FP16) add_times_as(out, a, b, scale, LSK_FP16, count);
-    else add_times_as(out, a, b, scale, LSK_BF16, count);
+    if (format == LSK_FP16) add_times_as(out, a, b, scale, LSK_FP16, count);
+    else if (format == LSK_BF16) add_times_as(out, a, b, scale, LSK_BF16, count);
+    else {
+        add_times_as(out, a, b, scale, LSK_FP32, count);
+        round_stored((float *)out, count, format);
+    }
 }
 
 // Rows of floats in another place and format, rounded once; -0 becomes 0. Returns how many values are infinite or NaN
@@ -216,9 +233,13 @@ LSK_INLINE int64_t store_rows_as(void *out, ptrdiff_t out_stride, int32_t format
 
 static int64_t store_rows(void *out, ptrdiff_t out_stride, int32_t format, const float *x, ptrdiff_t x_stride,
                           ptrdiff_t rows, ptrdiff_t count) {
-    if (format == LSK_FP32) return store_rows_as(out, out_stride, LSK_FP32, x, x_stride, rows, count);
     if (format == LSK_FP16) return store_rows_as(out, out_stride, LSK_FP16, x, x_stride, rows, count);
-    return store_rows_as(out, out_stride, LSK_BF16, x, x_stride, rows, count);
+    if (format == LSK_BF16) return store_rows_as(out, out_stride, LSK_BF16, x, x_stride, rows, count);
+    int64_t found = store_rows_as(out, out_stride, LSK_FP32, x, x_stride, rows, count);
+    if (format == LSK_FP32) return found;
+    found = 0;
+    for (ptrdiff_t row = 0; row < rows; row++) found += round_stored((float *)out + row * out_stride, count, format);
+    return found;
 }
 
 LSK_INLINE int64_t non_finite_values_as(const void *x, int32_t format, ptrdiff_t count) {
@@ -234,9 +255,9 @@ LSK_INLINE int64_t non_finite_values_as(const void *x, int32_t format, ptrdiff_t
 
 // How many of `count` values are infinite or NaN.
 static int64_t non_finite_values(const void *x, int32_t format, ptrdiff_t count) {
-    if (format == LSK_FP32) return non_finite_values_as(x, LSK_FP32, count);
     if (format == LSK_FP16) return non_finite_values_as(x, LSK_FP16, count);
-    return non_finite_values_as(x, LSK_BF16, count);
+    if (format == LSK_BF16) return non_finite_values_as(x, LSK_BF16, count);
+    return non_finite_values_as(x, LSK_FP32, count);
 }
 
 #undef LSK_FOR_REGISTERS

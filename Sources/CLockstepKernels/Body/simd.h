@@ -134,5 +134,8 @@ LSK_INLINE vf vf_round_to_bf16(vf x) {
 }
 LSK_INLINE vh vh_bf16_from_vf(vf x) { return __builtin_convertvector((vu)vf_round_to_bf16(x) >> 16, vh); }
 
+// What the values of a format are stored in.
+LSK_INLINE int32_t storage_format(int32_t format) { return format >= LSK_EMULATED ? LSK_FP32 : format; }
+
 // The nearest fp16, ties to even, still as a float.
 LSK_INLINE vf vf_round_to_fp16(vf x) { return vf_from_fp16(vh_fp16_from_vf(x)); }

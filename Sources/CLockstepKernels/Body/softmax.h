@@ -228,6 +228,7 @@ static void prepare_tile(float *tile, int32_t format, const void *x, ptrdiff_t a
         for (ptrdiff_t i = 0; i < LSK_TILE; i++)
             raw[i] = i < count ? load_one(format, x, at + i) : -__builtin_inff();
     }
+    round_stored(raw, LSK_TILE, rule->rounding);
     vf slope;
     for (int i = 0; i < LSK_TILE; i += LSK_LANES)
         vf_store(tile + i, is_plain(rule) ? vf_load(raw + i) : vf_prepare(vf_load(raw + i), rule, &slope));
@@ -374,17 +375,28 @@ LSK_INLINE void gradient_tile(float *out, int32_t format, const void *x, ptrdiff
     }
 }
 
-// The gradient of one row of logits, in any of the three formats. Reads a tile before it writes it.
+// The gradient of one row of logits, in any of the three formats or an emulated one. Reads a tile before it writes it.
 static void gradient_row(void *out, int32_t out_format, const void *x, int32_t format, ptrdiff_t count,
                          ptrdiff_t target, const lsk_logit_rule *rule, const lsk_gradient_row *row) {
     for (ptrdiff_t at = 0; at < count; at += LSK_TILE) {
         ptrdiff_t part = count - at < LSK_TILE ? count - at : LSK_TILE;
-        float tile[LSK_TILE];
+        float tile[LSK_TILE], rounded[LSK_TILE];
+        const void *from = x;
+        ptrdiff_t place = at;
+        int32_t read = format;
+        if (rule->rounding >= LSK_EMULATED) {
+            for (ptrdiff_t i = 0; i < part; i++) rounded[i] = load_one(format, x, at + i);
+            round_stored(rounded, part, rule->rounding);
+            from = rounded;
+            place = 0;
+            read = LSK_FP32;
+        }
         // At temperature 1, without cap, rounding or entropy, half of the work has no effect on the bits.
         if (is_warm(rule) || !is_plain(rule) || row->d_entropy != 0 || row->shift != 0)
-            gradient_tile(tile, format, x, at, part, target - at, rule, row, 1);
-        else gradient_tile(tile, format, x, at, part, target - at, rule, row, 0);
-        if (out_format == LSK_FP32) {
+            gradient_tile(tile, read, from, place, part, target - at, rule, row, 1);
+        else gradient_tile(tile, read, from, place, part, target - at, rule, row, 0);
+        if (storage_format(out_format) == LSK_FP32) {
+            round_stored(tile, part, out_format);
             memcpy((float *)out + at, tile, (size_t)part * sizeof(float));
         } else {
             uint16_t narrow[LSK_TILE];

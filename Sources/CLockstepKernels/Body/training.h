@@ -100,9 +100,13 @@ LSK_INLINE int64_t store_rounded_as(float *out, ptrdiff_t out_stride, int32_t fo
 
 static int64_t store_rounded(float *out, ptrdiff_t out_stride, int32_t format, const float *x, ptrdiff_t x_stride,
                              ptrdiff_t rows, ptrdiff_t count) {
-    if (format == LSK_FP32) return store_rounded_as(out, out_stride, LSK_FP32, x, x_stride, rows, count);
     if (format == LSK_FP16) return store_rounded_as(out, out_stride, LSK_FP16, x, x_stride, rows, count);
-    return store_rounded_as(out, out_stride, LSK_BF16, x, x_stride, rows, count);
+    if (format == LSK_BF16) return store_rounded_as(out, out_stride, LSK_BF16, x, x_stride, rows, count);
+    int64_t found = store_rounded_as(out, out_stride, LSK_FP32, x, x_stride, rows, count);
+    if (format == LSK_FP32) return found;
+    found = 0;
+    for (ptrdiff_t row = 0; row < rows; row++) found += round_stored(out + row * out_stride, count, format);
+    return found;
 }
 
 // The sums of columns: chains over rows, restarted every 128, the parts added in order.

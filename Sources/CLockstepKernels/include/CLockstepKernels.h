@@ -30,6 +30,9 @@
 #define LSK_E4M3FN 4
 #define LSK_E5M2 5
 
+// Emulated formats, whose values are stored in floats: exponent bits << 8 | mantissa bits. Codes from LSK_EMULATED on.
+#define LSK_EMULATED 256
+
 // Rounding to a narrower format, with the values of lockstep_rounding.
 #define LSK_NEAREST_EVEN 0
 #define LSK_TOWARD_ZERO 1
@@ -50,7 +53,7 @@ typedef struct {
     float temperature;
     float inverse, inverse_low;  // 1 / temperature, as the sum of two floats
     float soft_cap;              // 0: none
-    int32_t rounding;            // LSK_FP32 (none), LSK_FP16 or LSK_BF16
+    int32_t rounding;            // LSK_FP32 (none), LSK_FP16, LSK_BF16 or an emulated format
 } lsk_logit_rule;
 
 // Flags of a row.
@@ -96,8 +99,8 @@ typedef struct {
     int64_t overflow, underflow, nan;
 } lsk_convert_counts;
 
-// All kernels of one instruction set. Formats are LSK_FP32, LSK_FP16 or LSK_BF16 (any, in convert);
-// strides in elements.
+// All kernels of one instruction set. Formats are LSK_FP32, LSK_FP16 or LSK_BF16 (any, in convert), in gemm.h and
+// layers.h emulated ones too; strides in elements.
 typedef struct {
     int32_t instruction_set;
 

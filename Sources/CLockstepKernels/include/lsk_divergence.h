@@ -8,7 +8,7 @@
 typedef struct {
     double temperature;
     double soft_cap;   // 0: none
-    int32_t rounding;  // LSK_FP32 (none), LSK_FP16 or LSK_BF16
+    int32_t rounding;  // LSK_FP32 (none), LSK_FP16, LSK_BF16 or an emulated format
 } lsk_divergence_rule;
 
 // A row made ready.

@@ -116,7 +116,7 @@ final class KeyValueCache {
             let to = UnsafeMutableRawPointer(keys).assumingMemoryBound(to: Element.self) + first
             for k in 0..<headSize { to[k * panel] = from[k] }
         }
-        if format == .fp32 { scatter(UInt32.self) } else { scatter(UInt16.self) }
+        if format.byteCount == 4 { scatter(UInt32.self) } else { scatter(UInt16.self) }
     }
 
     private func placeValue(_ row: UnsafeRawPointer, into values: UnsafeMutablePointer<UInt8>, _ place: Int) {

@@ -196,7 +196,7 @@ extension Model {
         try targets.withTokenView { (targets) throws(LockstepError) in
             try scoreRows(
                 hidden: MatrixView(
-                    hidden.base, recipe.activations, rows: tokens.count, columns: configuration.hiddenSize),
+                    hidden.base, recipe.activations.storage, rows: tokens.count, columns: configuration.hiddenSize),
                 targets: targets, options: options,
                 into: LogProbOutputs(
                     logProbs: MutableVectorView(found, .fp64, count: tokens.count),

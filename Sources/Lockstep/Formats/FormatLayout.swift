@@ -16,6 +16,7 @@ struct FormatLayout {
     /// Whether `infinity` is one.
     let hasInfinity: Bool
 
+    /// The layout of a format; of an emulated one as if its values were stored in as many bits as it has.
     init(_ format: Format) {
         let exponent: Int
         switch format {
@@ -25,6 +26,7 @@ struct FormatLayout {
         case .bf16: (exponent, mantissa) = (8, 7)
         case .e4m3fn: (exponent, mantissa) = (4, 3)
         case .e5m2: (exponent, mantissa) = (5, 2)
+        default: (exponent, mantissa) = (Int(format.rawValue >> 8), Int(format.rawValue & 0xff))
         }
         sign = exponent + mantissa
         bias = 1 << (exponent - 1) - 1
@@ -54,17 +56,29 @@ enum ScalarRounding {
     case stochastic(UInt32)
 }
 
-/// Converts one value, given as its bits.
+/// Converts one value, given as the bits it is stored in.
 ///
 /// Between different formats a NaN keeps its sign and the top bits
-/// of its payload and has the quiet bit set, as conversion instructions have it.
+/// of its payload and has the quiet bit set, as conversion instructions have it. What is read from an emulated format
+/// is the float it is stored in.
 func convert(
     bits: UInt64, from source: Format, to destination: Format, rounding: ScalarRounding = .nearestEven
 ) -> (bits: UInt64, event: ConversionEvent) {
-    let from = FormatLayout(source)
+    let from = FormatLayout(source.storage)
+    if source == destination || source.storage == destination {
+        return (bits, from.isNaN(from.split(bits).code) ? .nan : .none)
+    }
     let to = FormatLayout(destination)
+    let result = convert(bits: bits, from: from, to: to, rounding: rounding)
+    if !destination.isEmulated { return result }
+    return (convert(bits: result.bits, from: to, to: FormatLayout(.fp32), rounding: .nearestEven).bits, result.event)
+}
+
+/// Converts one value between two layouts.
+func convert(
+    bits: UInt64, from: FormatLayout, to: FormatLayout, rounding: ScalarRounding
+) -> (bits: UInt64, event: ConversionEvent) {
     let (negative, code) = from.split(bits)
-    if source == destination { return (bits, from.isNaN(code) ? .nan : .none) }
     let sign: UInt64 = negative ? 1 << UInt64(to.sign) : 0
 
     if from.isNaN(code) {

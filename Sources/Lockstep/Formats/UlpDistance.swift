@@ -20,6 +20,8 @@ private let chunk = 4_096
 ///
 /// *Edge cases:* as for `StorageFormat.ulpDistance(to:)`.
 ///
+/// Steps are those of the format: for an emulated one, a float that is not among its values counts as the nearest that is.
+///
 /// - Parameters:
 ///   - a: any shape of up to 8 dimensions, any strides.
 ///   - b: the same format and shape.
@@ -63,10 +65,10 @@ public func ulpDistance(
             right.gather(range, into: rightPart)
             switch a.format {
             case .fp64: writeDistances(leftPart, rightPart, result, range.count, UInt64.self, a.format)
-            case .fp32: writeDistances(leftPart, rightPart, result, range.count, UInt32.self, a.format)
             case .fp16, .bf16: writeDistances(leftPart, rightPart, result, range.count, UInt16.self, a.format)
             case .e4m3fn, .e5m2:
                 writeDistances(leftPart, rightPart, result, range.count, UInt8.self, a.format)
+            default: writeDistances(leftPart, rightPart, result, range.count, UInt32.self, a.format)
             }
             to.scatter(result, to: range)
         }
@@ -82,8 +84,14 @@ private func writeDistances<BitPattern: FixedWidthInteger & UnsignedInteger>(
     let layout = FormatLayout(format)
     let size = MemoryLayout<BitPattern>.size
     for index in 0..<count {
-        let left = UInt64(a.load(fromByteOffset: index * size, as: BitPattern.self))
-        let right = UInt64(b.load(fromByteOffset: index * size, as: BitPattern.self))
+        var left = UInt64(a.load(fromByteOffset: index * size, as: BitPattern.self))
+        var right = UInt64(b.load(fromByteOffset: index * size, as: BitPattern.self))
+        if format.isEmulated { (left, right) = (emulatedBits(left, format), emulatedBits(right, format)) }
         result.storeBytes(of: ulpDistance(left, right, layout), toByteOffset: index * 8, as: UInt64.self)
     }
+}
+
+/// A float's bits in an emulated format's own layout.
+private func emulatedBits(_ bits: UInt64, _ format: Format) -> UInt64 {
+    convert(bits: bits, from: FormatLayout(.fp32), to: FormatLayout(format), rounding: .nearestEven).bits
 }

@@ -85,12 +85,12 @@ public struct VectorView {
     /// Element `index` as a double: exact for every format.
     func double(_ index: Int) -> Double {
         let address = base! + index &* stride &* format.byteCount
-        return switch format {
+        return switch format.storage {
         case .fp64: address.loadUnaligned(as: Double.self)
         case .fp32: Double(address.loadUnaligned(as: Float.self))
         case .fp16: Double(Float(Float16(bitPattern: address.loadUnaligned(as: UInt16.self))))
         case .bf16: Double(Float(bitPattern: UInt32(address.loadUnaligned(as: UInt16.self)) << 16))
-        case .e4m3fn, .e5m2: preconditionFailure("8-bit vectors are not an input")
+        default: preconditionFailure("8-bit vectors are not an input")
         }
     }
 }

@@ -18,7 +18,7 @@ public struct LogProbOptions: Sendable {
     public var minP: Double
     /// Then keep only the smallest set of the largest whose probability reaches `topP`; 1 means all.
     public var topP: Double
-    /// The format the logits are rounded to before the log-softmax: `fp16`, `bf16`, or `fp32` for none.
+    /// The format the logits are rounded to before the log-softmax: `fp16`, `bf16`, an emulated one, or `fp32` for none.
     public var logitsFormat: Format
 
     /// Creates options; the defaults are those of an untruncated policy at temperature 1.
@@ -57,9 +57,10 @@ public struct LogProbOptions: Sendable {
         guard minP >= 0, minP <= 1 else {
             throw LockstepError(.invalidArgument, "min_p is \(minP); give a value in [0, 1], 0 for all")
         }
-        guard [.fp32, .fp16, .bf16].contains(logitsFormat) else {
+        guard [.fp32, .fp16, .bf16].contains(logitsFormat) || logitsFormat.isEmulated else {
             throw LockstepError(
-                .invalidArgument, "logits_dtype is \(logitsFormat); give fp32 (no rounding), fp16 or bf16")
+                .invalidArgument,
+                "logits_dtype is \(logitsFormat); give fp32 (no rounding), fp16, bf16, e8mN or e5mN")
         }
         let inverse = Float(1 / temperature)
         return lsk_logit_rule(
@@ -101,6 +102,8 @@ func checkTargets(
 /// An input vector or matrix in one of the formats the log-prob kernels read.
 func checkFormat(_ format: Format, _ name: StaticString) throws(LockstepError) {
     guard [.fp32, .fp16, .bf16].contains(format) else {
-        throw LockstepError(.invalidArgument, "\(name): format \(format) is not one of fp32, fp16, bf16")
+        let hint = format.isEmulated ? "; its values are floats: give them as fp32" : ""
+        throw LockstepError(
+            .invalidArgument, "\(name): format \(format) is not one of fp32, fp16, bf16\(hint)")
     }
 }

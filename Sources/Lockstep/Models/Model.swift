@@ -198,8 +198,8 @@ private struct WeightLoader {
             first += count
         }
         return try Head(
-            weight: MatrixView(weights.base, format, rows: rows, columns: columns),
-            bias: matrix.hasBias ? VectorView(biases.base, format, count: rows) : nil, in: memory,
+            weight: MatrixView(weights.base, format.storage, rows: rows, columns: columns),
+            bias: matrix.hasBias ? VectorView(biases.base, format.storage, count: rows) : nil, in: memory,
             splitsProducts: recipe.order.splitsProducts)
     }
 }

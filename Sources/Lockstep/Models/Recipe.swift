@@ -27,17 +27,23 @@ public struct Recipe: Equatable, Sendable, CustomStringConvertible {
         (gradients, self.order) = (format, order)
     }
 
-    /// The recipe of a name: `fp32`, `fp16`, `bf16`, or one of the latter with `-fp32head`; then `+` and the name of an
-    /// order, if it is another than `lockstep`: `bf16+eager`.
+    /// The recipe of a name: `fp32`, `fp16`, `bf16`, an emulated format (`e8m5`), or one of them but the first with
+    /// `-fp32head`; then `+` and the name of an order, if it is another than `lockstep`: `bf16+eager`.
     ///
-    /// - Throws: `.invalidArgument` listing the names.
+    /// - Throws: `.invalidArgument` saying which there are.
     public init(named name: String) throws(LockstepError) {
         let parts = name.split(separator: "+", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
-        guard let recipe = Recipe.named[parts[0]] else {
-            let known = Recipe.named.keys.sorted().joined(separator: ", ")
-            throw LockstepError(.invalidArgument, "recipe: '\(parts[0])' is not known; give one of \(known)")
+        let hasWideHead = parts[0].hasSuffix("-fp32head")
+        guard let format = Format(String(parts[0].dropLast(hasWideHead ? 9 : 0))), Recipe.isKnown(format),
+            !hasWideHead || format != .fp32
+        else {
+            throw LockstepError(
+                .invalidArgument,
+                "recipe: '\(parts[0])' is not known; give fp32, fp16, bf16, e8mN (N from 1 to 23) or e5mN (1 to 10), "
+                    + "all but fp32 with -fp32head too")
         }
-        self = recipe
+        self.init(format)
+        if hasWideHead { logits = .fp32 }
         if parts.count == 1 { return }
         guard let order = Order.allCases.first(where: { $0.name == parts[1] }) else {
             let known = Order.allCases.map(\.name).joined(separator: ", ")
@@ -57,9 +63,12 @@ public struct Recipe: Equatable, Sendable, CustomStringConvertible {
     /// Its name, or where it has none the format of each part and the order.
     public var description: String {
         let suffix = order == .lockstep ? "" : "+" + order.name
-        var plain = self
-        plain.order = .lockstep
-        if let known = Recipe.named.first(where: { $0.value == plain }) { return known.key + suffix }
+        var known = Recipe(parameters, order)
+        if Recipe.isKnown(parameters) {
+            if self == known { return parameters.description + suffix }
+            known.logits = .fp32
+            if self == known { return parameters.description + "-fp32head" + suffix }
+        }
         let parts = formats.map { $0.name.description + " " + $0.format.description }
         return parts.joined(separator: ", ") + suffix
     }
@@ -71,22 +80,15 @@ public struct Recipe: Equatable, Sendable, CustomStringConvertible {
         ]
     }
 
-    /// The recipes that have names.
-    public static let named: [String: Recipe] = {
-        var all: [String: Recipe] = ["fp32": Recipe(.fp32)]
-        for (name, format) in [("fp16", Format.fp16), ("bf16", .bf16)] {
-            all[name] = Recipe(format)
-            all["\(name)-fp32head"] = Recipe(format)
-            all["\(name)-fp32head"]?.logits = .fp32
-        }
-        return all
-    }()
+    private static func isKnown(_ format: Format) -> Bool {
+        [.fp32, .fp16, .bf16].contains(format) || format.isEmulated
+    }
 
     /// Throws unless the kernels know all formats.
     func check() throws(LockstepError) {
-        for (name, format) in formats where ![.fp32, .fp16, .bf16].contains(format) {
+        for (name, format) in formats where !Recipe.isKnown(format) {
             throw LockstepError(
-                .unsupported, "recipe: \(name) is \(format); known are fp32, fp16 and bf16")
+                .unsupported, "recipe: \(name) is \(format); known are fp32, fp16, bf16, e8mN and e5mN")
         }
     }
 }

@@ -6,13 +6,7 @@ import CLockstepKernels
 enum ReferenceDivergence {
     /// y = softCap(round(x)) / temperature, in float64 after the rounding.
     static func value(_ x: Float, _ rule: lsk_divergence_rule) -> Double {
-        let rounded: Float =
-            switch Format(rawValue: rule.rounding)! {
-            case .fp16: Float(Float16(x))
-            case .bf16: Float(BFloat16(x))
-            default: x
-            }
-        var y = Double(rounded)
+        var y = Double(ReferenceFormats.rounded(x, Format(rawValue: rule.rounding)!))
         if rule.soft_cap != 0, y.isFinite { y = rule.soft_cap * tanh(y / rule.soft_cap) }
         return y / rule.temperature
     }

@@ -38,6 +38,13 @@ public enum ReferenceFormats {
         return counts
     }
 
+    /// A float rounded to a format, to nearest even, as a float.
+    static func rounded(_ x: Float, _ format: Format) -> Float {
+        if format == .fp32 { return x }
+        let bits = Lockstep.convert(bits: UInt64(x.bitPattern), from: .fp32, to: format).bits
+        return Float(bitPattern: UInt32(Lockstep.convert(bits: bits, from: format, to: .fp32).bits))
+    }
+
     /// The bits of one element.
     private static func load(_ address: UnsafeRawPointer, _ format: Format) -> UInt64 {
         switch format.byteCount {

@@ -4,15 +4,6 @@
 /// The kernels (Body/layers.h) equal it bit for bit, on every instruction set. Inputs are floats that the format
 /// holds; results are rounded to it once: with `each`, after every elementary operation too.
 enum ReferenceLayers {
-    /// A float rounded to a format, as a float.
-    static func rounded(_ x: Float, _ format: Format) -> Float {
-        switch format {
-        case .fp16: Float(Float16(x))
-        case .bf16: Float(BFloat16(x))
-        default: x
-        }
-    }
-
     /// x / rms(x) * weight.
     ///
     /// Squares are added in 64 lanes and their tree, by blocks of 2,048, as the log-softmax adds its terms; blocks,
@@ -30,7 +21,8 @@ enum ReferenceLayers {
         }
         let scale = Float(1 / (total / Double(x.count) + epsilon).squareRoot())
         return zip(x, weight).map { x, weight in
-            rounded((each ? rounded(x * scale, format) : x * scale) * weight, format)
+            let normed = each ? ReferenceFormats.rounded(x * scale, format) : x * scale
+            return ReferenceFormats.rounded(normed * weight, format)
         }
     }
 
@@ -39,7 +31,7 @@ enum ReferenceLayers {
         _ x: [Float], _ y: [Float], _ weight: [Float], epsilon: Double, _ format: Format
     ) -> (sum: [Float], normed: [Float]) {
         let sum = zip(x, y).map { $0 + $1 }
-        return (sum.map { rounded($0, format) }, norm(sum, weight, epsilon: epsilon, format))
+        return (sum.map { ReferenceFormats.rounded($0, format) }, norm(sum, weight, epsilon: epsilon, format))
     }
 
     /// Elements i and i + count of a head turned by angle i.
@@ -51,13 +43,13 @@ enum ReferenceLayers {
         for i in 0..<half {
             let (a, b) = (x[i], x[i + half])
             if each {
-                func product(_ x: Float, _ y: Float) -> Float { rounded(x * y, format) }
-                out[i] = rounded(product(a, cosines[i]) - product(b, sines[i]), format)
-                out[i + half] = rounded(product(b, cosines[i]) + product(a, sines[i]), format)
+                func product(_ x: Float, _ y: Float) -> Float { ReferenceFormats.rounded(x * y, format) }
+                out[i] = ReferenceFormats.rounded(product(a, cosines[i]) - product(b, sines[i]), format)
+                out[i + half] = ReferenceFormats.rounded(product(b, cosines[i]) + product(a, sines[i]), format)
                 continue
             }
-            out[i] = rounded((-(b * sines[i])).addingProduct(a, cosines[i]), format)
-            out[i + half] = rounded((a * sines[i]).addingProduct(b, cosines[i]), format)
+            out[i] = ReferenceFormats.rounded((-(b * sines[i])).addingProduct(a, cosines[i]), format)
+            out[i + half] = ReferenceFormats.rounded((a * sines[i]).addingProduct(b, cosines[i]), format)
         }
         return out
     }
@@ -85,7 +77,10 @@ enum ReferenceLayers {
     static func siluMultiply(
         _ gate: [Float], _ up: [Float], _ format: Format, each: Bool = false
     ) -> [Float] {
-        zip(gate, up).map { rounded((each ? rounded(silu($0), format) : silu($0)) * $1, format) }
+        zip(gate, up).map { gate, up in
+            let activated = each ? ReferenceFormats.rounded(silu(gate), format) : silu(gate)
+            return ReferenceFormats.rounded(activated * up, format)
+        }
     }
 
     /// A row's softmax as it is met tile by tile: what its terms and their sum are relative to, and the sum.
@@ -108,12 +103,12 @@ enum ReferenceLayers {
 
     /// a + scale * b.
     static func addTimes(_ a: [Float], _ b: [Float], _ scale: Float, _ format: Format) -> [Float] {
-        zip(a, b).map { rounded($0.addingProduct($1, scale), format) }
+        zip(a, b).map { ReferenceFormats.rounded($0.addingProduct($1, scale), format) }
     }
 
     /// Floats as a format has them, -0 as 0, and how many of them are infinite or NaN there.
     static func stored(_ x: [Float], _ format: Format) -> (values: [Float], nonFinite: Int) {
-        let values = x.map { rounded($0 + 0, format) }
+        let values = x.map { ReferenceFormats.rounded($0 + 0, format) }
         return (values, values.count { !$0.isFinite })
     }
 }

@@ -51,8 +51,7 @@ public enum ReferenceLogProbs {
 
     private static func prepareWithSlope(_ x: Float, _ rule: lsk_logit_rule) -> (value: Float, slope: Float) {
         var x = x
-        if rule.rounding == Format.fp16.rawValue { x = Float(Float16(x)) }
-        if rule.rounding == Format.bf16.rawValue { x = Float(BFloat16(x)) }
+        x = ReferenceFormats.rounded(x, Format(rawValue: rule.rounding) ?? .fp32)
         return rule.soft_cap == 0 ? (x, 1) : softCap(x, rule.soft_cap)
     }
 

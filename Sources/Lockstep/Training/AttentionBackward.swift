@@ -223,7 +223,7 @@ func widen(
     _ from: UnsafeRawPointer, _ format: Format, _ count: Int, into out: UnsafeMutablePointer<Float>,
     _ kernels: lsk_kernels
 ) {
-    if format == .fp32 {
+    if format.byteCount == 4 {
         out.update(from: from.assumingMemoryBound(to: Float.self), count: count)
         return
     }

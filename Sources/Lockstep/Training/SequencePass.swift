@@ -358,7 +358,7 @@ final class SequencePass: @unchecked Sendable {
 
     /// Activations as floats.
     func widen(_ x: UnsafeRawPointer, _ count: Int) -> UnsafePointer<Float> {
-        if recipe.activations == .fp32 { return x.assumingMemoryBound(to: Float.self) }
+        if recipe.activations.storage == .fp32 { return x.assumingMemoryBound(to: Float.self) }
         Lockstep.widen(x, recipe.activations, count, into: widened.base, kernels)
         return UnsafePointer(widened.base)
     }

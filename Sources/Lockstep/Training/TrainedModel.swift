@@ -92,7 +92,7 @@ extension Head {
                 for k in 0..<hiddenSize { out[k * vocab + row] = from[k * width] }
             }
         }
-        if format == .fp32 { fill(UInt32.self) } else { fill(UInt16.self) }
+        if format.byteCount == 4 { fill(UInt32.self) } else { fill(UInt16.self) }
         return try Head(
             weight: MatrixView(values.base, format, rows: hiddenSize, columns: vocab), bias: nil, in: memory)
     }

@@ -74,7 +74,7 @@ def log_probs(
         top_k: keep only this many of the largest logits; None for all. Ties with the last are kept.
         top_p: then, after min_p, keep only the smallest set of the largest whose probability reaches this.
         min_p: keep only logits whose probability is at least this share of the largest one's.
-        logits_dtype: round the logits to "fp16" or "bf16" first, as a 16-bit head does.
+        logits_dtype: round the logits to "fp16", "bf16", or "e8m5" and its like first, as a 16-bit head does.
         entropy: also return the entropy.
         log_sum_exp: also return ln sum exp (fp64).
         kept_mass: also return the probability of the kept set before it was cut.
@@ -399,7 +399,7 @@ def _options(
         0.0 if soft_cap is None else real(soft_cap, "soft_cap"),
         1.0 if top_p is None else real(top_p, "top_p"),
         0 if top_k is None else int32(top_k, "top_k"),
-        0 if logits_dtype is None else format_code(logits_dtype, "logits_dtype"),
+        0 if logits_dtype is None else format_code(logits_dtype, "logits_dtype", emulated=True),
         int32(threads, "threads"),
         choice(c.INSTRUCTION_SETS, instruction_set, "instruction_set"),
         0.0 if min_p is None else real(min_p, "min_p"))

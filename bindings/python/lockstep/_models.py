@@ -18,11 +18,11 @@ from . import _library as c
 from ._batch import Log, layout
 from ._errors import InvalidArgumentError
 from ._library import check, choice, int32, integer, library, real
-from ._tensors import FORMATS, Array, View, empty, format_code, view
+from ._tensors import EMULATED, FORMATS, Array, View, empty, format_code, view
 
 _PARTS = ("parameters", "activations", "cache", "probabilities", "logits")
 _ENTRIES = (*_PARTS, "gradients", "order")
-_FORMAT_NAMES = {code: name for name, code in FORMATS.items()}
+_FORMAT_NAMES = {code: name for name, code in (FORMATS | EMULATED).items()}
 #: The orders of arithmetic, as a recipe names them.
 ORDERS = tuple(c.ORDERS)
 _ORDER_NAMES = {code: name for name, code in c.ORDERS.items()}
@@ -36,9 +36,9 @@ class Recipe(Mapping[str, str]):
     """The precision of a model's computation: the format of each part, and the order of arithmetic.
 
     Args:
-        recipe: a name, "fp32", "fp16", "bf16", "fp16-fp32head" or "bf16-fp32head", for another order than "lockstep"
-            with "+split-k", "+flash", "+eager" or "+fused" after it; or a dict with any of "parameters", "activations",
-            "cache", "probabilities", "logits" as "fp32", "fp16" or "bf16", the rest fp32, "gradients" (of
+        recipe: a name, "fp32", "fp16", "bf16", "e8m5" and its like, and all but the first with "-fp32head", for another
+            order than "lockstep" with "+split-k", "+flash", "+eager" or "+fused" after it; or a dict with any of
+            "parameters", "activations", "cache", "probabilities", "logits" as a format, the rest fp32, "gradients" (of
             activations, for a `Trainer`; as activations if not given) and "order".
 
     Raises:
@@ -61,9 +61,9 @@ class Recipe(Mapping[str, str]):
             raise InvalidArgumentError(
                 f"recipe: '{min(unknown)}' is no part; give some of {', '.join(_ENTRIES)}")
         for part in _PARTS:
-            setattr(self._raw, part, format_code(recipe.get(part, "fp32"), f"recipe[{part!r}]"))
+            setattr(self._raw, part, format_code(recipe.get(part, "fp32"), f"recipe[{part!r}]", emulated=True))
         if "gradients" in recipe:
-            self._raw.gradients = format_code(recipe["gradients"], "recipe['gradients']")
+            self._raw.gradients = format_code(recipe["gradients"], "recipe['gradients']", emulated=True)
         self._raw.order = choice(c.ORDERS, recipe.get("order", "lockstep"), "recipe['order']")
 
     def matches(self, other: str | Mapping[str, str]) -> bool:
@@ -202,7 +202,7 @@ class Model:
 
     Args:
         path: the folder.
-        recipe: a `Recipe`, or what makes one: "fp16", "bf16-fp32head", "bf16+eager", {"cache": "fp16"}...
+        recipe: a `Recipe`, or what makes one: "fp16", "bf16-fp32head", "e8m5", "bf16+eager", {"cache": "fp16"}...
         adapter: a folder with a LoRA adapter in PEFT's layout, merged into the weights.
 
     Raises:

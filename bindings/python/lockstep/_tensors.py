@@ -25,6 +25,8 @@ FORMATS = {
     "fp16": c.FLOAT16, "bf16": c.BFLOAT16, "fp32": c.FLOAT32, "fp64": c.FLOAT64,
     "fp8_e4m3fn": c.FLOAT8_E4M3FN, "fp8_e5m2": c.FLOAT8_E5M2,
 }
+#: Formats whose values are stored in fp32.
+EMULATED = {f"e8m{n}": c.E8M + n for n in range(1, 24)} | {f"e5m{n}": c.E5M + n for n in range(1, 11)}
 
 # The dtypes NumPy has only with ml_dtypes, by the name NumPy and PyTorch give them.
 _EXTENSION_DTYPES = {
@@ -44,7 +46,7 @@ _torch_dtypes: dict[int, Any] = {}
 
 _STRUCTS = {
     code: c.Dtype(code & 0xFF, code >> 8 & 0xFF, code >> 16)
-    for code in [*_DTYPES.values(), *_EXTENSION_DTYPES.values()]
+    for code in [*_DTYPES.values(), *_EXTENSION_DTYPES.values(), *EMULATED.values()]
 }
 _CPU = c.Device(1, 0)
 
@@ -67,6 +69,12 @@ class View:
     def with_layout(self, data: int, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> View:
         """The same memory seen differently."""
         return View(self.name, data, self.code, shape, strides, self.owner, self.is_torch)
+
+    def as_format(self, code: int) -> View:
+        """Values stored in fp32 as those of an emulated format; other arrays as they are."""
+        emulated = self.code == c.FLOAT32 and code in EMULATED.values()
+        return View(
+            self.name, self.data, code if emulated else self.code, self.shape, self.strides, self.owner, self.is_torch)
 
     def __getitem__(self, index: int) -> View:
         """Element `index` of the first dimension."""
@@ -234,10 +242,15 @@ def _dlpack_view(x: Any, name: str, written: bool) -> View:
     return View(name, (tensor.data or 0) + tensor.byte_offset, code, shape, strides, capsule)
 
 
-def format_code(dtype: object, name: str) -> int:
-    """The code of a format given as "fp16", "bf16"…, or as a dtype of NumPy, ml_dtypes or PyTorch."""
+def format_code(dtype: object, name: str, *, emulated: bool = False) -> int:
+    """The code of a format given as "fp16", "bf16"…, or as a dtype of NumPy, ml_dtypes or PyTorch.
+
+    `emulated` says whether "e8m5" and its like are taken too.
+    """
     if isinstance(dtype, str) and dtype in FORMATS:
         return FORMATS[dtype]
+    if emulated and isinstance(dtype, str) and dtype in EMULATED:
+        return EMULATED[dtype]
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(dtype, torch.dtype):
         view(torch.empty(0), name)  # fills in the table
@@ -248,12 +261,14 @@ def format_code(dtype: object, name: str) -> int:
         except TypeError:
             code = None
     if code is None or code not in FORMATS.values() or dtype is None:
-        raise InvalidArgumentError(f"{name} is {dtype!r}; give one of {', '.join(FORMATS)}")
+        known = [*FORMATS, *(["e8m1 to e8m23", "e5m1 to e5m10"] if emulated else [])]
+        raise InvalidArgumentError(f"{name} is {dtype!r}; give one of {', '.join(known)}")
     return code
 
 
 def empty(shape: tuple[int, ...], code: int, like: View) -> Array:
     """A new array of the caller's kind: a PyTorch tensor if `like` is one, else a NumPy array."""
+    code = c.FLOAT32 if code in EMULATED.values() else code
     if like.is_torch:
         return sys.modules["torch"].empty(shape, dtype=_torch_dtypes[code])
     dtype = _numpy_dtypes.get(code)
