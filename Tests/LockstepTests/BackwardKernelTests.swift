@@ -46,7 +46,7 @@ import Testing
                 k.softmax_backward(&out, x, d, count)
                 Self.expect(out, ReferenceBackward.softmax(x, d), "softmax \(what)")
 
-                for format in logitFormats {
+                for format in layerFormats {
                     let stored = ReferenceLayers.stored(x, format)
                     #expect(
                         k.store_rounded(&out, count, format.rawValue, x, count, 1, count)
