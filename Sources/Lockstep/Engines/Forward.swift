@@ -307,6 +307,7 @@ final class Forward {
         {
             throw Overflow(layer: layer, operation: "mixture of experts")
         }
+        observe?(layer, "mixture of experts", added.base, count * hidden)
     }
 
     /// The router's choices: its logits stay in float32 whatever the recipe.
