@@ -32,6 +32,7 @@ from ._log_probs import (
     Head, LinearGradients, LogProbs, linear_log_probs, linear_log_probs_backward, log_probs,
     log_probs_backward,
 )
+from ._locate import Difference, Location, dump, locate, measure_difference
 from ._metrics import metrics
 from ._mismatch import (
     LOG_RATIO_QUANTILES, Divergence, Estimate, ExactMismatch, Mismatch, exact_mismatch, mismatch,
@@ -49,16 +50,16 @@ from .certificate import Certificate, certify
 
 __all__ = [
     "Advice", "Alarm", "BadDataError", "Cause", "CauseEvidence", "Certificate", "ConvertCounts",
-    "Converted", "Correction", "Divergence", "Estimate", "ExactMismatch", "FileError", "Head",
+    "Converted", "Correction", "Difference", "Divergence", "Estimate", "ExactMismatch", "FileError", "Head",
     "Headroom", "InternalError", "InvalidArgumentError", "LOG_RATIO_QUANTILES", "LinearGradients",
-    "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter",
+    "Location", "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter",
     "Mismatch", "MismatchAccumulator", "Model", "Monitor", "NonFiniteError", "Objective",
     "ObjectiveCounts", "ObjectiveLoss", "ObjectiveReport", "OutOfMemoryError", "Preset", "Reading",
     "Rejection", "RejectionCount", "Rollout", "RolloutEngine", "Scores", "UnsupportedError",
     "WeightStatistics", "adapted_kl_coefficient", "advantages", "advise", "audit_headroom",
-    "certify", "convert", "correct", "covariance_select", "exact_mismatch", "has_instruction_set",
+    "certify", "convert", "correct", "covariance_select", "dump", "exact_mismatch", "has_instruction_set",
     "kl_penalty", "linear_log_probs", "linear_log_probs_backward", "log_probs",
-    "log_probs_backward", "metrics", "mismatch", "mismatch_profile", "mismatch_sequences",
+    "locate", "log_probs_backward", "measure_difference", "metrics", "mismatch", "mismatch_profile", "mismatch_sequences",
     "objective_loss", "overlong_penalty", "preset", "presets", "ulp_distance",
 ]
 

@@ -18,6 +18,7 @@ from .audit import audit
 from .certify import certify
 from .convert import convert
 from .diagnose import diagnose
+from .locate import locate
 from .presets import presets
 from .watch import watch
 
@@ -33,5 +34,5 @@ def commands() -> None:
             stream.reconfigure(errors="replace")
 
 
-for command in (diagnose, certify, advise, watch, convert, presets, audit):
+for command in (diagnose, certify, advise, watch, convert, presets, audit, locate):
     commands.add_command(command)

@@ -10,7 +10,7 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 import lockstep
@@ -23,8 +23,9 @@ from .verdict import LENGTHS, SOURCES, Verdict, compare
 if find_spec("matplotlib") is None:
     raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
-# By this line, near the top of every report, a file is known to be one of ours and may be replaced.
-GENERATOR = '<meta name="generator" content="lockstep diagnose">'
+# By its beginning, near the top of every report, a file is known to be one of ours and may be replaced.
+OURS = '<meta name="generator" content="lockstep '
+GENERATOR = OURS + 'diagnose">'
 WORST = 12
 
 
@@ -36,7 +37,7 @@ def check_path(path: Path) -> None:
         raise IsADirectoryError(f"{path}: is a folder; give the name of a file")
     if path.exists():
         with open(path, "rb") as file:
-            if GENERATOR.encode() not in file.read(1024):
+            if OURS.encode() not in file.read(1024):
                 raise FileExistsError(
                     f"{path}: exists and is not a report of lockstep; move it, or give another --html PATH")
 
@@ -48,10 +49,7 @@ def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options
         diagnoses, verdicts: one of each a log, in the order of the columns.
         options: the options that changed what was measured, as they were given.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True)
-    environment.filters.update(number=number, percent=percent, sure=sure)
-    template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    template = template_of("page.html")
     _give_back_memory()
     from . import plots
 
@@ -60,6 +58,7 @@ def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options
     distribution, outside = plots.distribution(diagnoses)
     return template.render(
         generator=Markup(GENERATOR),
+        style=stylesheet(),
         version=lockstep.__version__,
         options=options,
         logs=list(zip(diagnoses, verdicts, strict=True)),
@@ -81,6 +80,22 @@ def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options
         worst_sequences=[diagnosis.worst_sequences[:WORST] for diagnosis in diagnoses],
         steps=[Markup(panel) for panel in plots.steps(diagnoses)] if has_steps else [],
     )
+
+
+def template_of(name: str) -> Template:
+    """A page to be filled in, with everything escaped."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(number=number, percent=percent, sure=sure)
+    return environment.from_string(_text(name))
+
+
+def stylesheet() -> Markup:
+    """What every page looks like, light and dark."""
+    return Markup(_text("style.css"))
+
+
+def _text(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _give_back_memory() -> None:
