@@ -80,6 +80,9 @@ def measure_difference(first: Array, second: Array, *, operation: str = "", laye
         first, second: of one shape, rows contiguous; fp64 is rounded to fp32 before it is compared.
         operation, layer: what the result is called.
 
+    Returns:
+        The difference, relative to the first.
+
     Raises:
         InvalidArgumentError: shapes that differ, or another dtype.
 
@@ -108,6 +111,9 @@ def locate(
         layers: ranges (first, after the last): `reference` does those layers of both engines; one experiment each.
         threads: 0 is one for each processor this process may use.
         progress: called with the steps done and the steps in all.
+
+    Returns:
+        The difference of every operation, and log-probs with parts swapped.
 
     Raises:
         InvalidArgumentError: models of different shapes, a range beyond the layers; as `Model.score`.
@@ -153,9 +159,15 @@ def dump(
         tokens, offsets: sequences, as in `Model.score`.
         threads: as there.
 
+    Returns:
+        None.
+
     Raises:
         FileError: the file exists or cannot be written; none is left behind.
         as `Model.score`.
+
+    Example:
+        >>> dump(Model(checkpoint, "bf16"), "ours.safetensors", [[1, 5, 9]])   # doctest: +SKIP
     """
     ids, bounds = _tokens(tokens, offsets)
     options = c.ScoreOptions(sizeof(c.ScoreOptions), int32(threads, "threads"), 0, 0, 1.0)
