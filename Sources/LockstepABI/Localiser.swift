@@ -65,7 +65,8 @@ public func lockstep_localiser_create(
             throw invalid("options: reserved is \(options.reserved); leave it 0")
         }
         guard (0...1 << 16).contains(options.range_count) else {
-            throw invalid("options: range_count is \(UInt(bitPattern: options.range_count)); give 65,536 at most")
+            throw invalid(
+                "options: range_count is \(UInt(bitPattern: options.range_count)); give 65,536 at most")
         }
         try checkArray(options.ranges, "options.ranges", count: options.range_count)
         var ranges: [Range<Int>] = []

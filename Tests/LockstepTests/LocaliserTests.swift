@@ -95,11 +95,14 @@ import Testing
             try Self.tokens.withTokenView { (tokens) throws(LockstepError) in
                 try places.withUnsafeBufferPointer { (offsets) throws(LockstepError) in
                     try model.observe(
-                        tokens: tokens, offsets: TokenView(offsets.baseAddress, byteCount: 8, count: offsets.count),
+                        tokens: tokens,
+                        offsets: TokenView(offsets.baseAddress, byteCount: 8, count: offsets.count),
                         execution: .init(threads: 1)
                     ) { layer, operation, values, count in
                         let view = VectorView(values, model.recipe.activations, count: count)
-                        all["\(layer) \(operation)", default: []] += (0..<count).map { Float(view.double($0)) }
+                        all["\(layer) \(operation)", default: []] += (0..<count).map {
+                            Float(view.double($0))
+                        }
                     }
                 }
             }

@@ -14,7 +14,8 @@ import Testing
                 out.withUnsafeMutableBytes { head.copyRow(row, into: $0.baseAddress!, as: .fp32, kernels) }
                 return out
             }
-            return .init(rows: rows, bias: head.bias.map { bias in (0..<head.vocab).map { Float(bias.double($0)) } })
+            return .init(
+                rows: rows, bias: head.bias.map { bias in (0..<head.vocab).map { Float(bias.double($0)) } })
         }
 
         func mlp(_ mlp: Model.MLP) -> ReferenceTransformer.MLP {
@@ -48,11 +49,13 @@ import Testing
         return found
     }
 
-    private static let mixed = [Recipe(.fp32), Recipe(.fp16), Recipe(.bf16)] + {
-        var recipe = Recipe(.bf16)
-        (recipe.cache, recipe.probabilities, recipe.parameters) = (.fp16, .fp32, .fp32)
-        return [recipe]
-    }()
+    private static let mixed =
+        [Recipe(.fp32), Recipe(.fp16), Recipe(.bf16)]
+        + {
+            var recipe = Recipe(.bf16)
+            (recipe.cache, recipe.probabilities, recipe.parameters) = (.fp16, .fp32, .fp32)
+            return [recipe]
+        }()
 
     @Test(arguments: ModelTests.families + ["biases"], mixed)
     func forwardEqualsTheScalarLayer(family: String, recipe: Recipe) throws {
@@ -87,7 +90,8 @@ import Testing
             x = results.output
         }
         Self.expect(
-            found["\(model.layers.count) final norm"], x.map { reference.norm($0, model.finalNorm) }, "final norm")
+            found["\(model.layers.count) final norm"], x.map { reference.norm($0, model.finalNorm) },
+            "final norm")
     }
 
     private static func expect(_ found: [Float]?, _ wanted: [[Float]], _ name: String) {

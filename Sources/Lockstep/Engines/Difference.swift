@@ -79,13 +79,15 @@ public struct Difference: Equatable, Sendable {
 ///   - operation: what the result is called.
 ///   - layer: its layer.
 /// - Throws: `.invalidArgument` for shapes that differ; `.outOfMemory`.
+/// - Returns: the difference, relative to `first`.
 public func measureDifference(
     _ first: MatrixView, _ second: MatrixView, operation: String = "", layer: Int = -1
 ) throws(LockstepError) -> Difference {
     guard first.rows == second.rows, first.columns == second.columns else {
         throw LockstepError(
             .invalidArgument,
-            "second: shape is [\(second.rows) x \(second.columns)] but first is [\(first.rows) x \(first.columns)]")
+            "second: shape is [\(second.rows) x \(second.columns)] but first is [\(first.rows) x "
+                + "\(first.columns)]")
     }
     var found = Difference(operation, layer: layer, columns: first.columns)
     let part = max(1, min(first.rows, (1 << 16) / max(first.columns, 1)))

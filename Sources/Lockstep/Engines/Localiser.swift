@@ -99,7 +99,9 @@ public final class Localiser {
         if let reference { try Localiser.check(reference, "reference", as: trainer) }
         guard ranges.isEmpty || reference != nil else {
             throw LockstepError(
-                .invalidArgument, "reference: is missing, but ranges say that it does layers; give a model in fp32")
+                .invalidArgument,
+                "reference: is missing, but ranges say that it does layers; give a model in fp32"
+            )
         }
         for (index, range) in ranges.enumerated()
         where range.isEmpty || range.lowerBound < 0 || range.upperBound > trainer.configuration.layers {
@@ -121,7 +123,8 @@ public final class Localiser {
         layout = try SequenceLayout(
             rows: 1, columns: ids.count,
             offsets: offsets == nil
-                ? nil : TokenView(UnsafeRawPointer(bounds.base), byteCount: 8, count: bounds.count), of: "tokens")
+                ? nil : TokenView(UnsafeRawPointer(bounds.base), byteCount: 8, count: bounds.count),
+            of: "tokens")
         let first = try TeacherForcedPass(trainer, view, layout, execution)
         let second = try TeacherForcedPass(rollout, view, layout, execution)
         self.trainer = Side(name: "trainer", pass: first, rows: try Rows(first))
@@ -155,7 +158,9 @@ public final class Localiser {
     ) throws(LockstepError) {
         guard model.configuration == trainer.configuration else {
             throw LockstepError(
-                .invalidArgument, "\(name): is a model of another shape than the trainer; load the same checkpoint")
+                .invalidArgument,
+                "\(name): is a model of another shape than the trainer; load the same checkpoint"
+            )
         }
     }
 
@@ -295,7 +300,8 @@ public final class Localiser {
 
     /// Does work of both engines, a chunk at a time, while their operations are compared.
     private func observed(
-        _ body: (TeacherForcedPass, TeacherForcedPass.Chunk, UnsafeMutableRawPointer) throws(LockstepError) -> Void
+        _ body: (TeacherForcedPass, TeacherForcedPass.Chunk, UnsafeMutableRawPointer) throws(LockstepError) ->
+            Void
     ) throws(LockstepError) {
         defer { for side in [trainer, rollout] { side.pass.forward.observe = nil } }
         for (one, other) in zip(trainer.pass.chunks, rollout.pass.chunks) {
@@ -325,7 +331,8 @@ public final class Localiser {
         try convert(
             TensorView(rows.base, rows.format, shape: [count]),
             into: MutableTensorView(out.base, out.format, shape: [count]), execution: execution)
-        guard try execution.kernels().pointee.non_finite_values(out.base, out.format.rawValue, count) == 0 else {
+        guard try execution.kernels().pointee.non_finite_values(out.base, out.format.rawValue, count) == 0
+        else {
             throw LockstepError(
                 .nonFinite,
                 "\(name): a value that the reference gave is infinite as \(out.format); let it do the layers to the "

@@ -113,7 +113,8 @@ extension Model {
             pass.forward.logits(rows + first * pass.rowBytes, min(part, count - first), into: logits.base)
             try convert(
                 TensorView(logits.base, .fp32, shape: [values]),
-                into: MutableTensorView(rounded.base, recipe.logits, shape: [values]), execution: Execution(threads: 1))
+                into: MutableTensorView(rounded.base, recipe.logits, shape: [values]),
+                execution: Execution(threads: 1))
             writer.write(
                 "logits", row: first,
                 UnsafeRawBufferPointer(start: rounded.base, count: values * recipe.logits.byteCount))

@@ -68,7 +68,8 @@ final class OperationRecorder {
     ) {
         guard failure == nil, OperationRecorder.isWhole(operation, layer: layer, of: model) else { return }
         guard comparedCount < keptCount, kept[comparedCount].count == count else {
-            failure = LockstepError(.internalError, "\(operation) of layer \(layer): the engines' shapes differ")
+            failure = LockstepError(
+                .internalError, "\(operation) of layer \(layer): the engines' shapes differ")
             return
         }
         attempt { () throws(LockstepError) in try second.set(values, format, count) }

@@ -125,7 +125,8 @@ struct ReferenceTransformer {
                 let probabilities = try softmax(scores)
                 for element in value..<value + c.headSize {
                     attended.append(
-                        ReferenceMatrixProduct.product(probabilities, cached[...position].map { $0[element] }))
+                        ReferenceMatrixProduct.product(probabilities, cached[...position].map { $0[element] })
+                    )
                 }
             }
             out.append(ReferenceLayers.stored(attended, format).values)

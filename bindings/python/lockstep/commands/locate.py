@@ -24,7 +24,7 @@ from ..dumps import compare_dumps, open_dump
 from ..report.locate import Finding, of_dumps, of_engines
 from ..report.rows import number, percent
 from ..report.terminal import printable
-from .shared import BadInput, ReadOptions, default_labels, read_options, sequences_of, told
+from .shared import BadInput, ReadOptions, read_options, sequences_of, told
 
 SCHEMA = "lockstep-locate/1"
 
@@ -107,10 +107,10 @@ def locate(model: Path | None, trainer: str | None, rollout: str | None, tokens:
 
 
 def _dumps(first: Path, second: Path) -> Finding:
-    labels = default_labels([first, second])
+    names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
     with _progress("comparing") as progress:
         compared = compare_dumps(open_dump(first), open_dump(second), progress)
-    return of_dumps("two dumps", *labels, compared)
+    return of_dumps("two dumps", *names, compared)
 
 
 def _engines(model: Path, trainer: str, rollout: str, tokens: Path | None, limit: int, ranges: tuple[str, ...],

@@ -280,7 +280,8 @@ def growth(lines: Sequence[tuple[str, Sequence[int], Sequence[float]]]) -> str:
         _log_axis(ax, 10.0 ** math.floor(math.log10(low)), 10.0 ** (math.floor(math.log10(high)) + 1))
         ax.set(xlabel="layer", ylabel="relative RMS of the difference")
         ax.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-        ax.legend(frameon=False, fontsize=8.5, loc="best")
+        if lines:
+            ax.legend(frameon=False, fontsize=8.5, loc="best")
         return _svg(figure, "growth")
 
 
