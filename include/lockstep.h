@@ -2055,6 +2055,93 @@ lockstep_status lockstep_audit_read(lockstep_headroom *row, size_t *count, const
 /* Frees an audit. NULL is a no-op. */
 void lockstep_audit_destroy(lockstep_audit *audit);
 
+/* How far the results of one operation in two engines are apart, element by element, as float32. Growable: set
+ * struct_size before the call; only that many bytes are written. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t layer;         /* -1 the embedding, the number of layers what follows them */
+    const char *operation; /* "attention output"; lives as long as the localiser */
+    int64_t rows;          /* tokens */
+    int64_t columns;       /* elements of each */
+    int64_t differing;     /* elements whose bits differ */
+    int64_t non_finite;    /* elements that are infinite or NaN on a side; they are in no mean */
+    int64_t first_row;     /* of the first element whose bits differ; -1 if none does */
+    int64_t first_column;
+    double max_abs;        /* of the differences, as are the next two */
+    double mean_abs;
+    double rms;            /* root of the mean square */
+    double relative_rms;   /* sqrt(sum (a - b)^2 / sum a^2): 0 without a difference, infinite where all a are 0 */
+} lockstep_difference;
+
+/* Compares two matrices [tokens x width], or [tokens], of one shape and any of fp32, fp16, bf16 and fp64 (rounded to
+ * fp32 first), rows contiguous. `relative_rms` is relative to `first`; `layer` is -1 and `operation` NULL. */
+lockstep_status lockstep_difference_measure(lockstep_difference *difference, const lockstep_tensor *first,
+                                            const lockstep_tensor *second);
+
+/* Writes what every operation of every layer gives for some sequences, `tokens` and `offsets` as in
+ * lockstep_model_score, to a new safetensors file: tensors [tokens x width] in the recipe's activations, "embedding",
+ * "layer.3.attention output", "final norm", "logits" as the recipe rounds them, and "tokens" and "offsets".
+ * docs/Locate.md has the names. A file that exists is LOCKSTEP_ERROR_FILE; after an error no file is left. */
+lockstep_status lockstep_model_dump(const char *path, const lockstep_model *model, const lockstep_tensor *tokens,
+                                    const lockstep_tensor *offsets, const lockstep_score_options *options);
+
+/* Growable: appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t threads; /* 0: one for each processor this process may use */
+    lockstep_instruction_set instruction_set;
+    uint32_t reserved;               /* 0 */
+    const lockstep_model *reference; /* the same model in fp32, which does the layers of `ranges`; optional */
+    const int32_t *ranges;           /* [range_count x 2]: the first layer, and the one after the last */
+    size_t range_count;
+} lockstep_localiser_options;
+
+#define LOCKSTEP_LOCALISER_OPTIONS_INIT { sizeof(lockstep_localiser_options), 0, 0, 0, NULL, NULL, 0 }
+
+/* Finds where two engines of one model part: both do the same tokens side by side, a layer at a time. One thread at a
+ * time. Keeps its models alive. Free with lockstep_localiser_destroy. */
+typedef struct lockstep_localiser lockstep_localiser;
+
+/* Begins: `trainer` and `rollout` are the same checkpoint under two recipes, `tokens` and `offsets` as in
+ * lockstep_model_score (copied). Memory: some rows of activations for each token, one layer's keys and values, and
+ * one layer's results of 512 rows. Models of two shapes, and ranges that are empty or beyond the layers, are
+ * LOCKSTEP_ERROR_INVALID_ARGUMENT. */
+lockstep_status lockstep_localiser_create(lockstep_localiser **localiser, const lockstep_model *trainer,
+                                          const lockstep_model *rollout, const lockstep_tensor *tokens,
+                                          const lockstep_tensor *offsets,
+                                          const lockstep_localiser_options *options);
+
+/* Does a step (the embedding, a layer, the final norm, a pass over a head); without any left, nothing. `done` and
+ * `total`, optional, get their numbers: repeat until they are equal. A value that leaves its recipe's range is
+ * LOCKSTEP_ERROR_NON_FINITE naming engine, layer and operation, and ends it. */
+lockstep_status lockstep_localiser_step(lockstep_localiser *localiser, size_t *done, size_t *total);
+
+/* Row `index` of the operations of the steps done so far, and how many rows there are; each optional. By layer, in the
+ * order they are done; at the end, of the log-probs. The operations inside of experts are left out. */
+lockstep_status lockstep_localiser_read(lockstep_difference *row, size_t *count,
+                                        const lockstep_localiser *localiser, size_t index);
+
+/* Which part of the engines is swapped, to see what it makes of the mismatch. */
+typedef int32_t lockstep_swap;
+enum {
+    LOCKSTEP_SWAP_NONE = 0,
+    LOCKSTEP_SWAP_HEAD_ALONE = 1, /* both heads on the trainer's hidden states */
+    LOCKSTEP_SWAP_BODY_ALONE = 2, /* the trainer's head, its logits in fp32, on both hidden states */
+    LOCKSTEP_SWAP_FP32_HEADS = 3, /* logits of both in fp32 */
+    LOCKSTEP_SWAP_FP32_HEAD_OF_TRAINER = 4,
+    LOCKSTEP_SWAP_FP32_HEAD_OF_ROLLOUT = 5,
+    LOCKSTEP_SWAP_LAYERS = 6 /* + i: the reference does layers `ranges[i]` of both; if they are the last, norm and head too */
+};
+
+/* Log-probs of all tokens after the last step, with a part swapped: what lockstep_mismatch_measure takes.
+ *
+ * trainer, rollout  [tokens]  fp32 or fp64; 0 for the first token of a sequence */
+lockstep_status lockstep_localiser_log_probs(const lockstep_tensor *trainer, const lockstep_tensor *rollout,
+                                             const lockstep_localiser *localiser, lockstep_swap swap);
+
+/* Frees a localiser. NULL is a no-op. */
+void lockstep_localiser_destroy(lockstep_localiser *localiser);
+
 /* ---------------------------------------------------------------------------------------------
  * 11. Loss scalers and optimiser
  *

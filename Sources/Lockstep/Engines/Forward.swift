@@ -322,6 +322,7 @@ final class Forward {
             : kernels.store_rows(
                 added.base, hidden, format.rawValue, scratch.sums.base, hidden, count, hidden)
         if failures > 0 { throw Overflow(layer: layer, operation: "mixture of experts") }
+        observe?(layer, "mixture of experts", added.base, count * hidden)
     }
 
     /// Adds an expert's result to what a row has, each step rounded.

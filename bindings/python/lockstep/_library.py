@@ -699,6 +699,8 @@ class EngineOptions(Structure):
 
 
 ORDER_LOCKSTEP, ORDER_SPLIT_K, ORDER_FLASH, ORDER_EAGER, ORDER_FUSED = range(5)
+SWAP_NONE, SWAP_HEAD_ALONE, SWAP_BODY_ALONE, SWAP_FP32_HEADS = range(4)
+SWAP_FP32_HEAD_OF_TRAINER, SWAP_FP32_HEAD_OF_ROLLOUT, SWAP_LAYERS = 4, 5, 6
 FINISH_RUNNING = 0
 FINISH_STOP = 1
 FINISH_LENGTH = 2
@@ -717,6 +719,22 @@ class Headroom(Structure):
         ("name", c_char_p), ("is_weight", c_int32), ("layer", c_int32), ("count", c_int64),
         ("largest", c_double), ("subnormal", c_int64), ("vanishing", c_int64), ("overflowing", c_int64),
         ("non_finite", c_int64),
+    ]
+
+
+class Difference(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("layer", c_int32), ("operation", c_char_p), ("rows", c_int64),
+        ("columns", c_int64), ("differing", c_int64), ("non_finite", c_int64), ("first_row", c_int64),
+        ("first_column", c_int64), ("max_abs", c_double), ("mean_abs", c_double), ("rms", c_double),
+        ("relative_rms", c_double),
+    ]
+
+
+class LocaliserOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("threads", c_int32), ("instruction_set", c_int32),
+        ("reserved", c_uint32), ("reference", c_void_p), ("ranges", c_void_p), ("range_count", c_size_t),
     ]
 
 
@@ -952,6 +970,15 @@ SIGNATURES = {
     "lockstep_task_reward": (c_int32, [c_void_p, c_void_p, _tensor, _tensor]),
     "lockstep_task_encode": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p, c_char_p]),
     "lockstep_task_decode": (c_int32, [c_char_p, POINTER(c_size_t), c_void_p, _tensor]),
+    "lockstep_difference_measure": (c_int32, [POINTER(Difference), _tensor, _tensor]),
+    "lockstep_model_dump": (c_int32, [c_char_p, c_void_p, _tensor, _tensor, POINTER(ScoreOptions)]),
+    "lockstep_localiser_create": (
+        c_int32,
+        [POINTER(c_void_p), c_void_p, c_void_p, _tensor, _tensor, POINTER(LocaliserOptions)]),
+    "lockstep_localiser_step": (c_int32, [c_void_p, POINTER(c_size_t), POINTER(c_size_t)]),
+    "lockstep_localiser_read": (c_int32, [POINTER(Difference), POINTER(c_size_t), c_void_p, c_size_t]),
+    "lockstep_localiser_log_probs": (c_int32, [_tensor, _tensor, c_void_p, c_int32]),
+    "lockstep_localiser_destroy": (None, [c_void_p]),
 }
 
 FILE_NAME = "liblockstep.so.1"
@@ -1071,6 +1098,11 @@ KL_GRADIENTS = {
     "score_function": KL_GRADIENT_SCORE_FUNCTION, "k2": KL_GRADIENT_K2,
 }
 COVARIANCE_RULES = {"clip": COVARIANCE_CLIP, "kl": COVARIANCE_KL}
+SWAPS = {
+    "none": SWAP_NONE, "head_alone": SWAP_HEAD_ALONE, "body_alone": SWAP_BODY_ALONE,
+    "fp32_heads": SWAP_FP32_HEADS, "fp32_head_of_trainer": SWAP_FP32_HEAD_OF_TRAINER,
+    "fp32_head_of_rollout": SWAP_FP32_HEAD_OF_ROLLOUT,
+}
 SCALERS = {
     "constant": SCALER_CONSTANT, "torch": SCALER_TORCH, "deepspeed": SCALER_DEEPSPEED,
     "megatron": SCALER_MEGATRON,

@@ -18,6 +18,7 @@ from .audit import audit
 from .certify import certify
 from .convert import convert
 from .diagnose import diagnose
+from .locate import locate
 from .offline import offline
 from .presets import presets
 from .scaler import scaler
@@ -35,5 +36,5 @@ def commands() -> None:
             stream.reconfigure(errors="replace")
 
 
-for command in (diagnose, certify, advise, watch, convert, presets, audit, offline, scaler):
+for command in (diagnose, certify, advise, watch, convert, presets, audit, offline, locate, scaler):
     commands.add_command(command)
