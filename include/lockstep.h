@@ -41,6 +41,7 @@
  *
  * Sections: 1 version, status, errors.  2 tensors and number formats.  3 log-probs.  4 mismatch.
  * 5 logs.  6 corrections.  7 advantages.  8 objectives.  9 presets.  10 models and engines.
+ * 11 loss scalers and optimiser.  12 tasks.
  */
 #ifndef LOCKSTEP_H
 #define LOCKSTEP_H
@@ -2010,6 +2011,292 @@ lockstep_status lockstep_audit_read(lockstep_headroom *row, size_t *count, const
 
 /* Frees an audit. NULL is a no-op. */
 void lockstep_audit_destroy(lockstep_audit *audit);
+
+/* ---------------------------------------------------------------------------------------------
+ * 11. Loss scalers and optimiser
+ *
+ * FP16 gradients need a scaled loss: a scaler is told of each step whether its gradients are finite, says whether
+ * to skip it, and moves the scale as PyTorch, DeepSpeed or Megatron-LM do, state for state. docs/Training.md.
+ *
+ *     lockstep_scaler_update(&report, scaler, norm.non_finite > 0);
+ *     if (!report.skip) lockstep_adamw_step(&masters, &first, &second, NULL, &gradients, &options);
+ * ------------------------------------------------------------------------------------------ */
+
+/* Whose rule moves a loss scale. */
+typedef int32_t lockstep_scaler_kind;
+enum {
+    LOCKSTEP_SCALER_CONSTANT = 0,
+    /* torch.amp.GradScaler: every overflow backs off; growth after growth_interval clean steps. */
+    LOCKSTEP_SCALER_TORCH = 1,
+    /* DeepSpeed's DynamicLossScaler: overflows use up the hysteresis first; growth at clean step number
+     * growth_interval + 1 after an overflow, then every growth_interval. Back-off divides by growth_factor. */
+    LOCKSTEP_SCALER_DEEPSPEED = 2,
+    /* Megatron-LM's DynamicGradScaler: as torch, but the first hysteresis - 1 overflows since the last growth only
+     * skip. */
+    LOCKSTEP_SCALER_MEGATRON = 3
+};
+
+/* Growable. Fill it with lockstep_scaler_options_named. */
+typedef struct {
+    uint32_t struct_size;
+    lockstep_scaler_kind kind;
+    double initial_scale;  /* positive; torch and Megatron keep it in float32 */
+    double growth_factor;  /* more than 1 */
+    double backoff_factor; /* between 0 and 1; DeepSpeed: 0.5, and not used */
+    double minimum_scale;  /* the floor of back-off */
+    double maximum_scale;  /* a growth beyond this is not made: the largest float32 */
+    int64_t growth_interval;
+    int32_t hysteresis;             /* overflows until a back-off; 1 but for DeepSpeed and Megatron */
+    int32_t consecutive_hysteresis; /* DeepSpeed: 1 refills the hysteresis at every clean step */
+} lockstep_scaler_options;
+
+/* The options of a name, the peers' own defaults:
+ *
+ *     constant   65536, for ever
+ *     torch      65536, interval 2000, no floor
+ *     deepspeed  65536, interval 1000, hysteresis 2, floor 1
+ *     megatron   2^32, interval 1000, hysteresis 2, floor 1
+ *     paper      torch with interval 400
+ *
+ * `options` has its struct_size set: only that many bytes are written. */
+lockstep_status lockstep_scaler_options_named(lockstep_scaler_options *options, const char *name);
+
+/* What a scaler says after a step. Growable: set struct_size before the call. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t skip;     /* 1: the step's gradients were not finite; leave the weights as they are */
+    double scale;     /* of the next step's loss */
+    /* 1: the last overflow left the scale at its floor (minimum_scale, but at least 1; of a constant one, itself):
+     * an alarm, as the next overflow cannot be backed off from. Until a growth; if constant, until a clean step. */
+    int32_t at_floor;
+    uint32_t reserved;       /* 0 */
+    int64_t steps;           /* updates so far */
+    int64_t skipped;         /* of them, those to be skipped */
+    int64_t growths;
+    int64_t backoffs;
+    int64_t floor_overflows; /* overflows that left the scale at its floor */
+    int64_t skipped_in_a_row;
+    int64_t longest_skip;    /* the most steps skipped in a row */
+    int64_t last_skipped;    /* counted from 0; -1 if there is none */
+} lockstep_scaler_report;
+
+/* A loss scale and its state. One thread at a time. Free with lockstep_scaler_destroy. */
+typedef struct lockstep_scaler lockstep_scaler;
+
+/* Makes a scaler. NULL options: those of "torch". */
+lockstep_status lockstep_scaler_create(lockstep_scaler **scaler, const lockstep_scaler_options *options);
+
+/* Frees a scaler. NULL is a no-op. */
+void lockstep_scaler_destroy(lockstep_scaler *scaler);
+
+/* Takes a step: `found_non_finite` is not 0 if its gradients, of all ranks together, hold an infinity or a NaN. */
+lockstep_status lockstep_scaler_update(lockstep_scaler_report *report, lockstep_scaler *scaler,
+                                       int32_t found_non_finite);
+
+/* The report of the last step; before the first, the initial scale and zeros. */
+lockstep_status lockstep_scaler_read(lockstep_scaler_report *report, const lockstep_scaler *scaler);
+
+/* The options a scaler was made with. */
+lockstep_status lockstep_scaler_get_options(lockstep_scaler_options *options, const lockstep_scaler *scaler);
+
+/* Writes a scaler as bytes with a checksum, to be kept with a checkpoint. `size` holds the room in `bytes`, and
+ * gets the number of bytes; with `bytes` NULL only that. */
+lockstep_status lockstep_scaler_save(void *bytes, size_t *size, const lockstep_scaler *scaler);
+
+/* Makes the scaler that lockstep_scaler_save wrote: it goes on with the same scales. Damaged bytes are
+ * LOCKSTEP_ERROR_BAD_DATA. */
+lockstep_status lockstep_scaler_load(lockstep_scaler **scaler, const void *bytes, size_t size);
+
+/* What a scaler would have done in a recorded run: one overflows where maximum x scale, in float64, is at least
+ * `limit`. The recorded gradients are taken as they are: a skip would in truth have changed what follows.
+ *
+ * report   after the last step
+ * scales   [steps]  fp64; the scale each step ran with; optional
+ * skipped  [steps]  uint8 or bool; optional
+ * maxima   [steps]  fp32 or fp64: the largest |gradient| of each step before scaling; infinite or NaN overflows
+ * limit    65520 for fp16, from where a value rounds to infinity; positive */
+lockstep_status lockstep_scaler_replay(lockstep_scaler_report *report, const lockstep_tensor *scales,
+                                       const lockstep_tensor *skipped, const lockstep_tensor *maxima,
+                                       double limit, const lockstep_scaler_options *options);
+
+/* Growable: appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t threads; /* 0: one for each processor this process may use */
+    lockstep_instruction_set instruction_set;
+    uint32_t reserved; /* 0 */
+    double max_norm;   /* clip the norm to this; 0: not */
+    double scale;      /* what gradients are to be divided by: loss scale x accumulated micro-batches; 1 by default */
+} lockstep_gradient_options;
+
+#define LOCKSTEP_GRADIENT_OPTIONS_INIT { sizeof(lockstep_gradient_options), 0, 0, 0, 0.0, 1.0 }
+
+/* The gradients of a step. Frozen. */
+typedef struct {
+    double norm;        /* their 2-norm, divided by scale; infinite or NaN if one is */
+    double largest;     /* the largest magnitude as it stands, not divided */
+    double factor;      /* what to multiply gradients by: min(1, max_norm / (norm + 1e-6)) / scale */
+    int64_t non_finite; /* how many are infinite or NaN: if any, skip the step */
+} lockstep_gradient_norm;
+
+/* The norm of `count` tensors of gradients together, and what clips it, as torch.nn.utils.clip_grad_norm_ has it.
+ *
+ * gradients  fp32, any shape, contiguous. Squares are exact in float64; chunks of 65,536 elements of a tensor are
+ *            added in 32 lanes and then in order: the bits do not depend on threads or instruction set. */
+lockstep_status lockstep_gradients_measure(lockstep_gradient_norm *norm, const lockstep_tensor *gradients,
+                                           size_t count, const lockstep_gradient_options *options);
+
+/* How a 16-bit master takes a step. */
+typedef int32_t lockstep_master_rounding;
+enum {
+    LOCKSTEP_MASTER_NEAREST = 0,
+    LOCKSTEP_MASTER_STOCHASTIC = 1, /* of seed, step and element */
+    LOCKSTEP_MASTER_KAHAN = 2       /* what rounding leaves is kept in `compensation`, and counts from then on */
+};
+
+/* Growable: appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t threads; /* 0: one for each processor this process may use */
+    lockstep_instruction_set instruction_set;
+    lockstep_master_rounding rounding; /* of 16-bit masters */
+    int64_t step;          /* 1 for the first: the bias correction */
+    double learning_rate;  /* 0.001 */
+    double beta1, beta2;   /* in [0, 1): 0.9, 0.999 */
+    double epsilon;        /* in (0, 1]: 1e-8 */
+    double weight_decay;   /* decoupled: 0.01; 0 for norms and biases */
+    double gradient_scale; /* gradients are multiplied by this first: lockstep_gradient_norm.factor; 1 */
+    double largest;        /* lockstep_gradient_norm.largest, which saves a pass; 0: it is looked for */
+    uint64_t seed;         /* STOCHASTIC */
+} lockstep_adamw_options;
+
+#define LOCKSTEP_ADAMW_OPTIONS_INIT \
+    { sizeof(lockstep_adamw_options), 0, 0, 0, 1, 0.001, 0.9, 0.999, 1e-8, 0.01, 1.0, 0.0, 0 }
+
+/* One step of AdamW, in place and element by element:
+ *
+ *     g = gradient gradient_scale
+ *     m += (1 - beta1) (g - m)
+ *     v = beta2 v + (1 - beta2) g g
+ *     master = master (1 - rate decay) - rate / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon)
+ *
+ * masters         fp32; fp16 and bf16 for study: widened, changed in float32, rounded back
+ * first_moments   fp32, zeros before the first step
+ * second_moments  fp32, zeros before the first step
+ * compensation    KAHAN: the dtype of masters, zeros before the first step; else NULL
+ * gradients       fp32, memory of their own
+ *
+ * All of one shape, contiguous. A gradient that is infinite, NaN or, scaled, beyond 1e18 is
+ * LOCKSTEP_ERROR_NON_FINITE, and nothing is written. */
+lockstep_status lockstep_adamw_step(const lockstep_tensor *masters, const lockstep_tensor *first_moments,
+                                    const lockstep_tensor *second_moments,
+                                    const lockstep_tensor *compensation, const lockstep_tensor *gradients,
+                                    const lockstep_adamw_options *options);
+
+/* What comes after the warm-up. */
+typedef int32_t lockstep_schedule_shape;
+enum {
+    LOCKSTEP_SCHEDULE_CONSTANT = 0,
+    LOCKSTEP_SCHEDULE_LINEAR = 1,
+    LOCKSTEP_SCHEDULE_COSINE = 2 /* half a cosine */
+};
+
+/* Growable: appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    lockstep_schedule_shape shape;
+    double peak;          /* 0.001 */
+    int64_t warmup_steps; /* the rate rises from 0 to the peak in so many steps; 0: at once */
+    int64_t total_steps;  /* where LINEAR and COSINE end: more than warmup_steps */
+    double final_share;   /* the last rate as a share of the peak, in [0, 1] */
+} lockstep_schedule_options;
+
+#define LOCKSTEP_SCHEDULE_OPTIONS_INIT { sizeof(lockstep_schedule_options), 0, 0.001, 0, 0, 0.0 }
+
+/* The learning rate of update number `step`, the first being 1 (transformers' schedules of the same names, from
+ * their second update on; rate is never NULL). */
+lockstep_status lockstep_learning_rate(double *rate, int64_t step, const lockstep_schedule_options *options);
+
+/* ---------------------------------------------------------------------------------------------
+ * 12. Tasks
+ *
+ * Problems whose answers can be checked, made from seeds. A problem is a function of (seed, index) alone. Tokens are
+ * characters; a response is right (1) or not (0).
+ *
+ *     chain      y' = (a y + b) mod 7, 32 times. Prompt: a b y; response: 32 digits, no stop. A digit has two fonts, 0-6
+ *                and a-g, that mean the same. Right if there are 32 and the last is.
+ *     arithmetic 23+456= or 345*7= (3 digits). The sum or product follows the last # of the response, in decimal
+ *                without leading zeros; before it the response may work it out.
+ *     sort       8 digits, 31415926=, in rising order
+ *     reverse    8 letters, abcdefgh=, backwards
+ *     countdown  3,7,25,2:45= (4 numbers): an expression of + - * / and parentheses with each number exactly once
+ *                that gives the target; a division must leave no rest
+ *     file:PATH  a JSON object a line with "prompt" and "answer", strings. The final answer is what follows the last
+ *                #, or, without one, the last line that is not blank, without spaces around it. Right if that of the
+ *                response is that of the answer, character by character. Indices go through the file over and over, in
+ *                orders that the seed decides.
+ *
+ * All but chain end a response with the stop id; one that does not end with it is not right. Ids beyond the
+ * vocabulary (models pad theirs) make a response wrong.
+ * ------------------------------------------------------------------------------------------ */
+
+/* Growable: appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t size; /* how large problems are, as the numbers above; 0: those */
+} lockstep_task_options;
+
+#define LOCKSTEP_TASK_OPTIONS_INIT { sizeof(lockstep_task_options), 0 }
+
+/* Growable: set struct_size before the call; only that many bytes are written. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t vocab;            /* ids are [0, vocab) */
+    int32_t stop_id;          /* -1: a response ends at longest_response */
+    uint32_t reserved;        /* 0 */
+    int64_t longest_prompt;   /* ids */
+    int64_t longest_response; /* ids, stop id included: what to limit sampling to */
+    int64_t problems;         /* of a file; 0: as many as there are indices */
+} lockstep_task_info;
+
+/* A task. `const` use is safe from many threads. Free with lockstep_task_destroy. */
+typedef struct lockstep_task lockstep_task;
+
+lockstep_status lockstep_task_create(lockstep_task **task, const char *name,
+                                     const lockstep_task_options *options);
+
+/* Frees a task. NULL is a no-op. */
+void lockstep_task_destroy(lockstep_task *task);
+
+lockstep_status lockstep_task_get_info(lockstep_task_info *info, const lockstep_task *task);
+
+/* Writes the prompt of problem `index` (0 to 2^48). `count` holds the room in `tokens`, in ids, and gets their
+ * number; with `tokens` NULL only that. */
+lockstep_status lockstep_task_prompt(int32_t *tokens, size_t *count, const lockstep_task *task, int64_t index,
+                                     uint64_t seed);
+
+/* The same of a solution, stop id included. Each of its steps (chain: a number; arithmetic: a digit; sort, reverse: an
+ * element; countdown: a number) is wrong with probability `error_rate`, and what follows goes on from there. Of n
+ * steps, (1 - error_rate)^n solutions are right; of chain's, 1/7 + 6/7 (1 - 7/6 error_rate)^n. A file's are its answers:
+ * error_rate must be 0. */
+lockstep_status lockstep_task_demonstration(int32_t *tokens, size_t *count, const lockstep_task *task,
+                                            int64_t index, uint64_t seed, double error_rate);
+
+/* 1 if the response solves the problem of the prompt, else 0.
+ *
+ * prompt    [tokens]  int32 or int64: of lockstep_task_prompt, or another of that form
+ * response  [tokens]  int32 or int64: what follows it, stop id included */
+lockstep_status lockstep_task_reward(double *reward, const lockstep_task *task, const lockstep_tensor *prompt,
+                                     const lockstep_tensor *response);
+
+/* The ids of a UTF-8 text; a character that the vocabulary lacks is an error with its place. `count` as above. */
+lockstep_status lockstep_task_encode(int32_t *tokens, size_t *count, const lockstep_task *task,
+                                     const char *text);
+
+/* The UTF-8 text of ids. `size` holds the room in `text`, in bytes, and gets their number, the 0 at the end included;
+ * with `text` NULL only that. The stop id is the line feed, of a file U+0003. */
+lockstep_status lockstep_task_decode(char *text, size_t *size, const lockstep_task *task,
+                                     const lockstep_tensor *tokens);
 
 #ifdef __cplusplus
 }

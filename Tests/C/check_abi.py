@@ -162,6 +162,25 @@ def check_no_arithmetic(build):
     return [f"LockstepABI uses {name}" for name in sorted(set(used))]
 
 
+def check_unicode(library, build):
+    """our objects ask for no properties of Unicode scalars, whose tables the library leaves out"""
+    asks = re.compile(r"_swift_stdlib_get[A-Z]|Unicode\.Scalar\.[Pp]roperties|Unicode\.GeneralCategory"
+                      r"|Swift\.(Character|StringProtocol|String)\.(lowercased|uppercased|capitalized|wholeNumberValue"
+                      r"|is(Letter|Number|WholeNumber|Newline|Whitespace|Symbol|MathSymbol|CurrencySymbol|Punctuation"
+                      r"|Cased|Lowercase|Uppercase))")
+    objects = sorted([*(build / "Lockstep.build").glob("*.o"), *(build / "LockstepABI.build").glob("*.o")])
+    status, output, error = run("nm", "--undefined-only", *objects)
+    if status != 0 or not output:
+        return ["nm failed"] + error.splitlines()[:5]
+    names = sorted({line.split()[-1] for line in output.splitlines() if " U " in line})
+    status, output, error = run("swift-demangle", *names)
+    if status != 0 or not output:
+        return ["swift-demangle failed"] + error.splitlines()[:5]
+    problems = [f"{line}: see Sources/CLockstepUnicode/unicode.c" for line in output.splitlines() if asks.search(line)]
+    _, text, _ = run("strings", "-n", "12", library)
+    return problems + (["the tables are in the library"] if "LATIN CAPITAL LETTER" in text else [])
+
+
 def main():
     if len(sys.argv) != 3:
         sys.exit(__doc__)
@@ -169,7 +188,7 @@ def main():
     checks = [
         (check_list,), (check_exports, library), (check_c,), (check_cxx,), (check_self_contained, library),
         (check_soname, library), (check_size, library), (check_core_imports,), (check_implementations,),
-        (check_no_arithmetic, build),
+        (check_no_arithmetic, build), (check_unicode, library, build),
     ]
     failed = 0
     for check, *arguments in checks:

@@ -10,6 +10,7 @@
 #include "gemm.h"
 #include "layers.h"
 #include "training.h"
+#include "optimizer.h"
 
 #include "math64.h"
 
@@ -66,4 +67,6 @@ const lsk_kernels LSK_TABLE = {
     .objective_level = objective_level,
     .objective_terms = objective_terms,
     .objective_kl = objective_kl,
+    .adamw = adamw,
+    .gradient_squares = gradient_squares,
 };

@@ -82,6 +82,15 @@ typedef struct {
     int32_t reference;
 } lsk_gradient_row;
 
+// One step of AdamW: see Reference/ReferenceOptimizer.swift.
+typedef struct {
+    float gradient_scale;
+    float first_rest;                // 1 - beta1
+    float second, second_rest;       // beta2, 1 - beta2
+    float inverse_root, epsilon;     // 1 / sqrt(1 - beta2^t)
+    float decay, step_size;          // 1 - rate decay, rate / (1 - beta1^t)
+} lsk_adamw_rule;
+
 // What happened in a conversion; see lockstep_convert_counts.
 typedef struct {
     int64_t overflow, underflow, nan;
@@ -189,6 +198,11 @@ typedef struct {
                             const lsk_objective_scale *scale);
     void (*objective_kl)(void *values, int32_t format, void *gradients, int32_t gradients_format,
                          const lsk_objective_span *span, const lsk_objective_rule *rule);
+
+    // optimizer.h.
+    void (*adamw)(float *masters, float *first, float *second, const float *gradients, ptrdiff_t count,
+                  const lsk_adamw_rule *rule);
+    double (*gradient_squares)(float *largest, const float *gradients, ptrdiff_t count);
 } lsk_kernels;
 
 // The kernels for an instruction set; NULL if this machine, or this build, does not have it.

@@ -144,6 +144,9 @@ public struct TokenView {
         self.stride = stride
     }
 
+    /// Id `index`, which must be in [0, count).
+    public func token(_ index: Int) -> Int { self[index] }
+
     subscript(index: Int) -> Int {
         let address = base! + index &* stride &* byteCount
         return byteCount == 4

@@ -1,0 +1,1 @@
+/* Nothing is called from here: unicode.c replaces a part of the Swift standard library when the C library is linked. */
