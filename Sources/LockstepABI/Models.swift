@@ -20,7 +20,7 @@ extension lockstep_engine_options: GrowableOptions {
 }
 
 /// What a lockstep_model points to.
-private final class ModelBox {
+final class ModelBox {
     let model: Model
     /// The family's name, ended by a 0: it is lent.
     let family: UnsafeMutableBufferPointer<CChar>
@@ -239,7 +239,7 @@ public func lockstep_engine_destroy(_ engine: OpaquePointer!) {
     Unmanaged<EngineBox>.fromOpaque(UnsafeRawPointer(engine)).release()
 }
 
-private func modelBox(_ model: OpaquePointer?) throws(LockstepError) -> ModelBox {
+func modelBox(_ model: OpaquePointer?) throws(LockstepError) -> ModelBox {
     guard let model else { throw invalid("model is NULL; make one with lockstep_model_load") }
     return Unmanaged<ModelBox>.fromOpaque(UnsafeRawPointer(model)).takeUnretainedValue()
 }
@@ -249,7 +249,7 @@ private func engineBox(_ engine: OpaquePointer?) throws(LockstepError) -> Engine
     return Unmanaged<EngineBox>.fromOpaque(UnsafeRawPointer(engine)).takeUnretainedValue()
 }
 
-private func coreRecipe(_ recipe: UnsafePointer<lockstep_recipe>?) throws(LockstepError) -> Recipe {
+func coreRecipe(_ recipe: UnsafePointer<lockstep_recipe>?) throws(LockstepError) -> Recipe {
     guard recipe != nil else { return Recipe(.fp32) }
     let given = try read(recipe, "recipe", defaults: lockstep_recipe())
     var core = Recipe(.fp32)
@@ -258,6 +258,7 @@ private func coreRecipe(_ recipe: UnsafePointer<lockstep_recipe>?) throws(Lockst
     core.cache = try format(given.cache, "cache")
     core.probabilities = try format(given.probabilities, "probabilities")
     core.logits = try format(given.logits, "logits")
+    core.gradients = core.activations
     return core
 }
 
