@@ -98,7 +98,8 @@ public func lockstep_scaler_load(
         }
         guard let bytes else { throw invalid("bytes is NULL; give what lockstep_scaler_save wrote") }
         guard (0...1 << 20).contains(size) else {
-            throw invalid("size is \(UInt(bitPattern: size)); a saved scaler has \(LossScaler.savedSize) bytes")
+            throw invalid(
+                "size is \(UInt(bitPattern: size)); a saved scaler has \(LossScaler.savedSize) bytes")
         }
         let saved = [UInt8](UnsafeRawBufferPointer(start: bytes, count: size))
         scaler.pointee = handle(try LossScaler(bytes: saved))

@@ -137,7 +137,8 @@ extension CheckedTensor {
         for axis in shape.indices.reversed() {
             guard count == 0 || shape[axis] <= 1 || strides[axis] == step else {
                 throw invalid(
-                    "\(name): strides[\(axis)] is \(strides[axis]); elements must be contiguous, copy it first")
+                    "\(name): strides[\(axis)] is \(strides[axis]); elements must be contiguous, copy it first"
+                )
             }
             step *= Swift.max(shape[axis], 1)
         }

@@ -77,13 +77,15 @@ public func lockstep_task_demonstration(
 
 @_cdecl("lockstep_task_reward") @implementation
 public func lockstep_task_reward(
-    _ reward: UnsafeMutablePointer<Double>!, _ task: OpaquePointer!, _ prompt: UnsafePointer<lockstep_tensor>!,
+    _ reward: UnsafeMutablePointer<Double>!, _ task: OpaquePointer!,
+    _ prompt: UnsafePointer<lockstep_tensor>!,
     _ response: UnsafePointer<lockstep_tensor>!
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
         try checkArray(reward, "reward", count: 1)
         reward.pointee = try coreTask(task).reward(
-            prompt: CheckedTensor(prompt, "prompt").ids(), response: CheckedTensor(response, "response").ids())
+            prompt: CheckedTensor(prompt, "prompt").ids(), response: CheckedTensor(response, "response").ids()
+        )
     }
 }
 

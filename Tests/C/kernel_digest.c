@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The instruction set, the rows of a strip, and 34 kernels. */
-_Static_assert(sizeof(lsk_kernels) == 36 * sizeof(void *), "a kernel came or went: it needs a digest here");
+/* The instruction set, the rows of a strip, and 36 kernels. */
+_Static_assert(sizeof(lsk_kernels) == 38 * sizeof(void *), "a kernel came or went: it needs a digest here");
 
 /* ---- digests */
 
@@ -349,6 +349,36 @@ static void digest_layers(int32_t format) {
         }
     snprintf(name, sizeof name, "layers_%s", name_of(format));
     digest_end(name);
+}
+
+/* ---- optimizer.h */
+
+static void digest_optimizer(void) {
+    enum { LONG = 4099 };
+    static const ptrdiff_t counts[] = {1, 7, 16, 31, 65, LONG};
+    static const float scales[] = {1e-30f, 0.01f, 60000};
+    const lsk_adamw_rule rule = {0.7f, 0.1f, 0.95f, 0.05f, 3.2f, 1e-8f, 0.999f, 0.01f};
+    digest_begin();
+    for (size_t s = 0; s < sizeof scales / sizeof *scales; s++)
+        for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+            const ptrdiff_t count = counts[i];
+            const size_t bytes = (size_t)count * sizeof(float);
+            float *gradients = random_values(LSK_FP32, LONG, scales[s]), *masters = random_values(LSK_FP32, LONG, 1);
+            float *first = random_values(LSK_FP32, LONG, scales[s]), *second = random_values(LSK_FP32, LONG, scales[s]);
+            float largest;
+            for (ptrdiff_t j = 0; j < count; j++) second[j] *= second[j];
+            digest_double(kernels->gradient_squares(&largest, gradients, count));
+            digest_bytes(&largest, sizeof largest);
+            kernels->adamw(masters, first, second, gradients, count, &rule);
+            digest_bytes(masters, bytes);
+            digest_bytes(first, bytes);
+            digest_bytes(second, bytes);
+            free(gradients);
+            free(masters);
+            free(first);
+            free(second);
+        }
+    digest_end("optimizer");
 }
 
 /* ---- mismatch.h */
@@ -721,6 +751,7 @@ int main(int count, char **arguments) {
         digest_pack_panel(format);
         digest_layers(format);
     }
+    digest_optimizer();
     digest_lse_tile();
     for (int32_t trainer = LSK_FP32; trainer <= LSK_FP64; trainer++)
         for (int32_t rollout = LSK_FP32; rollout <= LSK_FP64; rollout++) digest_mismatch(trainer, rollout);

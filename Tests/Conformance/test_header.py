@@ -14,7 +14,7 @@ import pytest
 import lockstep
 from conftest import ROOT
 from lockstep import _library as c
-from lockstep import _accumulator, _corrections, _log_file, _mismatch, _monitor, _objectives
+from lockstep import _accumulator, _corrections, _log_file, _mismatch, _monitor, _objectives, _training
 
 HEADER = re.sub(r"/\*.*?\*/", " ", (ROOT / "include" / "lockstep.h").read_text(), flags=re.S)
 
@@ -106,7 +106,7 @@ def allowed(declaration: str) -> list:
         kind = "int32_t"
     if not pointer:
         plain = {"int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "size_t": ctypes.c_size_t,
-                 "float": ctypes.c_float, "double": ctypes.c_double, "void": None}
+                 "uint64_t": ctypes.c_uint64, "float": ctypes.c_float, "double": ctypes.c_double, "void": None}
         return [plain[kind]] if kind in plain else [struct_class(kind)]
     if kind == "char":
         return [ctypes.c_char_p]
@@ -114,7 +114,7 @@ def allowed(declaration: str) -> list:
         return [ctypes.POINTER(ctypes.c_size_t)]
     if kind in HANDLES:
         return [ctypes.POINTER(ctypes.c_void_p) if declaration.count("*") == 2 else ctypes.c_void_p]
-    if kind in ("double", "uint64_t", "void"):
+    if kind in ("double", "int32_t", "uint64_t", "void"):
         return [ctypes.c_void_p]
     # An array of structs may be passed as a plain address; a tensor never is.
     return [ctypes.POINTER(struct_class(kind))] + ([ctypes.c_void_p] if kind != "lockstep_tensor" else [])
@@ -157,6 +157,10 @@ def test_option_defaults_are_the_macros(run_c):
         "lockstep_preset": c.Preset(ctypes.sizeof(c.Preset)),
         "lockstep_batch": c.Batch(ctypes.sizeof(c.Batch)),
         "lockstep_objective_options": _objectives._options(),
+        "lockstep_gradient_options": _training._gradient_options(1.0, 0.0, 0, "best"),
+        "lockstep_adamw_options": _training._adamw_options(),
+        "lockstep_schedule_options": c.ScheduleOptions(ctypes.sizeof(c.ScheduleOptions), 0, 0.001),
+        "lockstep_task_options": c.TaskOptions(ctypes.sizeof(c.TaskOptions)),
         "lockstep_covariance_options": c.CovarianceOptions(
             ctypes.sizeof(c.CovarianceOptions), *(
                 inspect.signature(lockstep.covariance_select).parameters[name].default if name != "rule" else 0
@@ -177,6 +181,9 @@ def test_results_have_the_structs_fields():
     assert list(lockstep.ObjectiveCounts._fields) == STRUCTS["lockstep_objective_counts"]
     assert list(lockstep.Estimate._fields) == STRUCTS["lockstep_estimate"]
     assert {each.name for each in fields(lockstep.Alarm)} == set(STRUCTS["lockstep_monitor_alarm"]) - {"struct_size"}
+    assert [each.name for each in fields(lockstep.ScalerReport)] == [
+        each for each in STRUCTS["lockstep_scaler_report"] if each not in ("struct_size", "reserved")]
+    assert list(lockstep.GradientNorm._fields) == STRUCTS["lockstep_gradient_norm"]
     assert {each.name for each in fields(lockstep.Correction)} - {"weights", "kept", "counts"} == set(
         STRUCTS["lockstep_correction"]) - {"struct_size"}
     assert list(lockstep.WeightStatistics._fields) == STRUCTS["lockstep_weight_statistics"]

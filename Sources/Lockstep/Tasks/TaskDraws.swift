@@ -17,9 +17,11 @@ struct TaskDraws {
     }
 
     /// A number in [0, bound), each as likely as the others to 1 in 2^32.
-    mutating func below(_ bound: Int) -> Int { Int(UInt64(word()) &* UInt64(bound) >> 32) }
+    mutating func below(_ bound: Int) -> Int { Int((UInt64(word()) &* UInt64(bound)) >> 32) }
 
-    /// True with a probability, resolved to 2^-32. It draws a number whatever the probability.
+    /// True with a probability, resolved to 2^-32.
+    ///
+    /// It draws a number whatever the probability.
     mutating func chance(_ probability: Double) -> Bool { Double(word()) < probability * 0x1p32 }
 
     /// A number in [0, bound) other than `value`.

@@ -48,32 +48,38 @@ struct TaskFile: TaskRules {
                 throw bad("give an object with \"prompt\" and \"answer\", both strings")
             }
             guard !prompt.isEmpty else { throw bad("the prompt is empty") }
-            guard !prompt.unicodeScalars.contains(Self.stop), !answer.unicodeScalars.contains(Self.stop) else {
+            guard !prompt.unicodeScalars.contains(Self.stop), !answer.unicodeScalars.contains(Self.stop)
+            else {
                 throw bad("has U+0003, which stands for the end of a response; leave it out")
             }
             let scalars = Array(answer.unicodeScalars)
             guard !finalAnswer(scalars).isEmpty else { throw bad("the answer is empty") }
             texts.append((Array(prompt.unicodeScalars), scalars, line))
         }
-        guard !texts.isEmpty else { throw LockstepError(.badData, "\(path): has no problems; give one a line") }
+        guard !texts.isEmpty else {
+            throw LockstepError(.badData, "\(path): has no problems; give one a line")
+        }
 
         var characters: Set<Unicode.Scalar> = []
         for text in texts { characters.formUnion(text.prompt + text.answer) }
         guard characters.count < 65_536 else {
-            throw LockstepError(.badData, "\(path): has \(characters.count) different characters; 65,535 are the most")
+            throw LockstepError(
+                .badData, "\(path): has \(characters.count) different characters; 65,535 are the most")
         }
         let vocabulary = Vocabulary(characters.sorted { $0.value < $1.value } + [Self.stop])
         var entries: [Entry] = []
         var places: [[Int32]: Int] = [:]
         for text in texts {
             let entry = Entry(
-                prompt: text.prompt.map { vocabulary.id($0)! }, response: text.answer.map { vocabulary.id($0)! },
+                prompt: text.prompt.map { vocabulary.id($0)! },
+                response: text.answer.map { vocabulary.id($0)! },
                 answer: finalAnswer(text.answer))
             if let place = places[entry.prompt] {
                 guard entries[place].answer == entry.answer else {
                     throw LockstepError(
                         .badData,
-                        "\(path): line \(text.line): has the prompt of line \(texts[place].line), but another answer")
+                        "\(path): line \(text.line): has the prompt of line \(texts[place].line), but another answer"
+                    )
                 }
             } else {
                 places[entry.prompt] = entries.count

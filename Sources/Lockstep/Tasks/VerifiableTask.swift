@@ -1,6 +1,8 @@
 /// Options of a task.
 public struct TaskOptions: Equatable, Sendable {
-    /// How large problems are; 0: the default. chain: steps (32). arithmetic: digits of a number (3). sort, reverse:
+    /// How large problems are; 0: the default.
+    ///
+    /// chain: steps (32). arithmetic: digits of a number (3). sort, reverse:
     /// elements (8). countdown: numbers (4).
     public var size = 0
 
@@ -59,8 +61,8 @@ public struct VerifiableTask: Sendable {
             return size
         }
         self.name = name
-        var rules: any TaskRules
-        var alphabet = ""
+        let rules: any TaskRules
+        let alphabet: String
         switch name {
         case "chain":
             rules = ChainTask(steps: try size(32, 1...4096))
@@ -81,7 +83,8 @@ public struct VerifiableTask: Sendable {
             guard name.hasPrefix("file:") else {
                 throw LockstepError(
                     .invalidArgument,
-                    "name: '\(name)' is no task; known are \(Self.names.joined(separator: ", ")) and file:PATH")
+                    "name: '\(name)' is no task; known are \(Self.names.joined(separator: ", ")) and file:PATH"
+                )
             }
             _ = try size(0, 0...0)
             let file = try TaskFile(path: String(name.dropFirst(5)))
@@ -107,6 +110,7 @@ public struct VerifiableTask: Sendable {
     ///   - index: which problem, from 0. Of a file: problems in an order that the seed decides, over and over.
     ///   - seed: of the series.
     /// - Throws: `.invalidArgument` for an index that is negative or beyond 2^48.
+    /// - Returns: the ids.
     public func prompt(_ index: Int, seed: UInt64) throws(LockstepError) -> [Int32] {
         try problem(index, seed, errorRate: 0).prompt
     }
@@ -123,6 +127,7 @@ public struct VerifiableTask: Sendable {
     ///   - seed: as of `prompt`.
     ///   - errorRate: in [0, 1]; 0 for a file, whose answers are what they are.
     /// - Throws: as `prompt`; `.invalidArgument` for the rate.
+    /// - Returns: the ids.
     public func demonstration(_ index: Int, seed: UInt64, errorRate: Double = 0) throws(LockstepError)
         -> [Int32]
     {
@@ -150,6 +155,7 @@ public struct VerifiableTask: Sendable {
     ///   - prompt: what `prompt` gave, or another of that form.
     ///   - response: the ids after it, stop id included.
     /// - Throws: `.invalidArgument` if the prompt is none of this task.
+    /// - Returns: 1 or 0.
     public func reward(prompt: [Int32], response: [Int32]) throws(LockstepError) -> Double {
         var answer = response[...]
         var hasEnded = true

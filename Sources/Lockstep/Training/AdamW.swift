@@ -166,7 +166,7 @@ private func checkLargest(
             + "skip this step and lower the loss scale")
 }
 
-/// One step of AdamW on fp32 masters, in place:
+/// One step of AdamW on fp32 masters, in place.
 ///
 ///     g = gradient * gradientScale
 ///     m += (1 - beta1) (g - m)
@@ -191,7 +191,8 @@ public func adamWStep(
     _ settings: AdamWSettings, largest: Double? = nil, execution: Execution = Execution()
 ) throws(LockstepError) {
     try adamWStep(
-        masters: UnsafeMutableRawPointer(masters.baseAddress), .fp32, compensation: nil, rounding: .nearestEven,
+        masters: UnsafeMutableRawPointer(masters.baseAddress), .fp32, compensation: nil,
+        rounding: .nearestEven,
         count: masters.count, firstMoments: firstMoments, secondMoments: secondMoments, gradients: gradients,
         settings, largest: largest, execution: execution)
 }
@@ -229,7 +230,8 @@ public func adamWStep(
             .invalidArgument, "\(name): has \(found) elements but masters has \(count); they must be equal")
     }
     guard format != .fp32 || rounding == .nearestEven else {
-        throw LockstepError(.invalidArgument, "options: rounding is for 16-bit masters; fp32 has nothing to round")
+        throw LockstepError(
+            .invalidArgument, "options: rounding is for 16-bit masters; fp32 has nothing to round")
     }
     guard (compensation != nil || count == 0) == (rounding == .kahan) || count == 0 else {
         throw LockstepError(
@@ -250,7 +252,7 @@ public func adamWStep(
     let (p, m, v, g) = (
         masters!, firstMoments.baseAddress!, secondMoments.baseAddress!, gradients.baseAddress!
     )
-    nonisolated(unsafe) let kernel = kernels.pointee
+    let kernel = kernels.pointee
     let chunk = format == .fp32 ? gradientChunk : narrowChunk
     let tasks = (count + chunk - 1) / chunk
     let isNarrow = format != .fp32
@@ -270,7 +272,8 @@ public func adamWStep(
                 }
             } else {
                 kernel.adamw(
-                    p.assumingMemoryBound(to: Float.self) + start, m + start, v + start, g + start, size, rule)
+                    p.assumingMemoryBound(to: Float.self) + start, m + start, v + start, g + start, size, rule
+                )
             }
         }
     }

@@ -6,11 +6,15 @@ public struct AdamWOptions: Equatable, Sendable {
     public var beta2 = 0.999
     /// Added to the root of the second moment; in (0, 1].
     public var epsilon = 1e-8
-    /// Decoupled: a step multiplies the masters by 1 - rate * weightDecay. Not negative.
+    /// Decoupled: a step multiplies the masters by 1 - rate * weightDecay.
+    ///
+    /// Not negative.
     public var weightDecay = 0.01
 
     /// Creates options.
-    public init(beta1: Double = 0.9, beta2: Double = 0.999, epsilon: Double = 1e-8, weightDecay: Double = 0.01) {
+    public init(
+        beta1: Double = 0.9, beta2: Double = 0.999, epsilon: Double = 1e-8, weightDecay: Double = 0.01
+    ) {
         self.beta1 = beta1
         self.beta2 = beta2
         self.epsilon = epsilon
@@ -55,7 +59,8 @@ struct AdamWConstants {
         try need(options.beta1 >= 0 && options.beta1 < 1, "beta1", options.beta1, "a value in [0, 1)")
         try need(options.beta2 >= 0 && options.beta2 < 1, "beta2", options.beta2, "a value in [0, 1)")
         try need(
-            Float(options.epsilon) > 0 && options.epsilon <= 1, "epsilon", options.epsilon, "a value in (0, 1]")
+            Float(options.epsilon) > 0 && options.epsilon <= 1, "epsilon", options.epsilon,
+            "a value in (0, 1]")
         try need(step >= 1, "step", Double(step), "1 for the first")
         try need(
             learningRate >= 0 && learningRate <= 1e6, "learning_rate", learningRate, "a rate of 0 or more")

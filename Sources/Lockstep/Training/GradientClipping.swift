@@ -19,8 +19,10 @@ public struct GradientNorm: Equatable, Sendable {
     ///   - maxNorm: the bound; 0: none.
     ///   - scale: the loss scale times the number of accumulated micro-batches; positive.
     /// - Throws: `.invalidArgument` for one of them.
-    public func clipped(maxNorm: Double, scale: Double = 1) throws(LockstepError) -> (norm: Double, factor: Double)
-    {
+    /// - Returns: the divided norm, and the factor.
+    public func clipped(maxNorm: Double, scale: Double = 1) throws(LockstepError) -> (
+        norm: Double, factor: Double
+    ) {
         guard scale > 0, scale.isFinite else {
             throw LockstepError(.invalidArgument, "options: scale is \(scale); give a positive number")
         }
@@ -58,7 +60,7 @@ public func gradientNorm(
         let sums = try Scratch<Double>(count: tasks)
         let tops = try Scratch<Float>(count: tasks)
         let (sumsBase, topsBase, base, count) = (sums.base, tops.base, buffer.baseAddress!, buffer.count)
-        nonisolated(unsafe) let kernel = kernels.pointee
+        let kernel = kernels.pointee
         parallelFor(tasks: tasks, threads: threads) { task, _ in
             let start = task * gradientChunk
             sumsBase[task] = kernel.gradient_squares(
@@ -94,13 +96,14 @@ public func accumulateGradients(
 ) throws(LockstepError) {
     guard accumulator.count == gradients.count else {
         throw LockstepError(
-            .invalidArgument, "gradients: has \(gradients.count) elements but accumulator has \(accumulator.count)")
+            .invalidArgument,
+            "gradients: has \(gradients.count) elements but accumulator has \(accumulator.count)")
     }
     let kernels = try execution.kernels()
     let threads = try execution.threadCount()
     guard let into = accumulator.baseAddress, let from = gradients.baseAddress else { return }
     let count = gradients.count
-    nonisolated(unsafe) let kernel = kernels.pointee
+    let kernel = kernels.pointee
     parallelFor(tasks: (count + gradientChunk - 1) / gradientChunk, threads: threads) { task, _ in
         let start = task * gradientChunk
         kernel.add_times(

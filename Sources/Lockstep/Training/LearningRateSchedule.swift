@@ -19,7 +19,9 @@ public struct LearningRateSchedule: Equatable, Sendable {
     public var peak: Double
     /// Steps in which the rate rises to the peak; 0: none.
     public var warmupSteps: Int
-    /// The step at which linear and cosine end; from there on the rate stays. More than `warmupSteps`.
+    /// The step at which linear and cosine end; from there on the rate stays.
+    ///
+    /// More than `warmupSteps`.
     public var totalSteps: Int
     /// The last rate, as a share of the peak, in [0, 1].
     public var finalShare: Double

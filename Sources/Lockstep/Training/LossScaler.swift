@@ -182,7 +182,9 @@ extension LossScaler {
     public init(bytes: [UInt8]) throws(LockstepError) {
         guard bytes.count == Self.savedSize else {
             throw LockstepError(
-                .badData, "bytes: \(bytes.count) bytes are no saved scaler, which has \(Self.savedSize); give all of it")
+                .badData,
+                "bytes: \(bytes.count) bytes are no saved scaler, which has \(Self.savedSize); give all of it"
+            )
         }
         var reader = ByteReader(bytes, 0..<bytes.count, "bytes: the saved scaler")
         guard try reader.read(UInt64.self) == Self.magic else {
@@ -191,7 +193,8 @@ extension LossScaler {
         let version = try reader.read(UInt32.self)
         guard version == Self.version else {
             throw LockstepError(
-                .unsupported, "bytes: format version \(version), but this library (\(versionString)) knows "
+                .unsupported,
+                "bytes: format version \(version), but this library (\(versionString)) knows "
                     + "version \(Self.version); load a newer library")
         }
         let end = bytes.count - 4
@@ -214,7 +217,8 @@ extension LossScaler {
         options.growthInterval = counts[0]
         options.hysteresis = counts[1]
         options.consecutiveHysteresis = counts[2] == 1
-        guard var scaler = try? LossScaler(options), (0...1).contains(counts[2]), (0...3).contains(counts[13]),
+        guard var scaler = try? LossScaler(options), (0...1).contains(counts[2]),
+            (0...3).contains(counts[13]),
             scale >= options.minimumScale, scale >= 0, scale <= options.maximumScale,
             (0..<options.growthInterval).contains(counts[3]), (0...options.hysteresis).contains(counts[4]),
             counts[5] >= 0, counts[5] < 1 << 60, counts[6...11].allSatisfy({ (0...counts[5]).contains($0) }),
@@ -226,7 +230,8 @@ extension LossScaler {
         scaler.report = LossScalerReport(
             scale: scale, skip: counts[13] & 1 != 0, isAtFloor: counts[13] & 2 != 0, steps: counts[5],
             skipped: counts[6], growths: counts[7], backoffs: counts[8], floorOverflows: counts[9],
-            skippedInARow: counts[10], longestSkip: counts[11], lastSkipped: counts[12] < 0 ? nil : counts[12])
+            skippedInARow: counts[10], longestSkip: counts[11], lastSkipped: counts[12] < 0 ? nil : counts[12]
+        )
         self = scaler
     }
 }

@@ -21,9 +21,13 @@ public struct LossScalerOptions: Equatable, Sendable {
     public var kind: LossScalerKind
     /// The first scale: positive; torch and Megatron keep it in float32.
     public var initialScale: Double
-    /// Growth multiplies by this, above 1. DeepSpeed's back-off divides by it.
+    /// Growth multiplies by this, above 1.
+    ///
+    /// DeepSpeed's back-off divides by it.
     public var growthFactor: Double
-    /// Back-off multiplies by this, in (0, 1). DeepSpeed has none of its own: 1 / `growthFactor`.
+    /// Back-off multiplies by this, in (0, 1).
+    ///
+    /// DeepSpeed has none of its own: 1 / `growthFactor`.
     public var backoffFactor: Double
     /// Clean steps before a growth.
     public var growthInterval: Int
@@ -77,7 +81,8 @@ public struct LossScalerOptions: Equatable, Sendable {
         let largest = Double(Float.greatestFiniteMagnitude)
         try need(initialScale > 0 && initialScale <= largest, "initial_scale", initialScale, "(0, 3.4e38]")
         try need(
-            growthFactor > 1 && growthFactor <= 65536, "growth_factor", growthFactor, "more than 1, up to 65536")
+            growthFactor > 1 && growthFactor <= 65536, "growth_factor", growthFactor,
+            "more than 1, up to 65536")
         try need(
             backoffFactor > 0 && backoffFactor < 1, "backoff_factor", backoffFactor,
             "a value between 0 and 1")

@@ -22,6 +22,7 @@ extension LossScaler {
     ///   - options: the scaler.
     ///   - limit: what overflows; positive.
     /// - Throws: `.invalidArgument` for a negative maximum, or options out of range.
+    /// - Returns: the last report, each step's scale, and whether it was skipped.
     public static func replay(
         maxima: VectorView, options: LossScalerOptions, limit: Double = fp16Overflow
     ) throws(LockstepError) -> LossScalerReplay {
@@ -30,7 +31,8 @@ extension LossScaler {
         }
         if let step = (0..<maxima.count).first(where: { maxima.double($0) < 0 }) {
             throw LockstepError(
-                .invalidArgument, "maxima: step \(step) is \(maxima.double(step)); give the largest magnitude")
+                .invalidArgument, "maxima: step \(step) is \(maxima.double(step)); give the largest magnitude"
+            )
         }
         var scaler = try LossScaler(options)
         var scales: [Double] = []

@@ -697,6 +697,85 @@ class Headroom(Structure):
     ]
 
 
+# 11. Loss scalers and optimiser
+
+SCALER_CONSTANT = 0
+SCALER_TORCH = 1
+SCALER_DEEPSPEED = 2
+SCALER_MEGATRON = 3
+
+
+class ScalerOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("kind", c_int32), ("initial_scale", c_double),
+        ("growth_factor", c_double), ("backoff_factor", c_double), ("minimum_scale", c_double),
+        ("maximum_scale", c_double), ("growth_interval", c_int64), ("hysteresis", c_int32),
+        ("consecutive_hysteresis", c_int32),
+    ]
+
+
+class ScalerReport(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("skip", c_int32), ("scale", c_double), ("at_floor", c_int32),
+        ("reserved", c_uint32), ("steps", c_int64), ("skipped", c_int64), ("growths", c_int64),
+        ("backoffs", c_int64), ("floor_overflows", c_int64), ("skipped_in_a_row", c_int64),
+        ("longest_skip", c_int64), ("last_skipped", c_int64),
+    ]
+
+
+class GradientOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("threads", c_int32), ("instruction_set", c_int32),
+        ("reserved", c_uint32), ("max_norm", c_double), ("scale", c_double),
+    ]
+
+
+class GradientNorm(Structure):
+    _fields_ = [
+        ("norm", c_double), ("largest", c_double), ("factor", c_double), ("non_finite", c_int64),
+    ]
+
+
+MASTER_NEAREST = 0
+MASTER_STOCHASTIC = 1
+MASTER_KAHAN = 2
+
+
+class AdamwOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("threads", c_int32), ("instruction_set", c_int32),
+        ("rounding", c_int32), ("step", c_int64), ("learning_rate", c_double), ("beta1", c_double),
+        ("beta2", c_double), ("epsilon", c_double), ("weight_decay", c_double),
+        ("gradient_scale", c_double), ("largest", c_double), ("seed", c_uint64),
+    ]
+
+
+SCHEDULE_CONSTANT = 0
+SCHEDULE_LINEAR = 1
+SCHEDULE_COSINE = 2
+
+
+class ScheduleOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("shape", c_int32), ("peak", c_double), ("warmup_steps", c_int64),
+        ("total_steps", c_int64), ("final_share", c_double),
+    ]
+
+
+# 12. Tasks
+
+
+class TaskOptions(Structure):
+    _fields_ = [("struct_size", c_uint32), ("size", c_int32)]
+
+
+class TaskInfo(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("vocab", c_int32), ("stop_id", c_int32), ("reserved", c_uint32),
+        ("longest_prompt", c_int64), ("longest_response", c_int64), ("problems", c_int64),
+    ]
+
+
 # Functions: name -> (result, arguments), in the header's order. Arrays of structs are plain addresses.
 
 _tensor = POINTER(Tensor)
@@ -813,6 +892,29 @@ SIGNATURES = {
         c_int32, [POINTER(c_void_p), c_char_p, _tensor, _tensor, POINTER(ScoreOptions)]),
     "lockstep_audit_read": (c_int32, [POINTER(Headroom), POINTER(c_size_t), c_void_p, c_size_t]),
     "lockstep_audit_destroy": (None, [c_void_p]),
+    "lockstep_scaler_options_named": (c_int32, [POINTER(ScalerOptions), c_char_p]),
+    "lockstep_scaler_create": (c_int32, [POINTER(c_void_p), POINTER(ScalerOptions)]),
+    "lockstep_scaler_destroy": (None, [c_void_p]),
+    "lockstep_scaler_update": (c_int32, [POINTER(ScalerReport), c_void_p, c_int32]),
+    "lockstep_scaler_read": (c_int32, [POINTER(ScalerReport), c_void_p]),
+    "lockstep_scaler_get_options": (c_int32, [POINTER(ScalerOptions), c_void_p]),
+    "lockstep_scaler_save": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p]),
+    "lockstep_scaler_load": (c_int32, [POINTER(c_void_p), c_void_p, c_size_t]),
+    "lockstep_scaler_replay": (
+        c_int32, [POINTER(ScalerReport)] + [_tensor] * 3 + [c_double, POINTER(ScalerOptions)]),
+    "lockstep_gradients_measure": (
+        c_int32, [POINTER(GradientNorm), _tensor, c_size_t, POINTER(GradientOptions)]),
+    "lockstep_adamw_step": (c_int32, [_tensor] * 5 + [POINTER(AdamwOptions)]),
+    "lockstep_learning_rate": (c_int32, [c_void_p, c_int64, POINTER(ScheduleOptions)]),
+    "lockstep_task_create": (c_int32, [POINTER(c_void_p), c_char_p, POINTER(TaskOptions)]),
+    "lockstep_task_destroy": (None, [c_void_p]),
+    "lockstep_task_get_info": (c_int32, [POINTER(TaskInfo), c_void_p]),
+    "lockstep_task_prompt": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p, c_int64, c_uint64]),
+    "lockstep_task_demonstration": (
+        c_int32, [c_void_p, POINTER(c_size_t), c_void_p, c_int64, c_uint64, c_double]),
+    "lockstep_task_reward": (c_int32, [c_void_p, c_void_p, _tensor, _tensor]),
+    "lockstep_task_encode": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p, c_char_p]),
+    "lockstep_task_decode": (c_int32, [c_char_p, POINTER(c_size_t), c_void_p, _tensor]),
 }
 
 FILE_NAME = "liblockstep.so.1"
@@ -932,6 +1034,16 @@ KL_GRADIENTS = {
     "score_function": KL_GRADIENT_SCORE_FUNCTION, "k2": KL_GRADIENT_K2,
 }
 COVARIANCE_RULES = {"clip": COVARIANCE_CLIP, "kl": COVARIANCE_KL}
+SCALERS = {
+    "constant": SCALER_CONSTANT, "torch": SCALER_TORCH, "deepspeed": SCALER_DEEPSPEED,
+    "megatron": SCALER_MEGATRON,
+}
+MASTER_ROUNDINGS = {
+    "nearest": MASTER_NEAREST, "stochastic": MASTER_STOCHASTIC, "kahan": MASTER_KAHAN,
+}
+SCHEDULES = {
+    "constant": SCHEDULE_CONSTANT, "linear": SCHEDULE_LINEAR, "cosine": SCHEDULE_COSINE,
+}
 FINISHES = {"running": FINISH_RUNNING, "stop": FINISH_STOP, "length": FINISH_LENGTH}
 AXES = {
     "position": AXIS_POSITION, "probability": AXIS_PROBABILITY, "log_ratio": AXIS_LOG_RATIO,

@@ -19,6 +19,7 @@ from .certify import certify
 from .convert import convert
 from .diagnose import diagnose
 from .presets import presets
+from .scaler import scaler
 from .watch import watch
 
 __all__ = ["commands"]
@@ -33,5 +34,5 @@ def commands() -> None:
             stream.reconfigure(errors="replace")
 
 
-for command in (diagnose, certify, advise, watch, convert, presets, audit):
+for command in (diagnose, certify, advise, watch, convert, presets, audit, scaler):
     commands.add_command(command)
