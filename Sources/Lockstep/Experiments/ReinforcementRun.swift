@@ -75,7 +75,7 @@ public final class ReinforcementRun {
     /// - Throws: what prompts and rewards throw; `.nonFinite` for a reward that is not finite, naming step, problem and
     ///   sample; `.nonFinite` naming layer and operation, or tensor, if values leave their formats.
     public func step() throws(LockstepError) -> ReinforcementMetrics {
-        if let failure { throw failure }
+        try checkIsWell()
         return try withLockstepFloatMode { () throws(LockstepError) in
             let number = stepsTaken + 1
             let problems = drawProblems(step: number)
@@ -89,6 +89,11 @@ public final class ReinforcementRun {
                 return metrics
             }
         }
+    }
+
+    /// Throws what stopped the run, if anything did.
+    func checkIsWell() throws(LockstepError) {
+        if let failure { throw failure }
     }
 
     /// Remembers a failure, after which no step can be taken.

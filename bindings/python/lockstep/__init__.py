@@ -44,6 +44,7 @@ from ._objectives import (
     kl_penalty, objective_loss,
 )
 from ._presets import Preset, preset, presets
+from ._runs import Environment, Run, StepMetrics, perfectible
 from ._tasks import Task, task_names
 from ._training import (
     AdamW, AdamWStep, GradientNorm, LossScaler, Replay, ScalerReport, adamw_step, gradient_norm, learning_rate,
@@ -54,19 +55,19 @@ from .certificate import Certificate, certify
 
 __all__ = [
     "AdamW", "AdamWStep", "Advice", "Alarm", "BadDataError", "Cause", "CauseEvidence",
-    "Certificate", "ConvertCounts", "Converted", "Correction", "Divergence", "Estimate",
+    "Certificate", "ConvertCounts", "Converted", "Correction", "Divergence", "Environment", "Estimate",
     "ExactMismatch", "FileError", "GradientNorm", "Head", "Headroom", "InternalError",
     "InvalidArgumentError", "LOG_RATIO_QUANTILES", "LinearGradients", "LockstepError", "LogHeader",
     "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter", "LossScaler", "Mismatch",
     "MismatchAccumulator", "Model", "Monitor", "NonFiniteError", "Objective", "ObjectiveCounts",
     "ObjectiveLoss", "ObjectiveReport", "OutOfMemoryError", "Preset", "Reading", "Rejection",
-    "RejectionCount", "Replay", "Rollout", "RolloutEngine", "ScalerReport", "Scores", "Task",
+    "RejectionCount", "Replay", "Rollout", "RolloutEngine", "Run", "ScalerReport", "Scores", "StepMetrics", "Task",
     "UnsupportedError", "WeightStatistics", "adamw_step", "adapted_kl_coefficient", "advantages",
     "advise", "audit_headroom", "certify", "convert", "correct", "covariance_select",
     "exact_mismatch", "gradient_norm", "has_instruction_set", "kl_penalty", "learning_rate",
     "linear_log_probs", "linear_log_probs_backward", "log_probs", "log_probs_backward",
     "loss_scaler_names", "metrics", "mismatch", "mismatch_profile", "mismatch_sequences",
-    "objective_loss", "overlong_penalty", "preset", "presets", "replay_loss_scaler", "task_names",
+    "objective_loss", "overlong_penalty", "perfectible", "preset", "presets", "replay_loss_scaler", "task_names",
     "ulp_distance",
 ]
 
