@@ -154,7 +154,7 @@ extension ReinforcementOptions {
             throw invalid(
                 "options: recompute is \(given.recompute) and policies \(given.policies); each is 0 or 1")
         }
-        let execution = try execution(threads: given.threads, given.instruction_set)
+        let execution = try LockstepABI.execution(threads: given.threads, given.instruction_set)
         let trainer = given.trainer == nil ? Recipe(.fp16) : try coreRecipe(given.trainer)
         self.init(
             model: try StartingModel(given), trainer: trainer,

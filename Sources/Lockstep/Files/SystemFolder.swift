@@ -68,17 +68,12 @@ extension SystemFile {
     /// Writes a new file and waits until it is on the disk.
     static func write(_ bytes: [UInt8], to path: String) throws(LockstepError) {
         let file = try SystemFile(path, new)
-        try file.put({ (file) throws(LockstepError) in
-            if let problem = bytes.withUnsafeBytes({ file.write($0, at: 0) }) {
-                throw LockstepError(.file, "\(path): cannot be written: \(problem)")
-            }
-        })
+        try file.finish(bytes.withUnsafeBytes { file.write($0, at: 0) })
     }
 
-    /// Writes with `body`, and waits until all is on the disk.
-    func put(_ body: (SystemFile) throws(LockstepError) -> Void) throws(LockstepError) {
-        try body(self)
-        if let problem = sync() {
+    /// Waits until all that was written is on the disk; `problem` is what a write said.
+    func finish(_ problem: String?) throws(LockstepError) {
+        if let problem = problem ?? sync() {
             throw LockstepError(.file, "\(name): cannot be written: \(problem)")
         }
     }

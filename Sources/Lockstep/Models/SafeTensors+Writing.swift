@@ -29,19 +29,13 @@ extension SafeTensors {
         start.append(text.count)
         start.append(raw: text)
         let file = try SystemFile(path, SystemFile.new)
-        try file.put { (file) throws(LockstepError) in
-            func put(_ bytes: UnsafeRawBufferPointer, at position: Int) throws(LockstepError) {
-                if let problem = file.write(bytes, at: position) {
-                    throw LockstepError(.file, "\(path): cannot be written: \(problem)")
-                }
-            }
-            var position = start.bytes.count
-            try start.bytes.withUnsafeBytes { (bytes) throws(LockstepError) in try put(bytes, at: 0) }
-            for tensor in tensors {
-                let bytes = UnsafeRawBufferPointer(start: tensor.base, count: 4 * tensor.count)
-                try put(bytes, at: position)
-                position += bytes.count
-            }
+        var problem = start.bytes.withUnsafeBytes { file.write($0, at: 0) }
+        var position = start.bytes.count
+        for tensor in tensors where problem == nil {
+            let bytes = UnsafeRawBufferPointer(start: tensor.base, count: 4 * tensor.count)
+            problem = file.write(bytes, at: position)
+            position += bytes.count
         }
+        try file.finish(problem)
     }
 }
