@@ -2444,6 +2444,16 @@ lockstep_status lockstep_run_step(lockstep_run_metrics *metrics, lockstep_run *r
 lockstep_status lockstep_run_evaluate(double *rewards, lockstep_run *run, const int64_t *problems, size_t count,
                                       int64_t samples, uint64_t seed, double temperature);
 
+/* Saves the run in a folder, as a folder step-N in it that transformers loads (PEFT, if an adapter is trained). It is
+ * there as a whole or not at all; checkpoints before the last `kept` (at least 1) are removed after it. A disk that is
+ * full is LOCKSTEP_ERROR_FILE, and the checkpoints before are still there. */
+lockstep_status lockstep_run_save(lockstep_run *run, const char *folder, int64_t kept);
+
+/* Goes on where the newest checkpoint in a folder was taken: before the first step. `step` gets its step, 0 if there is
+ * none, and the run begins. A damaged one is LOCKSTEP_ERROR_BAD_DATA, with `allow_older` not 0 only if none is whole. One
+ * of a run with other options is LOCKSTEP_ERROR_INVALID_ARGUMENT, naming the first. */
+lockstep_status lockstep_run_resume(int64_t *step, lockstep_run *run, const char *folder, int32_t allow_older);
+
 /* Frees a run. NULL is a no-op. */
 void lockstep_run_destroy(lockstep_run *run);
 
@@ -2455,6 +2465,61 @@ lockstep_status lockstep_find_perfectible(int64_t *problems, size_t count, const
                                           const lockstep_environment *environment, int64_t candidates,
                                           int64_t samples, double low, double high, uint64_t seed,
                                           int32_t threads);
+
+/* Supervised training on a task's demonstrations: the mean cross-entropy of the responses' tokens, AdamW (0.9, 0.95) without
+ * weight decay, a cosine to 0 after 50 steps of warm-up, norm clipped to 1. Demonstrations are those of the seed, one after
+ * another. Growable: appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t batch;                 /* 64 demonstrations a step */
+    const lockstep_task *task;     /* it must outlive the run */
+    const char *model;             /* a Hugging Face folder; NULL: a new model of the chain task */
+    uint64_t model_seed;           /* of a new model */
+    double deviation;              /* 0.1, of its matrices */
+    const lockstep_recipe *recipe; /* NULL: fp32 */
+    int64_t steps;                 /* 1200: where the cosine ends */
+    uint64_t seed;                 /* of the demonstrations */
+    double error_rate;             /* of their steps (section 12) */
+    double learning_rate;          /* 0.003, the peak */
+    int32_t threads;               /* 0: one for each processor this process may use */
+    int32_t reserved;              /* 0 */
+} lockstep_supervised_options;
+
+#define LOCKSTEP_SUPERVISED_OPTIONS_INIT \
+    { sizeof(lockstep_supervised_options), 64, NULL, NULL, 0, 0.1, NULL, 1200, 0, 0.0, 0.003, 0, 0 }
+
+/* What happened in a step. Growable: set struct_size before the call; only that many bytes are written. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t skipped;      /* 1: the update was skipped, as a gradient was not finite */
+    int64_t step;         /* from 1 */
+    int64_t tokens;       /* of the responses */
+    double loss;          /* mean -ln p of them, nats */
+    double gradient_norm; /* before clipping */
+    double learning_rate;
+    double loss_scale; /* after the step */
+} lockstep_supervised_metrics;
+
+#define LOCKSTEP_SUPERVISED_METRICS_INIT \
+    { sizeof(lockstep_supervised_metrics), 0, 0, 0, 0, 0, 0, 0 }
+
+/* A supervised run. One call at a time. Free with lockstep_supervised_destroy. */
+typedef struct lockstep_supervised lockstep_supervised;
+
+lockstep_status lockstep_supervised_create(lockstep_supervised **run,
+                                           const lockstep_supervised_options *options);
+
+/* As lockstep_run_step, lockstep_run_save and lockstep_run_resume. */
+lockstep_status lockstep_supervised_step(lockstep_supervised_metrics *metrics, lockstep_supervised *run);
+lockstep_status lockstep_supervised_save(lockstep_supervised *run, const char *folder, int64_t kept);
+lockstep_status lockstep_supervised_resume(int64_t *step, lockstep_supervised *run, const char *folder,
+                                           int32_t allow_older);
+
+/* Writes config.json and model.safetensors into a folder; they must not be there yet. */
+lockstep_status lockstep_supervised_save_model(lockstep_supervised *run, const char *folder);
+
+/* Frees a run. NULL is a no-op. */
+void lockstep_supervised_destroy(lockstep_supervised *run);
 
 #ifdef __cplusplus
 }

@@ -53,6 +53,27 @@ public func lockstep_run_evaluate(
     }
 }
 
+@_cdecl("lockstep_run_save") @implementation
+public func lockstep_run_save(
+    _ run: OpaquePointer!, _ folder: UnsafePointer<CChar>!, _ kept: Int64
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        try coreRun(run).save(to: text(folder, "folder"), keeping: Int(kept))
+    }
+}
+
+@_cdecl("lockstep_run_resume") @implementation
+public func lockstep_run_resume(
+    _ step: UnsafeMutablePointer<Int64>!, _ run: OpaquePointer!, _ folder: UnsafePointer<CChar>!,
+    _ allow_older: Int32
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let core = try coreRun(run)
+        _ = try core.resume(from: text(folder, "folder"), ResumeOptions(allowsOlder: allow_older != 0))
+        step?.pointee = Int64(core.stepsTaken)
+    }
+}
+
 @_cdecl("lockstep_run_destroy") @implementation
 public func lockstep_run_destroy(_ run: OpaquePointer!) {
     guard let run else { return }

@@ -44,7 +44,7 @@ from ._objectives import (
     kl_penalty, objective_loss,
 )
 from ._presets import Preset, preset, presets
-from ._runs import Environment, Run, StepMetrics, perfectible
+from ._runs import Environment, Run, StepMetrics, SupervisedMetrics, SupervisedRun, perfectible
 from ._tasks import Task, task_names
 from ._training import (
     AdamW, AdamWStep, GradientNorm, LossScaler, Replay, ScalerReport, adamw_step, gradient_norm, learning_rate,
@@ -61,7 +61,8 @@ __all__ = [
     "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter", "LossScaler", "Mismatch",
     "MismatchAccumulator", "Model", "Monitor", "NonFiniteError", "Objective", "ObjectiveCounts",
     "ObjectiveLoss", "ObjectiveReport", "OutOfMemoryError", "Preset", "Reading", "Rejection",
-    "RejectionCount", "Replay", "Rollout", "RolloutEngine", "Run", "ScalerReport", "Scores", "StepMetrics", "Task",
+    "RejectionCount", "Replay", "Rollout", "RolloutEngine", "Run", "ScalerReport", "Scores", "StepMetrics", "SupervisedMetrics",
+    "SupervisedRun", "Task",
     "UnsupportedError", "WeightStatistics", "adamw_step", "adapted_kl_coefficient", "advantages",
     "advise", "audit_headroom", "certify", "convert", "correct", "covariance_select",
     "exact_mismatch", "gradient_norm", "has_instruction_set", "kl_penalty", "learning_rate",

@@ -822,6 +822,22 @@ class RunMetrics(Structure):
     ]
 
 
+class SupervisedOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("batch", c_int32), ("task", c_void_p), ("model", c_char_p),
+        ("model_seed", c_uint64), ("deviation", c_double), ("recipe", POINTER(Recipe)), ("steps", c_int64),
+        ("seed", c_uint64), ("error_rate", c_double), ("learning_rate", c_double), ("threads", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+class SupervisedMetrics(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("skipped", c_int32), ("step", c_int64), ("tokens", c_int64),
+        ("loss", c_double), ("gradient_norm", c_double), ("learning_rate", c_double), ("loss_scale", c_double),
+    ]
+
+
 # Functions: name -> (result, arguments), in the header's order. Arrays of structs are plain addresses.
 
 _tensor = POINTER(Tensor)
@@ -965,11 +981,19 @@ SIGNATURES = {
     "lockstep_run_step": (c_int32, [POINTER(RunMetrics), c_void_p]),
     "lockstep_run_evaluate": (
         c_int32, [c_void_p, c_void_p, c_void_p, c_size_t, c_int64, c_uint64, c_double]),
+    "lockstep_run_save": (c_int32, [c_void_p, c_char_p, c_int64]),
+    "lockstep_run_resume": (c_int32, [POINTER(c_int64), c_void_p, c_char_p, c_int32]),
     "lockstep_run_destroy": (None, [c_void_p]),
     "lockstep_find_perfectible": (
         c_int32, [
             c_void_p, c_size_t, c_void_p, POINTER(Environment), c_int64, c_int64, c_double, c_double, c_uint64,
             c_int32]),
+    "lockstep_supervised_create": (c_int32, [POINTER(c_void_p), POINTER(SupervisedOptions)]),
+    "lockstep_supervised_step": (c_int32, [POINTER(SupervisedMetrics), c_void_p]),
+    "lockstep_supervised_save": (c_int32, [c_void_p, c_char_p, c_int64]),
+    "lockstep_supervised_resume": (c_int32, [POINTER(c_int64), c_void_p, c_char_p, c_int32]),
+    "lockstep_supervised_save_model": (c_int32, [c_void_p, c_char_p]),
+    "lockstep_supervised_destroy": (None, [c_void_p]),
 }
 
 FILE_NAME = "liblockstep.so.1"

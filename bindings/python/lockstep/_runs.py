@@ -6,7 +6,7 @@ import ctypes
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from ctypes import byref, c_void_p, sizeof
+from ctypes import byref, c_int64, c_void_p, sizeof
 from dataclasses import dataclass
 from typing import Any
 
@@ -277,6 +277,32 @@ class Run:
         values["monitor_statistic"] = _STATISTICS[raw.monitor_statistic]
         return StepMetrics(**values)
 
+    def save(self, folder: str | os.PathLike[str], *, keep: int = 2) -> None:
+        """Saves the run in a folder, as a folder step-N that transformers loads (PEFT, if an adapter is trained).
+
+        It is there as a whole or not at all; checkpoints before the last `keep` are removed after it.
+
+        Raises:
+            FileError: the disk is full, or the like; the checkpoints before are still there.
+        """
+        check(library.lockstep_run_save(self._pointer, os.fsencode(folder), integer(keep, "keep", 1, 2**31 - 1)))
+
+    def resume(self, folder: str | os.PathLike[str], *, allow_older: bool = False) -> int:
+        """Goes on where the newest checkpoint in a folder was taken; before the first step.
+
+        Args:
+            folder: what `save` was given.
+            allow_older: if the newest is damaged, take the newest that is whole.
+
+        Returns:
+            The checkpoint's step; 0 if there is none, and the run begins.
+
+        Raises:
+            BadDataError: the checkpoint is damaged.
+            InvalidArgumentError: it is of a run with other options, or steps were taken.
+        """
+        return _resume(library.lockstep_run_resume, self._pointer, folder, allow_older)
+
     def evaluate(
         self, problems: Sequence[int], *, samples: int = 1, seed: int = 0, temperature: float = 1.0,
     ) -> NDArray[np.float64]:
@@ -295,6 +321,102 @@ class Run:
             integer(samples, "samples", 1, 2**16), integer(seed, "seed", 0, 2**64 - 1),
             real(temperature, "temperature")))
         return rewards
+
+
+@dataclass(frozen=True)
+class SupervisedMetrics:
+    """What happened in a step of supervised training."""
+
+    #: From 1.
+    step: int
+    #: Of the responses.
+    tokens: int
+    #: Mean -ln p of them, nats.
+    loss: float
+    #: Before clipping.
+    gradient_norm: float
+    learning_rate: float
+    #: After the step.
+    loss_scale: float
+    #: Whether the update was skipped, as a gradient was not finite.
+    skipped: bool
+
+
+class SupervisedRun:
+    """Supervised training on a task's demonstrations: an iterator of `SupervisedMetrics`.
+
+    The mean cross-entropy of the responses' tokens, AdamW (0.9, 0.95), a cosine to 0 after a warm-up of 50 steps, norm
+    clipped to 1. A pure function of its arguments. Not for concurrent use.
+
+    Args:
+        task: whose demonstrations.
+        steps: where the cosine ends.
+        batch: demonstrations of a step.
+        recipe: formats, as `Model`'s.
+        model: a Hugging Face folder; None: a new model of the chain task.
+        model_seed, deviation: of a new model's matrices.
+        seed: of the demonstrations.
+        error_rate: how often a step of one is wrong.
+        learning_rate: the peak.
+        threads: 0 is one for each processor this process may use.
+
+    Raises:
+        InvalidArgumentError: an option; it is named.
+
+    Example:
+        >>> run = SupervisedRun(Task("chain", size=4), steps=3, batch=8)
+        >>> [next(run).tokens for _ in range(3)]
+        [32, 32, 32]
+    """
+
+    def __init__(
+        self, task: Task, *, steps: int = 1200, batch: int = 64, recipe: str | Mapping[str, str] = "fp32",
+        model: str | os.PathLike[str] | None = None, model_seed: int = 0, deviation: float = 0.1, seed: int = 0,
+        error_rate: float = 0.0, learning_rate: float = 3e-3, threads: int = 0,
+    ) -> None:
+        self._task = task
+        raw = c.SupervisedOptions(
+            sizeof(c.SupervisedOptions), int32(batch, "batch"), task._pointer,
+            None if model is None else os.fsencode(model), integer(model_seed, "model_seed", 0, 2**64 - 1),
+            real(deviation, "deviation"), ctypes.pointer(_recipe(recipe)), integer(steps, "steps", 1, 2**40),
+            integer(seed, "seed", 0, 2**64 - 1), real(error_rate, "error_rate"),
+            real(learning_rate, "learning_rate"), int32(threads, "threads"), 0)
+        pointer = c_void_p()
+        check(library.lockstep_supervised_create(byref(pointer), raw))
+        self._pointer = pointer
+        weakref.finalize(self, library.lockstep_supervised_destroy, pointer)
+
+    def __iter__(self) -> Iterator[SupervisedMetrics]:
+        return self
+
+    def __next__(self) -> SupervisedMetrics:
+        return self.step()
+
+    def step(self) -> SupervisedMetrics:
+        """Takes a step; a NonFiniteError names layer and operation, or tensor, where values left their formats."""
+        raw = c.SupervisedMetrics(sizeof(c.SupervisedMetrics))
+        check(library.lockstep_supervised_step(raw, self._pointer))
+        values = {name: getattr(raw, name) for name, *_ in raw._fields_ if name != "struct_size"}
+        return SupervisedMetrics(**values | {"skipped": bool(raw.skipped)})
+
+    def save(self, folder: str | os.PathLike[str], *, keep: int = 2) -> None:
+        """As `Run.save`."""
+        check(library.lockstep_supervised_save(
+            self._pointer, os.fsencode(folder), integer(keep, "keep", 1, 2**31 - 1)))
+
+    def resume(self, folder: str | os.PathLike[str], *, allow_older: bool = False) -> int:
+        """As `Run.resume`."""
+        return _resume(library.lockstep_supervised_resume, self._pointer, folder, allow_older)
+
+    def save_model(self, folder: str | os.PathLike[str]) -> None:
+        """Writes config.json and model.safetensors into a folder; they must not be there yet."""
+        check(library.lockstep_supervised_save_model(self._pointer, os.fsencode(folder)))
+
+
+def _resume(function: Any, pointer: c_void_p, folder: str | os.PathLike[str], allow_older: bool) -> int:
+    step = c_int64()
+    check(function(byref(step), pointer, os.fsencode(folder), bool(allow_older)))
+    return step.value
 
 
 def perfectible(

@@ -20,6 +20,7 @@ from .convert import convert
 from .diagnose import diagnose
 from .presets import presets
 from .scaler import scaler
+from .train import pretrain, train
 from .watch import watch
 
 __all__ = ["commands"]
@@ -34,5 +35,5 @@ def commands() -> None:
             stream.reconfigure(errors="replace")
 
 
-for command in (diagnose, certify, advise, watch, convert, presets, audit, scaler):
+for command in (diagnose, certify, advise, watch, convert, presets, audit, scaler, train, pretrain):
     commands.add_command(command)
