@@ -41,7 +41,6 @@
  *
  * Sections: 1 version, status, errors.  2 tensors and number formats.  3 log-probs.  4 mismatch.
  * 5 logs.  6 corrections.  7 advantages.  8 objectives.  9 presets.  10 models and engines.
- * 11 loss scalers and optimiser.  12 tasks.
  */
 #ifndef LOCKSTEP_H
 #define LOCKSTEP_H
@@ -1859,6 +1858,7 @@ typedef struct {
     int32_t cache;         /* keys and values */
     int32_t probabilities; /* of attention */
     int32_t logits;        /* before the log-softmax; LOCKSTEP_FLOAT32 is an "fp32 head" */
+    int32_t gradients;     /* of activations, in a backward pass; 0: as activations */
 } lockstep_recipe;
 
 /* The recipe of a name: "fp32", "fp16", "bf16", "fp16-fp32head", "bf16-fp32head". */
@@ -2016,7 +2016,7 @@ void lockstep_audit_destroy(lockstep_audit *audit);
  * 11. Loss scalers and optimiser
  *
  * FP16 gradients need a scaled loss: a scaler is told of each step whether its gradients are finite, says whether
- * to skip it, and moves the scale as PyTorch, DeepSpeed or Megatron-LM do, state for state. docs/Training.md.
+ * to skip it, and moves the scale as PyTorch, DeepSpeed or Megatron-LM do, state for state. docs/Optimiser.md.
  *
  *     lockstep_scaler_update(&report, scaler, norm.non_finite > 0);
  *     if (!report.skip) lockstep_adamw_step(&masters, &first, &second, NULL, &gradients, &options);
@@ -2218,7 +2218,109 @@ typedef struct {
 lockstep_status lockstep_learning_rate(double *rate, int64_t step, const lockstep_schedule_options *options);
 
 /* ---------------------------------------------------------------------------------------------
- * 12. Tasks
+ * 12. Training
+ *
+ * Forward and backward passes in a recipe's formats over float32 masters. A sequence's log-probs have the bits
+ * of lockstep_model_score; gradients are exact sums over sequences, rounded once: they depend on neither threads, nor the
+ * order of a batch, nor how it is cut into calls. docs/Training.md has the order of arithmetic.
+ *
+ *     lockstep_trainer *trainer;
+ *     lockstep_trainer_create(&trainer, "folder", &recipe, NULL);
+ *     lockstep_trainer_accumulate(&report, &log_probs, NULL, trainer, &tokens, &offsets, &d_log_probs, NULL,
+ *                                 1024.0, 1.0);
+ *     lockstep_trainer_gradients(&gradients, trainer);
+ *     lockstep_trainer_masters(&masters, &count, trainer);  (an optimiser's step: masters[i] -= ...)
+ *     lockstep_trainer_clear(trainer);
+ *     lockstep_trainer_snapshot(&model, trainer);           (for the rollout engine)
+ * ------------------------------------------------------------------------------------------ */
+
+/* Growable: appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t threads; /* 0: one for each processor this process may use */
+    lockstep_instruction_set instruction_set;
+    int32_t recomputes;    /* 1: keep only the layers' inputs for the backward pass; the bits are the same */
+    const char *adapter;   /* a LoRA adapter in PEFT's layout, which alone is trained; NULL: none */
+    int64_t rank;          /* of a new LoRA adapter, which alone is trained; 0: none */
+    double alpha;          /* W + alpha / rank B A */
+    const char *targets;   /* ends of the names of adapted matrices, with spaces between; NULL: "q_proj k_proj v_proj o_proj" */
+    uint64_t seed;         /* of a new adapter, or of a model that begins anew */
+    double deviation;      /* above 0: only config.json is read, matrices begin as normal numbers of this deviation,
+                              norms as 1, biases as 0 */
+} lockstep_trainer_options;
+
+#define LOCKSTEP_TRAINER_OPTIONS_INIT { sizeof(lockstep_trainer_options), 0, 0, 0, NULL, 0, 0.0, NULL, 0, 0.0 }
+
+/* A model that is trained. One thread at a time. Free with lockstep_trainer_destroy. */
+typedef struct lockstep_trainer lockstep_trainer;
+
+/* Loads a folder as lockstep_model_load does, or begins a model anew. */
+lockstep_status lockstep_trainer_create(lockstep_trainer **trainer, const char *path,
+                                        const lockstep_recipe *recipe, const lockstep_trainer_options *options);
+
+/* A tensor of the flat buffers of masters and gradients. Frozen. */
+typedef struct {
+    const char *name; /* in a checkpoint, or in PEFT's layout; lives as long as the trainer */
+    size_t offset;    /* of its first element */
+    size_t count;
+    int64_t shape[2]; /* 1 behind the last dimension */
+    int32_t dimensions;
+    int32_t decays; /* 1: weight decay is meant for it (matrices); 0: norms and biases */
+} lockstep_parameter;
+
+/* Tensor `index`, in the order of their names, how many tensors there are, and how many elements; each optional. */
+lockstep_status lockstep_trainer_parameter(lockstep_parameter *parameter, size_t *tensors, size_t *elements,
+                                           const lockstep_trainer *trainer, size_t index);
+
+/* Lends the float32 masters, to be read or changed before the next call with the trainer, which then has what was
+ * changed: ask again before each change. */
+lockstep_status lockstep_trainer_masters(float **masters, size_t *count, lockstep_trainer *trainer);
+
+/* What a backward pass met. Growable: set struct_size before the call. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t overflow_layer; /* of the first sequence that overflowed: -1 the embedding, the number of layers what follows */
+    int64_t sequences;
+    int64_t overflows;         /* sequences in whose backward pass a value left its format */
+    int64_t overflow_sequence; /* the first of them; -1: none */
+    char overflow_operation[48]; /* whose gradient it was; empty: none */
+} lockstep_backward_report;
+
+/* Adds the gradients of sum_t d_log_probs[t] log_prob_t + d_entropy[t] entropy_t.
+ *
+ * report       optional
+ * log_probs    [tokens]         fp32 or fp64, as lockstep_model_score writes them; optional
+ * entropy      [tokens]         likewise; optional
+ * tokens       [tokens]         int32 or int64, in [0, vocab)
+ * offsets      [sequences + 1]  int64; NULL: one sequence
+ * d_log_probs  [tokens]         fp32 or fp64, finite; a sequence's first is not read
+ * d_entropy    [tokens]         likewise; optional
+ * loss_scale   from 2^-60 to 2^60; multiplies them on the way and is taken out again where gradients are added
+ * temperature  divides the logits; 1: none
+ *
+ * An overflow of the backward pass is no error: the report says where, and lockstep_trainer_gradients gives NaN until
+ * lockstep_trainer_clear. One of the forward pass is LOCKSTEP_ERROR_NON_FINITE naming layer and operation, and has the
+ * same effect. After other errors nothing has been added. At most 2^24 tokens until lockstep_trainer_clear. */
+lockstep_status lockstep_trainer_accumulate(
+    lockstep_backward_report *report, const lockstep_tensor *log_probs, const lockstep_tensor *entropy,
+    lockstep_trainer *trainer, const lockstep_tensor *tokens, const lockstep_tensor *offsets,
+    const lockstep_tensor *d_log_probs, const lockstep_tensor *d_entropy, double loss_scale, double temperature);
+
+/* Writes what was added since lockstep_trainer_clear, unscaled, each sum rounded once: [elements] fp32, contiguous. */
+lockstep_status lockstep_trainer_gradients(const lockstep_tensor *gradients, lockstep_trainer *trainer);
+
+/* Sets the gradients to zero. */
+lockstep_status lockstep_trainer_clear(lockstep_trainer *trainer);
+
+/* The masters as they are, rounded to the recipe's parameters: what the next pass computes with. Free with
+ * lockstep_model_destroy; later steps do not change it. LOCKSTEP_ERROR_NON_FINITE names a tensor that does not fit. */
+lockstep_status lockstep_trainer_snapshot(lockstep_model **model, lockstep_trainer *trainer);
+
+/* Frees a trainer. NULL is a no-op. */
+void lockstep_trainer_destroy(lockstep_trainer *trainer);
+
+/* ---------------------------------------------------------------------------------------------
+ * 13. Tasks
  *
  * Problems whose answers can be checked, made from seeds. A problem is a function of (seed, index) alone. Tokens are
  * characters; a response is right (1) or not (0).
@@ -2299,7 +2401,7 @@ lockstep_status lockstep_task_decode(char *text, size_t *size, const lockstep_ta
                                      const lockstep_tensor *tokens);
 
 /* ---------------------------------------------------------------------------------------------
- * 13. Runs
+ * 14. Runs
  *
  * Reinforcement learning: groups of responses from the rollout engine, rewards, advantages, a correction, an objective,
  * backward passes and AdamW, step after step. A run is a pure function of its options and its environment: the same
@@ -2479,7 +2581,7 @@ typedef struct {
     const lockstep_recipe *recipe; /* NULL: fp32 */
     int64_t steps;                 /* 1200: where the cosine ends */
     uint64_t seed;                 /* of the demonstrations */
-    double error_rate;             /* of their steps (section 12) */
+    double error_rate;             /* of their steps (section 13) */
     double learning_rate;          /* 0.003, the peak */
     int32_t threads;               /* 0: one for each processor this process may use */
     int32_t reserved;              /* 0 */

@@ -4,7 +4,7 @@ import Lockstep
 // Section 10 of the header: models and engines.
 
 extension lockstep_recipe: GrowableOptions {
-    static var firstSize: Int { MemoryLayout<lockstep_recipe>.size }
+    static var firstSize: Int { 24 }
 }
 
 extension lockstep_model_info: GrowableOptions {
@@ -90,7 +90,7 @@ public func lockstep_recipe_named(
             lockstep_recipe(
                 struct_size: recipe.pointee.struct_size, parameters: code(core.parameters),
                 activations: code(core.activations), cache: code(core.cache),
-                probabilities: code(core.probabilities), logits: code(core.logits)),
+                probabilities: code(core.probabilities), logits: code(core.logits), gradients: 0),
             to: recipe, "recipe")
     }
 }
@@ -105,8 +105,7 @@ public func lockstep_model_load(
         let core = try coreRecipe(recipe)
         let folder = try text(path, "path")
         let adapterFolder: String? = if adapter == nil { nil } else { try text(adapter, "adapter") }
-        let box = ModelBox(try Model(path: folder, adapter: adapterFolder, recipe: core))
-        model.pointee = OpaquePointer(Unmanaged.passRetained(box).toOpaque())
+        model.pointee = handOver(try Model(path: folder, adapter: adapterFolder, recipe: core))
     }
 }
 
@@ -239,6 +238,11 @@ public func lockstep_engine_destroy(_ engine: OpaquePointer!) {
     Unmanaged<EngineBox>.fromOpaque(UnsafeRawPointer(engine)).release()
 }
 
+/// A lockstep_model of a model.
+func handOver(_ model: Model) -> OpaquePointer {
+    OpaquePointer(Unmanaged.passRetained(ModelBox(model)).toOpaque())
+}
+
 func modelBox(_ model: OpaquePointer?) throws(LockstepError) -> ModelBox {
     guard let model else { throw invalid("model is NULL; make one with lockstep_model_load") }
     return Unmanaged<ModelBox>.fromOpaque(UnsafeRawPointer(model)).takeUnretainedValue()
@@ -258,7 +262,7 @@ func coreRecipe(_ recipe: UnsafePointer<lockstep_recipe>?) throws(LockstepError)
     core.cache = try format(given.cache, "cache")
     core.probabilities = try format(given.probabilities, "probabilities")
     core.logits = try format(given.logits, "logits")
-    core.gradients = core.activations
+    core.gradients = given.gradients == 0 ? core.activations : try format(given.gradients, "gradients")
     return core
 }
 

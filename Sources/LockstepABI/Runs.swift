@@ -1,7 +1,7 @@
 import CLockstep
 import Lockstep
 
-// Section 13 of the header: runs.
+// Section 14 of the header: runs.
 
 extension lockstep_environment: GrowableOptions {
     static var firstSize: Int { MemoryLayout<lockstep_environment>.size }

@@ -1,7 +1,7 @@
 import CLockstep
 import Lockstep
 
-// Section 13 of the header, its second half: supervised training.
+// Section 14 of the header, its second half: supervised training.
 
 extension lockstep_supervised_options: GrowableOptions {
     static var firstSize: Int { MemoryLayout<lockstep_supervised_options>.size }

@@ -351,6 +351,51 @@ static void digest_layers(int32_t format) {
     digest_end(name);
 }
 
+/* ---- training.h */
+
+static void digest_training(void) {
+    enum { LONG = 4099 };
+    static const ptrdiff_t counts[] = {1, 7, 16, 64, 65, 576, 2049, LONG};
+    digest_begin();
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+        const ptrdiff_t count = counts[i];
+        const size_t bytes = (size_t)count * sizeof(float);
+        float *a = random_values(LSK_FP32, LONG, 3), *b = random_values(LSK_FP32, LONG, 90);
+        float *weight = random_values(LSK_FP32, LONG, 2), *sums = random_values(LSK_FP32, LONG, 1);
+        float *out = room(LONG * 4);
+        int64_t *high = room(LONG * 8), *low = room(LONG * 8);
+        const double dot = kernels->dot(a, b, count);
+        digest_bytes(&dot, sizeof dot);
+        kernels->rms_norm_backward(out, sums, a, b, weight, count, 1e-5);
+        digest_bytes(out, bytes);
+        digest_bytes(sums, bytes);
+        kernels->silu_multiply_backward(out, sums, b, a, weight, count);
+        digest_bytes(out, bytes);
+        digest_bytes(sums, bytes);
+        kernels->softmax_backward(out, a, b, count);
+        digest_bytes(out, bytes);
+        digest_integer(kernels->store_rounded(out, count, LSK_FP16, b, count, 1, count));
+        digest_bytes(out, bytes);
+        digest_integer(kernels->store_rounded(out, count, LSK_BF16, b, count, 1, count));
+        digest_bytes(out, bytes);
+        kernels->column_sums(out, a, 5, (LONG - 5) / 5, 5);
+        digest_bytes(out, 5 * sizeof(float));
+        memset(high, 0, LONG * 8);
+        memset(low, 0, LONG * 8);
+        digest_integer(kernels->fixed_add(high, low, b, 0.3f, count));
+        digest_bytes(high, (size_t)count * 8);
+        digest_bytes(low, (size_t)count * 8);
+        free(a);
+        free(b);
+        free(weight);
+        free(sums);
+        free(out);
+        free(high);
+        free(low);
+    }
+    digest_end("training");
+}
+
 /* ---- optimizer.h */
 
 static void digest_optimizer(void) {
@@ -751,6 +796,7 @@ int main(int count, char **arguments) {
         digest_pack_panel(format);
         digest_layers(format);
     }
+    digest_training();
     digest_optimizer();
     digest_lse_tile();
     for (int32_t trainer = LSK_FP32; trainer <= LSK_FP64; trainer++)

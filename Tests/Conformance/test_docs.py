@@ -14,8 +14,9 @@ import lockstep
 MODULES = [
     "lockstep", "lockstep._accumulator", "lockstep._advantages", "lockstep._corrections",
     "lockstep._formats", "lockstep._log_file", "lockstep._log_probs",
-    "lockstep._metrics", "lockstep._mismatch", "lockstep._monitor", "lockstep._objectives", "lockstep._presets", "lockstep._tasks", "lockstep._training", "lockstep.advice", "lockstep.certificate.certificate",
-    "lockstep.survey", "lockstep.torch",
+    "lockstep._metrics", "lockstep._mismatch", "lockstep._monitor", "lockstep._objectives",
+    "lockstep._optimizer", "lockstep._presets", "lockstep._tasks", "lockstep._trainer",
+    "lockstep.advice", "lockstep.certificate.certificate", "lockstep.survey", "lockstep.torch",
 ]
 
 

@@ -14,7 +14,7 @@ import pytest
 import lockstep
 from conftest import ROOT
 from lockstep import _library as c
-from lockstep import _accumulator, _corrections, _log_file, _mismatch, _monitor, _objectives, _training
+from lockstep import _accumulator, _corrections, _log_file, _mismatch, _monitor, _objectives, _optimizer
 
 HEADER = re.sub(r"/\*.*?\*/", " ", (ROOT / "include" / "lockstep.h").read_text(), flags=re.S)
 
@@ -114,6 +114,8 @@ def allowed(declaration: str) -> list:
         return [ctypes.POINTER(ctypes.c_size_t)]
     if kind in HANDLES:
         return [ctypes.POINTER(ctypes.c_void_p) if declaration.count("*") == 2 else ctypes.c_void_p]
+    if kind == "float" and declaration.count("*") == 2:
+        return [ctypes.POINTER(ctypes.c_void_p)]
     if kind in ("double", "int32_t", "uint64_t", "void"):
         return [ctypes.c_void_p]
     # An array of structs may be passed as a plain address; a tensor never is.
@@ -157,8 +159,8 @@ def test_option_defaults_are_the_macros(run_c):
         "lockstep_preset": c.Preset(ctypes.sizeof(c.Preset)),
         "lockstep_batch": c.Batch(ctypes.sizeof(c.Batch)),
         "lockstep_objective_options": _objectives._options(),
-        "lockstep_gradient_options": _training._gradient_options(1.0, 0.0, 0, "best"),
-        "lockstep_adamw_options": _training._adamw_options(),
+        "lockstep_gradient_options": _optimizer._gradient_options(1.0, 0.0, 0, "best"),
+        "lockstep_adamw_options": _optimizer._adamw_options(),
         "lockstep_schedule_options": c.ScheduleOptions(ctypes.sizeof(c.ScheduleOptions), 0, 0.001),
         "lockstep_task_options": c.TaskOptions(ctypes.sizeof(c.TaskOptions)),
         "lockstep_covariance_options": c.CovarianceOptions(

@@ -96,7 +96,8 @@ final class Attention: @unchecked Sendable {
             failures += softmax.normalize(
                 scores.base + row * capacity, count: positions.lowerBound + row / group + 1,
                 of: positions.upperBound,
-                into: UnsafeMutableRawPointer(probabilities.base) + row * capacity * recipe.probabilities.byteCount)
+                into: UnsafeMutableRawPointer(probabilities.base) + row * capacity
+                    * recipe.probabilities.byteCount)
         }
         if failures > 0 { return failures }
         probabilityRows.pack(

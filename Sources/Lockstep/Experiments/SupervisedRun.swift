@@ -124,7 +124,7 @@ public final class SupervisedRun {
                             tokens: tokens,
                             offsets: TokenView(offsets.baseAddress, byteCount: 8, count: offsets.count),
                             LogProbGradients(logProbs: weights), lossScale: learner.scaler.scale,
-                            into: ScoringOutputs(logProbs: logProbs))
+                            into: BackwardOutputs(logProbs: logProbs))
                     }
                 }
             }

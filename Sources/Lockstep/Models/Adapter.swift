@@ -79,7 +79,8 @@ final class Adapter {
 
     /// values += scale B A, in float64, rounded once to float32.
     static func merge(
-        _ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, rank: Int, scale: Double, rows: Int, columns: Int,
+        _ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, rank: Int, scale: Double, rows: Int,
+        columns: Int,
         into values: UnsafeMutablePointer<Float>
     ) throws(LockstepError) {
         let sums = try Scratch<Double>(count: columns)

@@ -14,8 +14,7 @@ final class Checkpoint {
     /// - Throws: `.file`, `.badData` or `.unsupported`, naming the file.
     init(path: String) throws(LockstepError) {
         self.path = path
-        let config = "\(path)/config.json"
-        configuration = try ModelConfiguration(try JSON(contentsOf: config), config)
+        configuration = try ModelConfiguration(path: path)
         let index = "\(path)/model.safetensors.index.json"
         let names: Set<String> =
             SystemFile.exists(index) ? try Checkpoint.shards(index) : ["model.safetensors"]

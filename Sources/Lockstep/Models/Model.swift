@@ -110,7 +110,9 @@ private struct MergedCheckpoint: TensorSource {
         let values = try Scratch<Float>(count: shape[0] * shape[1])
         try checkpoint.read(name, shape: shape, as: .fp32, into: values.base)
         try adapter.add(to: name, rows: shape[0], columns: shape[1], values.base)
-        try store(values.base, values.count, as: format, into: target, "\(checkpoint.path): tensor '\(name)' with the adapter")
+        try store(
+            values.base, values.count, as: format, into: target,
+            "\(checkpoint.path): tensor '\(name)' with the adapter")
     }
 }
 

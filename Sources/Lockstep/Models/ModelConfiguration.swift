@@ -83,6 +83,15 @@ public struct ModelConfiguration: Equatable, Sendable {
     /// Whether the heads of queries and keys are normalised.
     public var hasQueryNorm: Bool { family == .qwen3 || family == .qwen3MoE }
 
+    /// Reads the config.json of a folder.
+    ///
+    /// - Throws: `.file`; `.badData` naming a setting that is missing or out of range; `.unsupported` for one that is not
+    ///   known.
+    public init(path: String) throws(LockstepError) {
+        let file = "\(path)/config.json"
+        try self.init(try JSON(contentsOf: file), file)
+    }
+
     /// Reads a config.json.
     ///
     /// - Throws: `.badData` naming a setting that is missing or out of range; `.unsupported` for one that is not

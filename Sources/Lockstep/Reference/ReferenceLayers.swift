@@ -45,10 +45,15 @@ enum ReferenceLayers {
     /// x / (1 + e^-x): 0 below -88.
     static func silu(_ x: Float) -> Float {
         if x < -88 { return 0 }
+        return x / (exponentialOfMinus(x) + 1)
+    }
+
+    /// e^-x for x from -88 to 87, and what it is there beyond; NaN stays.
+    static func exponentialOfMinus(_ x: Float) -> Float {
         if x.isNaN { return x }
         guard let rule = try? LogProbOptions().rule() else { return .nan }
-        let (p, n) = ReferenceLogProbs.exponential(max(-x, -87), rule)
-        return x / (p * Float(sign: .plus, exponent: n, significand: 1) + 1)
+        let (p, n) = ReferenceLogProbs.exponential(min(max(-x, -87), 88), rule)
+        return p * Float(sign: .plus, exponent: n, significand: 1)
     }
 
     /// silu(gate) * up.

@@ -155,7 +155,8 @@ final class AttentionBackward {
         if failures > 0 { return failures }
         if recipe.probabilities != .fp32 {
             _ = kernels.store_rounded(
-                probabilities.base, capacity, recipe.probabilities.rawValue, probabilities.base, capacity, count,
+                probabilities.base, capacity, recipe.probabilities.rawValue, probabilities.base, capacity,
+                count,
                 end)
         }
 

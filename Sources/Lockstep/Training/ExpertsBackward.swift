@@ -6,7 +6,8 @@ extension SequencePass {
     /// Which experts a token went to, and what they gave, is found again as the forward pass found it. What experts
     /// and router give to a token's gradient is added in float32, experts ascending and the router last, and rounded once.
     func mix(
-        _ router: TrainedModel.Matrix, _ routerWeight: Head, _ experts: [TrainedModel.MLP], _ weights: [Model.MLP],
+        _ router: TrainedModel.Matrix, _ routerWeight: Head, _ experts: [TrainedModel.MLP],
+        _ weights: [Model.MLP],
         _ count: Int, _ index: Int
     ) throws(Overflow) {
         guard let scratch = forward.experts, let settings = c.experts else { return }
@@ -30,10 +31,12 @@ extension SequencePass {
             }
             try check(round(narrow.base, chosen.count * hidden), index, "mixture of experts")
             try feedForward(
-                expert, scratch.rows.base, chosen.count, narrow.base, into: narrow.base, index, isRounded: false)
+                expert, scratch.rows.base, chosen.count, narrow.base, into: narrow.base, index,
+                isRounded: false)
             for (place, (row, _)) in chosen.enumerated() {
                 kernels.add_times(
-                    sums + row * hidden, sums + row * hidden, narrow.base + place * hidden, 1, Format.fp32.rawValue,
+                    sums + row * hidden, sums + row * hidden, narrow.base + place * hidden, 1,
+                    Format.fp32.rawValue,
                     hidden)
             }
         }

@@ -24,7 +24,8 @@ final class HeadPass {
     private static let logitLimit = 1 << 24
 
     init(
-        _ kernels: UnsafePointer<lsk_kernels>, _ trained: TrainedModel, _ gradients: WeightGradients, tokens: Int
+        _ kernels: UnsafePointer<lsk_kernels>, _ trained: TrainedModel, _ gradients: WeightGradients,
+        tokens: Int
     ) throws(LockstepError) {
         self.kernels = kernels.pointee
         table = kernels
@@ -71,8 +72,11 @@ final class HeadPass {
             form(rows, first, count)
             for row in 0..<min(count, tokens.count - 1 - first) {
                 let score = scorer.score(
-                    UnsafeRawPointer(logits.base + row * head.vocab), .fp32, target: Int(tokens[first + row + 1]))
-                if score.failure != 0 { throw Overflow(layer: trained.layers.count, operation: "output head") }
+                    UnsafeRawPointer(logits.base + row * head.vocab), .fp32,
+                    target: Int(tokens[first + row + 1]))
+                if score.failure != 0 {
+                    throw Overflow(layer: trained.layers.count, operation: "output head")
+                }
                 scores.base[first + row] = score
             }
         }
@@ -83,7 +87,8 @@ final class HeadPass {
         let format = recipe.activations
         packed.pack(
             MatrixView(
-                rows + first * head.hiddenSize * format.byteCount, format, rows: count, columns: head.hiddenSize),
+                rows + first * head.hiddenSize * format.byteCount, format, rows: count,
+                columns: head.hiddenSize),
             0..<count)
         multiplier.columns = .packed(head)
         for column in stride(from: 0, to: head.vocab, by: TileMultiplier.width) {
@@ -123,7 +128,8 @@ final class HeadPass {
                 }
                 withUnsafePointer(to: (rule, gradient)) {
                     kernels.gradient_row(
-                        place, Format.fp32.rawValue, place, Format.fp32.rawValue, vocab, Int(tokens[position]),
+                        place, Format.fp32.rawValue, place, Format.fp32.rawValue, vocab,
+                        Int(tokens[position]),
                         $0.pointer(to: \.0)!, $0.pointer(to: \.1)!)
                 }
             }
@@ -143,7 +149,8 @@ final class HeadPass {
                 multiplier.multiply(packed, first: column, count: width, bias: nil)
                 failures += Int(
                     kernels.store_rounded(
-                        out + first * hidden + column, hidden, recipe.gradients.rawValue, multiplier.tile.base,
+                        out + first * hidden + column, hidden, recipe.gradients.rawValue,
+                        multiplier.tile.base,
                         TileMultiplier.width, count, width))
             }
             if failures > 0 { throw Overflow(layer: layer, operation: "output head") }

@@ -167,7 +167,8 @@ final class SequencePass: @unchecked Sendable {
                 guard let weight = part.weight else { continue }
                 for (row, token) in tokens.enumerated() {
                     failures += gradients.add(
-                        residual.base + row * c.hiddenSize, c.hiddenSize, to: weight, at: Int(token) * c.hiddenSize)
+                        residual.base + row * c.hiddenSize, c.hiddenSize, to: weight,
+                        at: Int(token) * c.hiddenSize)
                 }
             }
             try check(failures, -1, "embedding")
@@ -206,12 +207,16 @@ final class SequencePass: @unchecked Sendable {
         try check(failures, index, "attention")
         try turnBack(layer, model, results, count, index)
         try weightGradient(
-            wide.base, c.projectionWidth, results.attentionNormed, count, c.hiddenSize, layer.projection, index,
+            wide.base, c.projectionWidth, results.attentionNormed, count, c.hiddenSize, layer.projection,
+            index,
             "attention projection")
         try multiply(
-            wide.base, count, by: layer.projection.transposed, into: narrow.base, index, "attention projection")
+            wide.base, count, by: layer.projection.transposed, into: narrow.base, index,
+            "attention projection")
         if let input = results.input {
-            try norm(input, count, model.attentionNorm, to: layer.attentionNorm, narrow.base, index, "attention norm")
+            try norm(
+                input, count, model.attentionNorm, to: layer.attentionNorm, narrow.base, index,
+                "attention norm")
         }
         try addToResidual(narrow.base, count, index, "residual sum after attention")
     }
@@ -232,7 +237,8 @@ final class SequencePass: @unchecked Sendable {
                 out, out + width, gate, gate + width, inner.base + row * width, width)
         }
         try check(round(wide.base, count * 2 * width), index, "MLP activation")
-        try weightGradient(wide.base, 2 * width, x, count, c.hiddenSize, mlp.gateAndUp, index, "MLP gate and up")
+        try weightGradient(
+            wide.base, 2 * width, x, count, c.hiddenSize, mlp.gateAndUp, index, "MLP gate and up")
         try multiply(
             wide.base, count, by: mlp.gateAndUp.transposed, into: out, index, "MLP gate and up",
             isRounded: isRounded)
@@ -262,7 +268,8 @@ final class SequencePass: @unchecked Sendable {
         ] {
             failures += normRows(
                 count * heads.count, size, weight, to: target,
-                { (row) in (row / heads.count) * width + (heads.lowerBound + row % heads.count) * size }, x, wide.base)
+                { (row) in (row / heads.count) * width + (heads.lowerBound + row % heads.count) * size }, x,
+                wide.base)
         }
         failures += Int(
             kernels.store_rounded(wide.base, width, gradientFormat, wide.base, width, count, turned))
@@ -273,7 +280,8 @@ final class SequencePass: @unchecked Sendable {
 
     /// dx of a norm, in place of `d` [count x hidden], rounded.
     private func norm(
-        _ x: UnsafeRawPointer, _ count: Int, _ weight: [Float], to target: Int?, _ d: UnsafeMutablePointer<Float>,
+        _ x: UnsafeRawPointer, _ count: Int, _ weight: [Float], to target: Int?,
+        _ d: UnsafeMutablePointer<Float>,
         _ index: Int, _ operation: StaticString
     ) throws(Overflow) {
         let x = widen(x, count * c.hiddenSize)

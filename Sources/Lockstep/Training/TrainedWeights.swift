@@ -13,7 +13,8 @@ public struct LowRank: Equatable, Sendable {
 
     /// Creates adapters; by default of queries, keys, values and the output of attention.
     public init(
-        rank: Int, alpha: Double, targets: [String] = ["q_proj", "k_proj", "v_proj", "o_proj"], seed: UInt64 = 0
+        rank: Int, alpha: Double, targets: [String] = ["q_proj", "k_proj", "v_proj", "o_proj"],
+        seed: UInt64 = 0
     ) {
         self.rank = rank
         self.alpha = alpha
@@ -102,8 +103,12 @@ final class TrainedWeights: TensorSource, @unchecked Sendable {
         let adapted = shapes.filter { name, shape in
             shape.count == 2 && lowRank.targets.contains { name.hasSuffix(".\($0).weight") }
         }
-        for target in lowRank.targets where !adapted.contains(where: { $0.name.hasSuffix(".\(target).weight") }) {
+        for target in lowRank.targets
+        where !adapted.contains(where: { $0.name.hasSuffix(".\(target).weight") }) {
             throw LockstepError(.invalidArgument, "low_rank: no matrix of the model is called '\(target)'")
+        }
+        guard !lowRank.targets.contains("embed_tokens") else {
+            throw LockstepError(.unsupported, "low_rank: embed_tokens cannot be adapted; name other matrices")
         }
         guard !adapted.isEmpty else {
             throw LockstepError(.invalidArgument, "low_rank: targets is empty; name matrices, such as q_proj")
@@ -131,7 +136,9 @@ final class TrainedWeights: TensorSource, @unchecked Sendable {
         var factors: [String: Factors] = [:]
         for (name, _) in matrices {
             let names = Adapter.names(of: name)
-            guard let a = parameters.index(of: names.a), let b = parameters.index(of: names.b) else { continue }
+            guard let a = parameters.index(of: names.a), let b = parameters.index(of: names.b) else {
+                continue
+            }
             factors[name] = Factors(a: a, b: b, rank: rank, scale: scale)
         }
         return (parameters, factors)
@@ -155,9 +162,11 @@ final class TrainedWeights: TensorSource, @unchecked Sendable {
         let merged = try Scratch<Float>(count: count)
         merged.base.update(from: all.values(of: index), count: count)
         try Adapter.merge(
-            parameters.values(of: place.a), parameters.values(of: place.b), rank: place.rank, scale: place.scale,
+            parameters.values(of: place.a), parameters.values(of: place.b), rank: place.rank,
+            scale: place.scale,
             rows: shape[0], columns: shape[1], into: merged.base)
-        try store(merged.base, count, as: format, into: target, "parameters: tensor '\(name)' with its adapter")
+        try store(
+            merged.base, count, as: format, into: target, "parameters: tensor '\(name)' with its adapter")
     }
 
     // MARK: As what gradients belong to
@@ -172,7 +181,8 @@ final class TrainedWeights: TensorSource, @unchecked Sendable {
         for (name, rows) in matrix.parts {
             parts.append(
                 MatrixTarget.Part(
-                    rows: first..<first + rows, weight: target("\(name).weight"), bias: target("\(name).bias"),
+                    rows: first..<first + rows, weight: target("\(name).weight"),
+                    bias: target("\(name).bias"),
                     factors: factors["\(name).weight"]))
             first += rows
         }

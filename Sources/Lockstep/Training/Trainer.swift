@@ -17,6 +17,20 @@ public struct BackwardReport: Equatable, Sendable {
     public init() {}
 }
 
+/// What a pass says of each token on the way, as `Model.score` does; nil for what is not wanted.
+public struct BackwardOutputs {
+    /// [tokens] fp32 or fp64.
+    public var logProbs: MutableVectorView?
+    /// [tokens] fp32 or fp64, nats.
+    public var entropy: MutableVectorView?
+
+    /// Creates outputs.
+    public init(logProbs: MutableVectorView? = nil, entropy: MutableVectorView? = nil) {
+        self.logProbs = logProbs
+        self.entropy = entropy
+    }
+}
+
 /// How a trainer works: choices that change its memory and its speed, never its results.
 public struct TrainerOptions: Equatable, Sendable {
     /// Keep only the layers' inputs for the backward pass, and compute the rest of a layer again.
@@ -69,10 +83,12 @@ public final class Trainer: @unchecked Sendable {
     ) throws(LockstepError) {
         guard adapter == nil || lowRank == nil else {
             throw LockstepError(
-                .invalidArgument, "low_rank: an adapter is given too; give the one that exists, or what a new one is")
+                .invalidArgument,
+                "low_rank: an adapter is given too; give the one that exists, or what a new one is")
         }
         let adapter: Adapter? = if let adapter { try Adapter(path: adapter) } else { nil }
-        try self.init(TrainedWeights(Checkpoint(path: path), adapter: adapter, lowRank: lowRank), recipe, options)
+        try self.init(
+            TrainedWeights(Checkpoint(path: path), adapter: adapter, lowRank: lowRank), recipe, options)
     }
 
     /// Trains a model from its beginning: norms 1, biases 0, matrices normal with a deviation, of a seed.
@@ -187,7 +203,7 @@ public final class Trainer: @unchecked Sendable {
     @discardableResult
     public func accumulate(
         tokens: TokenView, offsets: TokenView? = nil, _ gradients: LogProbGradients, lossScale: Double = 1,
-        temperature: Double = 1, into outputs: ScoringOutputs? = nil
+        temperature: Double = 1, into outputs: BackwardOutputs = .init()
     ) throws(LockstepError) -> BackwardReport {
         try withLockstepFloatMode { () throws(LockstepError) in
             let model = try snapshot()
@@ -198,7 +214,7 @@ public final class Trainer: @unchecked Sendable {
             _ = try scoring.rule()
             if tokens.count == 0 { return BackwardReport() }
             try prepare(for: layout)
-            let wantsEntropy = outputs?.entropy != nil || gradients.entropy != nil
+            let wantsEntropy = outputs.entropy != nil || gradients.entropy != nil
             for pass in passes {
                 try pass.head.prepare(scoring, wantsEntropy: wantsEntropy)
                 pass.gradients.scale = 1 / lossScale
@@ -260,15 +276,15 @@ public final class Trainer: @unchecked Sendable {
 
     private func run(
         _ tokens: TokenView, _ layout: SequenceLayout, _ gradients: LogProbGradients, _ lossScale: Double,
-        _ outputs: ScoringOutputs?
+        _ outputs: BackwardOutputs
     ) throws(LockstepError) -> BackwardReport {
         let ids = try Scratch<Int32>(count: tokens.count)
         for index in 0..<tokens.count { ids.base[index] = Int32(tokens[index]) }
+        let isWritten = outputs.logProbs != nil || outputs.entropy != nil
         // A log-prob and an entropy for each token: outputs are untouched by a failure.
-        let found = try Scratch<Double>(count: outputs == nil ? 0 : 2 * tokens.count, filledWith: 0)
+        let found = try Scratch<Double>(count: isWritten ? 2 * tokens.count : 0, filledWith: 0)
         let failures = FailureList(layout.sequences)
         let (idBase, foundBase) = (ids.base, found.base)
-        let isWritten = outputs != nil
         parallelFor(tasks: layout.sequences, threads: min(threads, passes.count)) { sequence, worker in
             let pass = passes[worker]
             let first = layout.place(of: sequence).column
@@ -278,8 +294,9 @@ public final class Trainer: @unchecked Sendable {
                 try pass.run(part)
                 if isWritten {
                     for position in part.indices {
-                        (foundBase[2 * (first + position)], foundBase[2 * (first + position) + 1]) = pass.score(
-                            position)
+                        (foundBase[2 * (first + position)], foundBase[2 * (first + position) + 1]) =
+                            pass.score(
+                                position)
                     }
                 }
                 let entropy = gradients.entropy
@@ -291,11 +308,9 @@ public final class Trainer: @unchecked Sendable {
             }
         }
         let report = try self.report(failures, layout.sequences)
-        if let outputs {
-            for token in 0..<tokens.count {
-                outputs.logProbs.store(found.base[2 * token], at: token)
-                outputs.entropy?.store(found.base[2 * token + 1], at: token)
-            }
+        for token in 0..<(isWritten ? tokens.count : 0) {
+            outputs.logProbs?.store(found.base[2 * token], at: token)
+            outputs.entropy?.store(found.base[2 * token + 1], at: token)
         }
         return report
     }

@@ -35,7 +35,8 @@ final class WeightGradients {
         let rank = WeightGradients.padded(weights.largestRank)
         columnsOfGradients = try PackedRows(
             kernels, rows: max(WeightGradients.blockRows, rank), depth: tokens)
-        rows = try PackedRows(kernels, rows: rank > 0 ? tokens : 0, depth: rank > 0 ? max(columns, widest) : 0)
+        rows = try PackedRows(
+            kernels, rows: rank > 0 ? tokens : 0, depth: rank > 0 ? max(columns, widest) : 0)
         panels = try Scratch(count: padded * tokens)
         panel = try Scratch(count: rank > 0 ? WeightGradients.width * max(columns, widest, tokens) : 0)
         block = try Scratch(count: max(WeightGradients.blockRows, rank) * max(padded, rank))
@@ -102,7 +103,8 @@ final class WeightGradients {
         let rows = columnsOfGradients.rows
         for column in Swift.stride(from: 0, to: x.columns, by: WeightGradients.width) {
             kernels.multiply(
-                block.base + column, stride, columnsOfGradients.from(), x.rows, 0, panels.base + column * x.rows,
+                block.base + column, stride, columnsOfGradients.from(), x.rows, 0,
+                panels.base + column * x.rows,
                 Format.fp32.rawValue, rows, x.rows, 0)
         }
         return addBlock(rows, x.columns, to: tensor, firstRow: firstRow, scale: scale)

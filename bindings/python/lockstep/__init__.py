@@ -43,33 +43,32 @@ from ._objectives import (
     Objective, ObjectiveCounts, ObjectiveLoss, ObjectiveReport, adapted_kl_coefficient, covariance_select,
     kl_penalty, objective_loss,
 )
-from ._presets import Preset, preset, presets
-from ._runs import Environment, Run, StepMetrics, SupervisedMetrics, SupervisedRun, perfectible
-from ._tasks import Task, task_names
-from ._training import (
+from ._optimizer import (
     AdamW, AdamWStep, GradientNorm, LossScaler, Replay, ScalerReport, adamw_step, gradient_norm, learning_rate,
     loss_scaler_names, replay_loss_scaler,
 )
+from ._presets import Preset, preset, presets
+from ._runs import Environment, Run, StepMetrics, SupervisedMetrics, SupervisedRun, perfectible
+from ._tasks import Task, task_names
+from ._trainer import Backward, Parameter, Trainer
 from .advice import Advice, advise
 from .certificate import Certificate, certify
 
 __all__ = [
-    "AdamW", "AdamWStep", "Advice", "Alarm", "BadDataError", "Cause", "CauseEvidence",
-    "Certificate", "ConvertCounts", "Converted", "Correction", "Divergence", "Environment", "Estimate",
-    "ExactMismatch", "FileError", "GradientNorm", "Head", "Headroom", "InternalError",
-    "InvalidArgumentError", "LOG_RATIO_QUANTILES", "LinearGradients", "LockstepError", "LogHeader",
-    "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter", "LossScaler", "Mismatch",
-    "MismatchAccumulator", "Model", "Monitor", "NonFiniteError", "Objective", "ObjectiveCounts",
-    "ObjectiveLoss", "ObjectiveReport", "OutOfMemoryError", "Preset", "Reading", "Rejection",
-    "RejectionCount", "Replay", "Rollout", "RolloutEngine", "Run", "ScalerReport", "Scores", "StepMetrics", "SupervisedMetrics",
-    "SupervisedRun", "Task",
-    "UnsupportedError", "WeightStatistics", "adamw_step", "adapted_kl_coefficient", "advantages",
-    "advise", "audit_headroom", "certify", "convert", "correct", "covariance_select",
-    "exact_mismatch", "gradient_norm", "has_instruction_set", "kl_penalty", "learning_rate",
-    "linear_log_probs", "linear_log_probs_backward", "log_probs", "log_probs_backward",
-    "loss_scaler_names", "metrics", "mismatch", "mismatch_profile", "mismatch_sequences",
-    "objective_loss", "overlong_penalty", "perfectible", "preset", "presets", "replay_loss_scaler", "task_names",
-    "ulp_distance",
+    "AdamW", "AdamWStep", "Advice", "Alarm", "Backward", "BadDataError", "Cause", "CauseEvidence", "Certificate",
+    "ConvertCounts", "Converted", "Correction", "Divergence", "Environment", "Estimate", "ExactMismatch",
+    "FileError", "GradientNorm", "Head", "Headroom", "InternalError", "InvalidArgumentError",
+    "LOG_RATIO_QUANTILES", "LinearGradients", "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords",
+    "LogSummary", "LogWriter", "LossScaler", "Mismatch", "MismatchAccumulator", "Model", "Monitor",
+    "NonFiniteError", "Objective", "ObjectiveCounts", "ObjectiveLoss", "ObjectiveReport", "OutOfMemoryError",
+    "Parameter", "Preset", "Reading", "Rejection", "RejectionCount", "Replay", "Rollout", "RolloutEngine", "Run",
+    "ScalerReport", "Scores", "StepMetrics", "SupervisedMetrics", "SupervisedRun", "Task", "Trainer",
+    "UnsupportedError", "WeightStatistics", "adamw_step", "adapted_kl_coefficient", "advantages", "advise",
+    "audit_headroom", "certify", "convert", "correct", "covariance_select", "exact_mismatch", "gradient_norm",
+    "has_instruction_set", "kl_penalty", "learning_rate", "linear_log_probs", "linear_log_probs_backward",
+    "log_probs", "log_probs_backward", "loss_scaler_names", "metrics", "mismatch", "mismatch_profile",
+    "mismatch_sequences", "objective_loss", "overlong_penalty", "perfectible", "preset", "presets",
+    "replay_loss_scaler", "task_names", "ulp_distance",
 ]
 
 #: The version of the library that is loaded.

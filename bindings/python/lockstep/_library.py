@@ -9,8 +9,8 @@ from __future__ import annotations
 import ctypes
 import os
 from ctypes import (
-    POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint8, c_uint16,
-    c_uint32, c_uint64, c_void_p,
+    POINTER, Structure, c_char, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint8,
+    c_uint16, c_uint32, c_uint64, c_void_p,
 )
 
 from ._errors import InvalidArgumentError, error_of
@@ -649,7 +649,7 @@ class Preset(Structure):
 class Recipe(Structure):
     _fields_ = [
         ("struct_size", c_uint32), ("parameters", c_int32), ("activations", c_int32), ("cache", c_int32),
-        ("probabilities", c_int32), ("logits", c_int32),
+        ("probabilities", c_int32), ("logits", c_int32), ("gradients", c_int32),
     ]
 
 
@@ -664,6 +664,28 @@ class ScoreOptions(Structure):
     _fields_ = [
         ("struct_size", c_uint32), ("threads", c_int32), ("instruction_set", c_int32),
         ("reserved", c_uint32), ("temperature", c_double),
+    ]
+
+
+class TrainerOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("threads", c_int32), ("instruction_set", c_int32), ("recomputes", c_int32),
+        ("adapter", c_char_p), ("rank", c_int64), ("alpha", c_double), ("targets", c_char_p), ("seed", c_uint64),
+        ("deviation", c_double),
+    ]
+
+
+class Parameter(Structure):
+    _fields_ = [
+        ("name", c_char_p), ("offset", c_size_t), ("count", c_size_t), ("shape", c_int64 * 2),
+        ("dimensions", c_int32), ("decays", c_int32),
+    ]
+
+
+class BackwardReport(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("overflow_layer", c_int32), ("sequences", c_int64), ("overflows", c_int64),
+        ("overflow_sequence", c_int64), ("overflow_operation", c_char * 48),
     ]
 
 
@@ -776,7 +798,7 @@ class TaskInfo(Structure):
     ]
 
 
-# 13. Runs
+# 14. Runs
 
 #: `lockstep_prompt_callback` and `lockstep_reward_callback`.
 PROMPT_CALLBACK = ctypes.CFUNCTYPE(
@@ -950,6 +972,17 @@ SIGNATURES = {
     "lockstep_engine_step": (c_int32, [c_void_p, POINTER(c_size_t), POINTER(c_size_t)]),
     "lockstep_engine_take": (c_int32, [POINTER(Rollout), c_void_p, c_int32]),
     "lockstep_engine_destroy": (None, [c_void_p]),
+    "lockstep_trainer_create": (
+        c_int32, [POINTER(c_void_p), c_char_p, POINTER(Recipe), POINTER(TrainerOptions)]),
+    "lockstep_trainer_parameter": (
+        c_int32, [POINTER(Parameter), POINTER(c_size_t), POINTER(c_size_t), c_void_p, c_size_t]),
+    "lockstep_trainer_masters": (c_int32, [POINTER(c_void_p), POINTER(c_size_t), c_void_p]),
+    "lockstep_trainer_accumulate": (
+        c_int32, [POINTER(BackwardReport), _tensor, _tensor, c_void_p, *[_tensor] * 4, c_double, c_double]),
+    "lockstep_trainer_gradients": (c_int32, [_tensor, c_void_p]),
+    "lockstep_trainer_clear": (c_int32, [c_void_p]),
+    "lockstep_trainer_snapshot": (c_int32, [POINTER(c_void_p), c_void_p]),
+    "lockstep_trainer_destroy": (None, [c_void_p]),
     "lockstep_audit_create": (
         c_int32, [POINTER(c_void_p), c_char_p, _tensor, _tensor, POINTER(ScoreOptions)]),
     "lockstep_audit_read": (c_int32, [POINTER(Headroom), POINTER(c_size_t), c_void_p, c_size_t]),

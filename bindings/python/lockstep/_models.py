@@ -21,6 +21,7 @@ from ._library import check, choice, int32, integer, library, real
 from ._tensors import FORMATS, Array, View, empty, format_code, view
 
 _PARTS = ("parameters", "activations", "cache", "probabilities", "logits")
+_ALL_PARTS = (*_PARTS, "gradients")
 _FORMAT_NAMES = {code: name for name, code in FORMATS.items()}
 _FINISH = {value: name for name, value in c.FINISHES.items()}
 
@@ -132,7 +133,8 @@ class Model:
     Args:
         path: the folder.
         recipe: "fp32", "fp16", "bf16", "fp16-fp32head", "bf16-fp32head"; or a dict with any of "parameters",
-            "activations", "cache", "probabilities", "logits" as "fp32", "fp16" or "bf16", the rest fp32.
+            "activations", "cache", "probabilities", "logits" as "fp32", "fp16" or "bf16", the rest fp32; and
+            "gradients", for a `Trainer`: as activations if it is not given.
         adapter: a folder with a LoRA adapter in PEFT's layout, merged into the weights.
 
     Raises:
@@ -150,6 +152,16 @@ class Model:
         handle = c_void_p()
         check(library.lockstep_model_load(
             byref(handle), os.fsencode(path), None if adapter is None else os.fsencode(adapter), raw))
+        self._take(handle, raw)
+
+    @classmethod
+    def _of(cls, handle: c_void_p, raw: c.Recipe) -> Model:
+        """A model that the library made."""
+        model = cls.__new__(cls)
+        model._take(handle, raw)
+        return model
+
+    def _take(self, handle: c_void_p, raw: c.Recipe) -> None:
         self._handle = handle
         self._finalizer = weakref.finalize(self, library.lockstep_model_destroy, handle)
         info = c.ModelInfo(sizeof(c.ModelInfo))
@@ -164,6 +176,7 @@ class Model:
         self.positions: int = info.positions
         #: The format of each part.
         self.recipe: dict[str, str] = {part: _FORMAT_NAMES[getattr(raw, part)] for part in _PARTS}
+        self.recipe["gradients"] = _FORMAT_NAMES[raw.gradients or raw.activations]
 
     def score(
         self, tokens: Log, offsets: Array | None = None, *, temperature: float = 1.0, threads: int = 0,
@@ -320,10 +333,12 @@ def _recipe(recipe: str | Mapping[str, str]) -> c.Recipe:
     if isinstance(recipe, str):
         check(library.lockstep_recipe_named(raw, recipe.encode()))
         return raw
-    if unknown := set(recipe) - set(_PARTS):
-        raise InvalidArgumentError(f"recipe: '{min(unknown)}' is no part; give some of {', '.join(_PARTS)}")
+    if unknown := set(recipe) - set(_ALL_PARTS):
+        raise InvalidArgumentError(f"recipe: '{min(unknown)}' is no part; give some of {', '.join(_ALL_PARTS)}")
     for part in _PARTS:
         setattr(raw, part, format_code(recipe.get(part, "fp32"), f"recipe[{part!r}]"))
+    if "gradients" in recipe:
+        raw.gradients = format_code(recipe["gradients"], "recipe['gradients']")
     return raw
 
 

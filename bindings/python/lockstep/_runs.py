@@ -23,7 +23,7 @@ from ._models import Model, _recipe
 from ._objectives import _options as _objective_options
 from ._presets import Preset
 from ._tasks import Task
-from ._training import _scaler_options
+from ._optimizer import _scaler_options
 
 _LEVELS = {value: name for name, value in c.MONITOR_LEVELS.items()}
 _STATISTICS = {value: name for name, value in c.MONITOR_STATISTICS.items()}
