@@ -32,9 +32,10 @@ private func list(_ numbers: [some FixedWidthInteger]) -> String {
 }
 
 extension Recipe {
-    /// The format of each kind of value.
+    /// The format of each kind of value, and the order.
     var summary: String {
-        [parameters, activations, cache, probabilities, logits, gradients].map(\.description).joined(separator: " ")
+        ([parameters, activations, cache, probabilities, logits, gradients].map(\.description) + [order.name])
+            .joined(separator: " ")
     }
 }
 

@@ -19,7 +19,7 @@ from ._corrections import _options as _correction_options
 from ._corrections import _rejections
 from ._errors import InvalidArgumentError
 from ._library import check, choice, int32, integer, library, real
-from ._models import Model, _recipe
+from ._models import Model, Recipe
 from ._objectives import _options as _objective_options
 from ._presets import Preset
 from ._tasks import Task
@@ -230,9 +230,9 @@ class Run:
         raw.deviation = real(deviation, "deviation")
         raw.lora_rank, raw.lora_alpha = int32(lora_rank, "lora_rank"), real(lora_alpha, "lora_alpha")
         raw.recompute = bool(recompute)
-        raw.trainer = ctypes.pointer(_recipe(trainer))
+        raw.trainer = ctypes.pointer(Recipe(trainer)._raw)
         if rollout is not None:
-            raw.rollout = ctypes.pointer(_recipe(rollout))
+            raw.rollout = ctypes.pointer(Recipe(rollout)._raw)
         _set_algorithm(raw, algorithm)
         raw.threads = int32(threads, "threads")
         raw.instruction_set = choice(c.INSTRUCTION_SETS, instruction_set, "instruction_set")
@@ -378,7 +378,7 @@ class SupervisedRun:
         raw = c.SupervisedOptions(
             sizeof(c.SupervisedOptions), int32(batch, "batch"), task._pointer,
             None if model is None else os.fsencode(model), integer(model_seed, "model_seed", 0, 2**64 - 1),
-            real(deviation, "deviation"), ctypes.pointer(_recipe(recipe)), integer(steps, "steps", 1, 2**40),
+            real(deviation, "deviation"), ctypes.pointer(Recipe(recipe)._raw), integer(steps, "steps", 1, 2**40),
             integer(seed, "seed", 0, 2**64 - 1), real(error_rate, "error_rate"),
             real(learning_rate, "learning_rate"), int32(threads, "threads"), 0)
         pointer = c_void_p()
