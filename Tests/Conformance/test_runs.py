@@ -269,8 +269,10 @@ def test_bad_prompts():
         make(Environment(Task("chain"), problems=[]))
     with pytest.raises(lockstep.InvalidArgumentError, match="prompt of problem 0: is empty"):
         make(functions(prompts=lambda problem: [])).step()
-    with pytest.raises(lockstep.InvalidArgumentError, match=r"outside the vocabulary"):
-        make(functions(prompts=lambda problem: [99])).step()
+    with pytest.raises(lockstep.InvalidArgumentError, match="prompt of problem 0: token 1 is 99, outside the vocabulary"):
+        make(functions(prompts=lambda problem: [1, 99])).step()
+    with pytest.raises(lockstep.InvalidArgumentError, match="prompt of problem 0: has 64 tokens, .* no room"):
+        make(functions(prompts=lambda problem: [1] * 64)).step()
     with pytest.raises(lockstep.InvalidArgumentError, match="both prompts and rewards"):
         Environment(prompts=lambda problem: [1])
 

@@ -30,8 +30,9 @@ final class Forward {
 
     /// The weights; another snapshot of them may take their place.
     var model: Model
-    /// Told what each operation gave: layer, operation, values in the recipe's activations, how many. In the fused order
-    /// it is told nothing of what stays in float32.
+    /// Told what each operation gave: layer, operation, values in the recipe's activations, how many.
+    ///
+    /// In the fused order it is told nothing of what stays in float32.
     var observe: ((Int, StaticString, UnsafeRawPointer, Int) -> Void)?
     private let kernels: lsk_kernels
     private let threads: Int

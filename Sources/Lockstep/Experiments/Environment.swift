@@ -85,11 +85,20 @@ public struct Environment {
     }
 
     /// The prompt of a problem, or an error that says whose it is.
-    func checkedPrompt(_ problem: Int) throws(LockstepError) -> [Int32] {
+    func checkedPrompt(_ problem: Int, for model: ModelConfiguration) throws(LockstepError) -> [Int32] {
         do throws(LockstepError) {
             let prompt = try self.prompt(problem)
-            guard !prompt.isEmpty else {
-                throw LockstepError(.invalidArgument, "is empty; give at least one token")
+            guard !prompt.isEmpty, prompt.count < model.positions else {
+                throw LockstepError(
+                    .invalidArgument,
+                    prompt.isEmpty
+                        ? "is empty; give at least one token"
+                        : "has \(prompt.count) tokens, which leaves no room in the context of \(model.positions)")
+            }
+            if let place = prompt.firstIndex(where: { !(0..<model.vocab).contains(Int($0)) }) {
+                throw LockstepError(
+                    .invalidArgument,
+                    "token \(place) is \(prompt[place]), outside the vocabulary of \(model.vocab)")
             }
             return prompt
         } catch {

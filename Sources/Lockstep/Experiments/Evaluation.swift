@@ -47,8 +47,10 @@ extension Environment {
             throw LockstepError(
                 .invalidArgument, "problems: there is none, or no end of them; give the numbers of some")
         }
-        guard (1...1 << 16).contains(samples), problems.count <= 1 << 24 else {
-            throw LockstepError(.invalidArgument, "samples is \(samples); give 1 to 65,536")
+        guard (1...1 << 16).contains(samples), problems.count <= (1 << 24) / samples else {
+            throw LockstepError(
+                .invalidArgument,
+                "samples is \(samples), of \(problems.count) problems; give 1 to 65,536, and 16,777,216 responses at most")
         }
         let settings = SamplingSettings(
             temperature: temperature, seed: seed, stopIDs: stopIDs, maxTokens: maxTokens)
@@ -59,7 +61,7 @@ extension Environment {
                 // Draws depend on the problem's number, not on its place among the others.
                 groups.append(
                     RolloutSampler.Group(
-                        prompt: try checkedPrompt(problem),
+                        prompt: try checkedPrompt(problem, for: model.configuration),
                         firstID: 1 << 62 | UInt64(truncatingIfNeeded: problem) << 16 & (1 << 62 - 1),
                         count: samples))
             }
@@ -85,6 +87,11 @@ extension Environment {
     public func perfectible(
         _ model: Model, _ options: PerfectibleOptions = .init(), execution: Execution = .init()
     ) throws(LockstepError) -> [Int] {
+        guard (1...1 << 24).contains(options.candidates), (1...1 << 24).contains(options.count) else {
+            throw LockstepError(
+                .invalidArgument,
+                "perfectible: count is \(options.count) and candidates \(options.candidates); give 1 to 16,777,216")
+        }
         var found: [Int] = []
         let candidates = problems ?? Array(0..<options.candidates)
         for first in stride(from: 0, to: candidates.count, by: 64) where found.count < options.count {
@@ -97,7 +104,7 @@ extension Environment {
                 found.append(problem)
             }
         }
-        guard found.count == options.count, !found.isEmpty else {
+        guard found.count == options.count else {
             throw LockstepError(
                 .invalidArgument,
                 "perfectible: \(found.count) of \(candidates.count) problems have a mean reward of \(options.low) to "

@@ -39,6 +39,9 @@ final class Learner {
     init(_ trainer: Trainer, _ options: LearnerOptions) throws(LockstepError) {
         self.trainer = trainer
         self.options = options
+        guard options.maxNorm >= 0 else {
+            throw LockstepError(.invalidArgument, "options: max_norm is \(options.maxNorm); give 0 or more")
+        }
         scaler = try LossScaler(options.scaler)
         _ = try options.schedule.rate(step: 1)
         optimizer = try AdamW(

@@ -42,7 +42,7 @@ public struct ReinforcementOptions: Sendable {
 
     func check() throws(LockstepError) {
         for (value, name, range) in [
-            (prompts, "prompts", 1...1 << 16), (samples, "samples", 1...1 << 16), (updates, "updates", 1...prompts),
+            (prompts, "prompts", 1...1 << 16), (samples, "samples", 1...1 << 16), (updates, "updates", 1...max(prompts, 1)),
         ] as [(Int, StaticString, ClosedRange<Int>)] {
             guard range.contains(value) else {
                 throw LockstepError(

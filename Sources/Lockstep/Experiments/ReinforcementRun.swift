@@ -80,7 +80,9 @@ public final class ReinforcementRun {
             let number = stepsTaken + 1
             let problems = drawProblems(step: number)
             var prompts: [[Int32]] = []
-            for problem in problems { prompts.append(try environment.checkedPrompt(problem)) }
+            for problem in problems {
+                prompts.append(try environment.checkedPrompt(problem, for: trainer.configuration))
+            }
             let samples = try stopping { () throws(LockstepError) in try sample(problems, prompts, step: number) }
             let rewards = try self.rewards(of: samples, step: number)
             return try stopping { () throws(LockstepError) in

@@ -1046,7 +1046,7 @@ SIGNATURES = {
     "lockstep_run_evaluate": (
         c_int32, [c_void_p, c_void_p, c_void_p, c_size_t, c_int64, c_uint64, c_double]),
     "lockstep_run_save": (c_int32, [c_void_p, c_char_p, c_int64]),
-    "lockstep_run_resume": (c_int32, [POINTER(c_int64), c_void_p, c_char_p, c_int32]),
+    "lockstep_run_resume": (c_int32, [c_void_p, c_void_p, c_char_p, c_int32]),
     "lockstep_run_destroy": (None, [c_void_p]),
     "lockstep_find_perfectible": (
         c_int32, [
@@ -1055,7 +1055,7 @@ SIGNATURES = {
     "lockstep_supervised_create": (c_int32, [POINTER(c_void_p), POINTER(SupervisedOptions)]),
     "lockstep_supervised_step": (c_int32, [POINTER(SupervisedMetrics), c_void_p]),
     "lockstep_supervised_save": (c_int32, [c_void_p, c_char_p, c_int64]),
-    "lockstep_supervised_resume": (c_int32, [POINTER(c_int64), c_void_p, c_char_p, c_int32]),
+    "lockstep_supervised_resume": (c_int32, [c_void_p, c_void_p, c_char_p, c_int32]),
     "lockstep_supervised_save_model": (c_int32, [c_void_p, c_char_p]),
     "lockstep_supervised_destroy": (None, [c_void_p]),
 }

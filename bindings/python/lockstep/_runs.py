@@ -435,6 +435,9 @@ def perfectible(
         seed: of the draws.
         threads: 0 is one for each processor this process may use.
 
+    Returns:
+        Their numbers.
+
     Raises:
         InvalidArgumentError: there are too few; the message says how many.
     """
