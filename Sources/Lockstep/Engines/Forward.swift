@@ -68,7 +68,8 @@ final class Forward {
             try Attention(kernels, model, positions: positions)
         }
         results = try LayerResults(
-            c, rows: rows, elementBytes: size, wideBytes: Forward.gateAndUp(model.recipe).byteCount, isKept: false)
+            c, rows: rows, elementBytes: size, wideBytes: Forward.gateAndUp(model.recipe).byteCount,
+            isKept: false)
         added = try Scratch(count: rows * c.hiddenSize * size)
         experts =
             if let count = c.experts?.count {
@@ -281,7 +282,8 @@ final class Forward {
             let gate = UnsafeRawPointer(results.wide) + row * 2 * width * wideFormat.byteCount
             let out = results.activated + row * width * format.byteCount
             kernels.silu_multiply(
-                out, format.rawValue, gate, gate + width * wideFormat.byteCount, wideFormat.rawValue, width, each)
+                out, format.rawValue, gate, gate + width * wideFormat.byteCount, wideFormat.rawValue, width,
+                each)
             return Int(kernels.non_finite_values(out, format.rawValue, width))
         }
         if failures > 0 { throw Overflow(layer: layer, operation: "MLP activation") }
@@ -397,7 +399,8 @@ final class Forward {
         let failures = forEachRow(count) { row, _ in
             let at = rows + row * hiddenBytes
             kernels.add_rms_norm(
-                results.mlpNormed + row * hiddenBytes, at, added.base + row * hiddenBytes, weight, format.rawValue,
+                results.mlpNormed + row * hiddenBytes, at, added.base + row * hiddenBytes, weight,
+                format.rawValue,
                 hidden, configuration.normEpsilon)
             return Int(kernels.non_finite_values(at, format.rawValue, hidden))
         }

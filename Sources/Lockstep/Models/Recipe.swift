@@ -32,7 +32,8 @@ public struct Recipe: Equatable, Sendable, CustomStringConvertible {
     ///
     /// - Throws: `.invalidArgument` listing the names.
     public init(named name: String) throws(LockstepError) {
-        let parts = name.split(separator: "+", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
+        let parts = name.split(separator: "+", maxSplits: 1, omittingEmptySubsequences: false).map(
+            String.init)
         guard let recipe = Recipe.named[parts[0]] else {
             let known = Recipe.named.keys.sorted().joined(separator: ", ")
             throw LockstepError(.invalidArgument, "recipe: '\(parts[0])' is not known; give one of \(known)")
