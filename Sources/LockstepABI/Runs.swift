@@ -148,7 +148,8 @@ extension Environment {
                     throw invalid("the callback refused")
                 }
                 guard (0...room).contains(count) else {
-                    throw invalid("the callback wrote \(UInt(bitPattern: count)) ids; there is room for \(room)")
+                    throw invalid(
+                        "the callback wrote \(UInt(bitPattern: count)) ids; there is room for \(room)")
                 }
                 return Array(UnsafeBufferPointer(start: memory, count: count))
             },
@@ -179,7 +180,8 @@ extension ReinforcementOptions {
         let trainer = given.trainer == nil ? Recipe(.fp16) : try coreRecipe(given.trainer)
         self.init(
             model: try StartingModel(given), trainer: trainer,
-            rollout: given.rollout == nil ? nil : try coreRecipe(given.rollout), algorithm: try Algorithm(given))
+            rollout: given.rollout == nil ? nil : try coreRecipe(given.rollout),
+            algorithm: try Algorithm(given))
         (prompts, samples, updates) = (Int(given.prompts), Int(given.samples), Int(given.updates))
         (temperature, seed) = (given.temperature, given.seed)
         learner.adamW = AdamWOptions(
@@ -204,7 +206,8 @@ extension StartingModel {
             given.model == nil
                 ? .new(.chain, seed: given.model_seed, deviation: given.deviation)
                 : .folder(try text(given.model, "options: model")),
-            adapter: given.adapter == nil ? nil : try text(given.adapter, "options: adapter"), lowRank: lowRank)
+            adapter: given.adapter == nil ? nil : try text(given.adapter, "options: adapter"),
+            lowRank: lowRank)
     }
 }
 
@@ -228,8 +231,10 @@ extension lockstep_run_metrics {
     fileprivate init(_ core: ReinforcementMetrics) {
         self.init(
             struct_size: 0, scale_at_floor: core.isScaleAtFloor ? 1 : 0, step: Int64(core.step),
-            responses: Int64(core.responses), tokens: Int64(core.tokens), equal_groups: Int64(core.equalGroups),
-            updates: Int64(core.updates), skipped: Int64(core.skipped), skipped_total: Int64(core.skippedTotal),
+            responses: Int64(core.responses), tokens: Int64(core.tokens),
+            equal_groups: Int64(core.equalGroups),
+            updates: Int64(core.updates), skipped: Int64(core.skipped),
+            skipped_total: Int64(core.skippedTotal),
             reward_mean: core.rewardMean, share_right: core.shareRight, response_length: core.responseLength,
             share_truncated: core.shareTruncated, k3: core.k3, mean_abs_log_ratio: core.meanAbsLogRatio,
             max_abs_log_ratio: core.maxAbsLogRatio, ess: core.ess, sequence_ess: core.sequenceESS,

@@ -15,7 +15,8 @@ public struct Algorithm: Sendable {
     public init(
         name: String = "custom", policies: Preset.Policies = .three,
         correction: CorrectionOptions = CorrectionOptions(weights: .one),
-        advantages: AdvantageOptions = AdvantageOptions(.drGRPO), objective: ObjectiveOptions = ObjectiveOptions()
+        advantages: AdvantageOptions = AdvantageOptions(.drGRPO),
+        objective: ObjectiveOptions = ObjectiveOptions()
     ) {
         self.name = name
         self.policies = policies

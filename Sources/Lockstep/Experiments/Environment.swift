@@ -93,7 +93,8 @@ public struct Environment {
                     .invalidArgument,
                     prompt.isEmpty
                         ? "is empty; give at least one token"
-                        : "has \(prompt.count) tokens, which leaves no room in the context of \(model.positions)")
+                        : "has \(prompt.count) tokens, which leaves no room in the context of \(model.positions)"
+                )
             }
             if let place = prompt.firstIndex(where: { !(0..<model.vocab).contains(Int($0)) }) {
                 throw LockstepError(

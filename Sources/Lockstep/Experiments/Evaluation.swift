@@ -38,6 +38,7 @@ extension Environment {
     ///   - temperature: of the draws; 0 takes the most probable tokens.
     ///   - execution: threads and instruction set.
     /// - Throws: what prompts and rewards throw; as `RolloutEngine`.
+    /// - Returns: each problem's mean reward.
     public func evaluate(
         _ model: Model, problems: [Int]? = nil, samples: Int = 1, seed: UInt64, temperature: Double = 1,
         execution: Execution = .init()
@@ -50,7 +51,8 @@ extension Environment {
         guard (1...1 << 16).contains(samples), problems.count <= (1 << 24) / samples else {
             throw LockstepError(
                 .invalidArgument,
-                "samples is \(samples), of \(problems.count) problems; give 1 to 65,536, and 16,777,216 responses at most")
+                "samples is \(samples), of \(problems.count) problems; give 1 to 65,536, and 16,777,216 responses at most"
+            )
         }
         let settings = SamplingSettings(
             temperature: temperature, seed: seed, stopIDs: stopIDs, maxTokens: maxTokens)
@@ -90,7 +92,8 @@ extension Environment {
         guard (1...1 << 24).contains(options.candidates), (1...1 << 24).contains(options.count) else {
             throw LockstepError(
                 .invalidArgument,
-                "perfectible: count is \(options.count) and candidates \(options.candidates); give 1 to 16,777,216")
+                "perfectible: count is \(options.count) and candidates \(options.candidates); give 1 to 16,777,216"
+            )
         }
         var found: [Int] = []
         let candidates = problems ?? Array(0..<options.candidates)

@@ -48,7 +48,8 @@ final class Learner {
             trainer.parameters.tensors.map { ParameterRange($0.name, $0.range, decays: $0.decays) },
             options: options.adamW)
         gradients = try Scratch(count: trainer.parameters.count)
-        execution = Execution(threads: trainer.options.threads, instructionSet: trainer.options.instructionSet)
+        execution = Execution(
+            threads: trainer.options.threads, instructionSet: trainer.options.instructionSet)
     }
 
     /// Takes the gradients added since the last update: clip, AdamW, loss scale; or, if one is not finite, skips.

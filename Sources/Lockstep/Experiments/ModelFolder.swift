@@ -37,7 +37,8 @@ extension SafeTensors {
                 throw LockstepError(.badData, "\(self.name): tensor '\(key)' is missing")
             }
             try read(
-                found, key, shape: tensor.shape, as: .fp32, into: values.baseAddress! + tensor.range.lowerBound)
+                found, key, shape: tensor.shape, as: .fp32,
+                into: values.baseAddress! + tensor.range.lowerBound)
         }
     }
 }

@@ -42,7 +42,8 @@ public struct ReinforcementOptions: Sendable {
 
     func check() throws(LockstepError) {
         for (value, name, range) in [
-            (prompts, "prompts", 1...1 << 16), (samples, "samples", 1...1 << 16), (updates, "updates", 1...max(prompts, 1)),
+            (prompts, "prompts", 1...1 << 16), (samples, "samples", 1...1 << 16),
+            (updates, "updates", 1...max(prompts, 1)),
         ] as [(Int, StaticString, ClosedRange<Int>)] {
             guard range.contains(value) else {
                 throw LockstepError(
@@ -52,7 +53,8 @@ public struct ReinforcementOptions: Sendable {
         }
         guard prompts * samples <= 1 << 20 else {
             throw LockstepError(
-                .invalidArgument, "options: prompts x samples is \(prompts * samples); give 1,048,576 at most")
+                .invalidArgument, "options: prompts x samples is \(prompts * samples); give 1,048,576 at most"
+            )
         }
         guard temperature >= 0.01, temperature <= 100 else {
             throw LockstepError(

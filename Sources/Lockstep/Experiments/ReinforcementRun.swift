@@ -26,7 +26,9 @@ public final class ReinforcementRun {
         try options.check()
         try environment.check()
         var options = options
-        if options.algorithm.objective.length == 0, options.algorithm.objective.aggregation == .seqMeanTokenSumNorm {
+        if options.algorithm.objective.length == 0,
+            options.algorithm.objective.aggregation == .seqMeanTokenSumNorm
+        {
             options.algorithm.objective.length = Double(environment.maxTokens)
         }
         _ = try Objective(options.algorithm.objective)
@@ -40,7 +42,8 @@ public final class ReinforcementRun {
         reference = options.algorithm.needsReference ? snapshot : nil
         learner = try Learner(trainer, options.learner)
         sampler = try RolloutSampler(
-            try trainer.snapshot(in: options.rollout), ReinforcementRun.settings(options, environment), execution)
+            try trainer.snapshot(in: options.rollout), ReinforcementRun.settings(options, environment),
+            execution)
         monitor = try MismatchMonitor(options: options.monitor)
         self.options = options
         self.environment = environment
@@ -83,7 +86,9 @@ public final class ReinforcementRun {
             for problem in problems {
                 prompts.append(try environment.checkedPrompt(problem, for: trainer.configuration))
             }
-            let samples = try stopping { () throws(LockstepError) in try sample(problems, prompts, step: number) }
+            let samples = try stopping { () throws(LockstepError) in
+                try sample(problems, prompts, step: number)
+            }
             let rewards = try self.rewards(of: samples, step: number)
             return try stopping { () throws(LockstepError) in
                 let metrics = try learn(samples, rewards, step: number)
@@ -179,7 +184,8 @@ public final class ReinforcementRun {
         var metrics = ReinforcementMetrics()
         var sums = (loss: 0.0, clip: 0.0)
         for update in 0..<options.updates {
-            let groups = options.prompts * update / options.updates..<options.prompts * (update + 1) / options.updates
+            let groups =
+                options.prompts * update / options.updates..<options.prompts * (update + 1) / options.updates
             let slice = try batch.slice(
                 groups.lowerBound * options.samples..<groups.upperBound * options.samples)
             let report = try self.update(slice, isFirst: update == 0, &metrics)
@@ -220,7 +226,9 @@ public final class ReinforcementRun {
         _ whole: RunSlice, _ rewards: [Double], _ samples: [RunBatch.Sample]
     ) throws(LockstepError) {
         let groups = samples.indices.map { Int32($0 / options.samples) }
-        let truncated: [UInt8] = samples.map { $0.rollout.finish == .length && !environment.stopIDs.isEmpty ? 1 : 0 }
+        let truncated: [UInt8] = samples.map {
+            $0.rollout.finish == .length && !environment.stopIDs.isEmpty ? 1 : 0
+        }
         try rewards.withVectorView { (rewards) throws(LockstepError) in
             try groups.withTokenView { (groups) throws(LockstepError) in
                 try truncated.withUnsafeBufferPointer { (flags) throws(LockstepError) in
@@ -229,7 +237,8 @@ public final class ReinforcementRun {
                     batch.groups = groups
                     batch.truncated = MaskView(flags.baseAddress, rows: flags.count, columns: 1)
                     try batch.advantages(
-                        into: .perToken(whole.mutableMatrix(.advantage)), options: options.algorithm.advantages)
+                        into: .perToken(whole.mutableMatrix(.advantage)),
+                        options: options.algorithm.advantages)
                 }
             }
         }
@@ -243,7 +252,8 @@ public final class ReinforcementRun {
         batch.current = slice.matrix(.current)
         batch.advantages = .perToken(slice.matrix(.advantage))
         _ = try batch.correct(
-            weights: slice.mutableMatrix(.weight), kept: slice.mutableKept, options: options.algorithm.correction,
+            weights: slice.mutableMatrix(.weight), kept: slice.mutableKept,
+            options: options.algorithm.correction,
             execution: execution)
     }
 
@@ -258,7 +268,8 @@ public final class ReinforcementRun {
             slice.values(.current).update(from: slice.values(.trainer), count: slice.count)
         } else {
             try score(
-                slice, with: learner.trainer.snapshot(), into: .current, entropy: wantsEntropy ? .entropy : nil)
+                slice, with: learner.trainer.snapshot(), into: .current,
+                entropy: wantsEntropy ? .entropy : nil)
         }
         if algorithm.correctsEachUpdate { try correct(slice) }
         var batch = TokenBatch(layout: try slice.layout())
@@ -276,7 +287,8 @@ public final class ReinforcementRun {
             batch.groups = groups
             return try Objective.loss(
                 algorithm.objective, of: batch, gradient: slice.mutableMatrix(.gradient),
-                entropyGradient: wantsEntropy ? slice.mutableMatrix(.entropyGradient) : nil, execution: execution)
+                entropyGradient: wantsEntropy ? slice.mutableMatrix(.entropyGradient) : nil,
+                execution: execution)
         }
         guard report.loss.isFinite else {
             throw LockstepError(.nonFinite, "the loss is \(report.loss)")
@@ -284,14 +296,16 @@ public final class ReinforcementRun {
         try learner.trainer.accumulate(
             tokens: slice.tokens, offsets: slice.offsetView,
             LogProbGradients(
-                logProbs: slice.vector(.gradient), entropy: wantsEntropy ? slice.vector(.entropyGradient) : nil),
+                logProbs: slice.vector(.gradient),
+                entropy: wantsEntropy ? slice.vector(.entropyGradient) : nil),
             lossScale: learner.scaler.scale, temperature: options.temperature)
         metrics.learningRate = try options.learner.schedule.rate(step: learner.optimizer.step + 1)
         let taken = try learner.update()
         if taken.skipped {
             metrics.skipped += 1
         } else {
-            metrics.gradientNorm = metrics.gradientNorm.isNaN ? taken.norm : max(metrics.gradientNorm, taken.norm)
+            metrics.gradientNorm =
+                metrics.gradientNorm.isNaN ? taken.norm : max(metrics.gradientNorm, taken.norm)
         }
         return report
     }

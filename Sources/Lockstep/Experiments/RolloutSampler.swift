@@ -44,7 +44,8 @@ final class RolloutSampler {
         let results = TaskResults<[Rollout]>(tasks)
         parallelFor(tasks: tasks, threads: workers) { task, worker in
             results.set(task) { () throws(LockstepError) in
-                try RolloutSampler.run(engines[worker], groups[task * size..<min((task + 1) * size, groups.count)])
+                try RolloutSampler.run(
+                    engines[worker], groups[task * size..<min((task + 1) * size, groups.count)])
             }
         }
         return try results.values().flatMap { $0 }
@@ -64,7 +65,8 @@ final class RolloutSampler {
             _ = engine.removeAll()
             throw error
         }
-        return groups.flatMap { group in (0..<group.count).compactMap { rollouts[group.firstID + UInt64($0)] } }
+        return groups.flatMap { group in (0..<group.count).compactMap { rollouts[group.firstID + UInt64($0)] }
+        }
     }
 }
 

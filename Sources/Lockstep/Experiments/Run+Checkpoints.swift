@@ -24,7 +24,8 @@ extension ReinforcementRun {
     /// - Returns: whether there was one: else the run begins.
     public func resume(from folder: String, _ choice: ResumeOptions = .init()) throws(LockstepError) -> Bool {
         guard stepsTaken == 0 else {
-            throw LockstepError(.invalidArgument, "run: has taken \(stepsTaken) steps; resume before the first")
+            throw LockstepError(
+                .invalidArgument, "run: has taken \(stepsTaken) steps; resume before the first")
         }
         guard let path = try RunCheckpoint.newest(in: folder, choice) else { return false }
         let state = try RunCheckpoint.read(path, into: learner, options.model, configuration: configuration)
@@ -51,10 +52,12 @@ extension SupervisedRun {
     /// Goes on where the newest checkpoint in a folder was taken, as `ReinforcementRun.resume`.
     public func resume(from folder: String, _ choice: ResumeOptions = .init()) throws(LockstepError) -> Bool {
         guard stepsTaken == 0 else {
-            throw LockstepError(.invalidArgument, "run: has taken \(stepsTaken) steps; resume before the first")
+            throw LockstepError(
+                .invalidArgument, "run: has taken \(stepsTaken) steps; resume before the first")
         }
         guard let path = try RunCheckpoint.newest(in: folder, choice) else { return false }
-        stepsTaken = try RunCheckpoint.read(path, into: learner, options.model, configuration: configuration).step
+        stepsTaken = try RunCheckpoint.read(path, into: learner, options.model, configuration: configuration)
+            .step
         return true
     }
 

@@ -25,7 +25,9 @@ final class RunBatch {
     init(_ samples: [Sample], drawnFrom processed: Bool) throws(LockstepError) {
         sequences = samples.count
         var starts = [0]
-        for sample in samples { starts.append(starts.last! + sample.prompt.count + sample.rollout.tokens.count) }
+        for sample in samples {
+            starts.append(starts.last! + sample.prompt.count + sample.rollout.tokens.count)
+        }
         self.starts = starts
         count = starts.last!
         tokens = try Scratch(count: count)

@@ -66,7 +66,9 @@ struct RunCheckpoint {
         try ModelFolder.write(to: folder, learner.trainer, model)
         let parameters = learner.trainer.parameters
         var moments: [SafeTensors.Values] = []
-        for (stem, base) in [("exp_avg", learner.optimizer.firstMoments), ("exp_avg_sq", learner.optimizer.secondMoments)] {
+        for (stem, base) in [
+            ("exp_avg", learner.optimizer.firstMoments), ("exp_avg_sq", learner.optimizer.secondMoments),
+        ] {
             for tensor in parameters.tensors {
                 moments.append(
                     SafeTensors.Values(
@@ -121,7 +123,8 @@ struct RunCheckpoint {
         func damaged(_ what: String) -> LockstepError {
             LockstepError(
                 .badData,
-                "\(folder): the checkpoint is damaged (\(what)); remove it, or resume from an older one by option")
+                "\(folder): the checkpoint is damaged (\(what)); remove it, or resume from an older one by option"
+            )
         }
         let path = "\(folder)/\(checksums)"
         guard SystemFile.exists(path) else { throw damaged("\(checksums) is missing") }
@@ -153,9 +156,11 @@ struct RunCheckpoint {
         let json = try JSON(contentsOf: path)
         guard json["version"]?.integer == version, let step = json["step"]?.integer, step >= 0,
             let updates = json["updates"]?.integer, updates >= 0,
-            let scaler = json["scaler"]?.string.flatMap(bytes), case .object(let saved)? = json["configuration"]
+            let scaler = json["scaler"]?.string.flatMap(bytes),
+            case .object(let saved)? = json["configuration"]
         else {
-            throw LockstepError(.badData, "\(path): is not that of a run this library (\(versionString)) can go on with")
+            throw LockstepError(
+                .badData, "\(path): is not that of a run this library (\(versionString)) can go on with")
         }
         for (name, value) in configuration where saved[name]?.string != value {
             throw LockstepError(
@@ -170,7 +175,9 @@ struct RunCheckpoint {
         }
         try ModelFolder.read(folder, into: learner.trainer, model)
         let moments = try SafeTensors(path: "\(folder)/optimizer.safetensors")
-        for (stem, base) in [("exp_avg", learner.optimizer.firstMoments), ("exp_avg_sq", learner.optimizer.secondMoments)] {
+        for (stem, base) in [
+            ("exp_avg", learner.optimizer.firstMoments), ("exp_avg_sq", learner.optimizer.secondMoments),
+        ] {
             try moments.readFloats(learner.trainer.parameters, into: base) { "\(stem).\($0)" }
         }
         learner.optimizer.step = updates
@@ -207,7 +214,8 @@ struct RunCheckpoint {
 
     private static func hex(_ bytes: [UInt8]) -> String {
         let digits = Array("0123456789abcdef".utf8)
-        return String(decoding: bytes.flatMap { [digits[Int($0 >> 4)], digits[Int($0 & 15)]] }, as: UTF8.self)
+        return String(
+            decoding: bytes.flatMap { [digits[Int($0 >> 4)], digits[Int($0 & 15)]] }, as: UTF8.self)
     }
 
     private static func bytes(_ text: String) -> [UInt8]? {

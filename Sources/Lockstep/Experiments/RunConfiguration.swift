@@ -8,7 +8,8 @@ extension ReinforcementRun {
             ("stop_ids", list(environment.stopIDs.sorted())),
             ("problems", environment.problems.map { list($0) } ?? "all"),
             ("trainer", options.trainer.summary), ("rollout", options.rollout.summary),
-            ("prompts", "\(options.prompts)"), ("samples", "\(options.samples)"), ("updates", "\(options.updates)"),
+            ("prompts", "\(options.prompts)"), ("samples", "\(options.samples)"),
+            ("updates", "\(options.updates)"),
             ("temperature", "\(options.temperature)"), ("seed", "\(options.seed)"),
             ("learning_steps", "\(options.monitor.learningSteps)"),
             ("false_alarms_per_1000", "\(options.monitor.falseAlarmsPer1000)"),
@@ -21,8 +22,10 @@ extension ReinforcementRun {
 extension SupervisedRun {
     var configuration: [(name: String, value: String)] {
         [
-            ("task", task.name), ("longest_response", "\(task.longestResponse)"), ("trainer", options.recipe.summary),
-            ("batch", "\(options.batch)"), ("seed", "\(options.seed)"), ("error_rate", "\(options.errorRate)"),
+            ("task", task.name), ("longest_response", "\(task.longestResponse)"),
+            ("trainer", options.recipe.summary),
+            ("batch", "\(options.batch)"), ("seed", "\(options.seed)"),
+            ("error_rate", "\(options.errorRate)"),
         ] + options.model.configuration + options.learner.configuration
     }
 }
@@ -34,7 +37,8 @@ private func list(_ numbers: [some FixedWidthInteger]) -> String {
 extension Recipe {
     /// The format of each kind of value.
     var summary: String {
-        [parameters, activations, cache, probabilities, logits, gradients].map(\.description).joined(separator: " ")
+        [parameters, activations, cache, probabilities, logits, gradients].map(\.description).joined(
+            separator: " ")
     }
 }
 
@@ -45,12 +49,16 @@ extension StartingModel {
         case .folder(let path): all = [("model", path)]
         case .new(let configuration, let seed, let deviation):
             all = [
-                ("model", configuration.json.compact()), ("model_seed", "\(seed)"), ("deviation", "\(deviation)"),
+                ("model", configuration.json.compact()), ("model_seed", "\(seed)"),
+                ("deviation", "\(deviation)"),
             ]
         }
         all.append(("adapter", adapter ?? ""))
         all.append(
-            ("low_rank", lowRank.map { "\($0.rank) \($0.alpha) \($0.targets.joined(separator: " ")) \($0.seed)" } ?? ""))
+            (
+                "low_rank",
+                lowRank.map { "\($0.rank) \($0.alpha) \($0.targets.joined(separator: " ")) \($0.seed)" } ?? ""
+            ))
         return all
     }
 }
@@ -94,7 +102,8 @@ extension Algorithm {
             a.gamma, a.lambda,
         ]
         let kinds: [Int32] = [
-            o.term.rawValue, o.ratioLevel.rawValue, o.aggregation.rawValue, o.denominator.rawValue, o.kl.rawValue,
+            o.term.rawValue, o.ratioLevel.rawValue, o.aggregation.rawValue, o.denominator.rawValue,
+            o.kl.rawValue,
             o.klGradient.rawValue,
         ]
         let numbers: [Double] = [
@@ -104,7 +113,8 @@ extension Algorithm {
         ]
         func text(_ numbers: [Double]) -> String { numbers.map { "\($0)" }.joined(separator: " ") }
         return [
-            ("algorithm", name), ("policies", "\(policies.rawValue)"), ("correction", text(corrections) + rules),
+            ("algorithm", name), ("policies", "\(policies.rawValue)"),
+            ("correction", text(corrections) + rules),
             ("advantages", text(advantages)),
             ("objective", kinds.map { "\($0)" }.joined(separator: " ") + " " + text(numbers)),
         ]

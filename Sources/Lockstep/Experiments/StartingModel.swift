@@ -36,7 +36,8 @@ public struct StartingModel: Equatable, Sendable {
                     .unsupported, "model: an adapter of a new model has nothing to adapt; give a folder")
             }
             return try Trainer(
-                configuration: configuration, seed: seed, deviation: deviation, recipe: recipe, options: options)
+                configuration: configuration, seed: seed, deviation: deviation, recipe: recipe,
+                options: options)
         }
     }
 }

@@ -89,7 +89,8 @@ public final class SupervisedRun {
             for index in 0..<options.batch {
                 let problem = stepsTaken * options.batch + index
                 let prompt = try task.prompt(problem, seed: options.seed)
-                let response = try task.demonstration(problem, seed: options.seed, errorRate: options.errorRate)
+                let response = try task.demonstration(
+                    problem, seed: options.seed, errorRate: options.errorRate)
                 tokens += prompt + response
                 gradients += [Double](repeating: 0, count: prompt.count)
                 gradients += [Double](repeating: 1, count: response.count)

@@ -11,7 +11,8 @@ enum SystemFolder {
     /// Makes a folder, if there is none yet.
     static func make(_ path: String) throws(LockstepError) {
         guard !path.isEmpty, !path.utf8.contains(0) else {
-            throw LockstepError(.invalidArgument, "path: is empty or holds a byte 0; give the path of a folder")
+            throw LockstepError(
+                .invalidArgument, "path: is empty or holds a byte 0; give the path of a folder")
         }
         guard mkdir(path, 0o777) == 0 || errno == EEXIST else {
             throw LockstepError(.file, "\(path): cannot be made: \(systemError())")

@@ -3,7 +3,9 @@ extension JSON {
     /// their own.
     func text() -> String {
         guard case .object(let members) = self else { return compact() }
-        let lines = members.sorted { $0.key < $1.key }.map { "  \(JSON.quoted($0.key)): \($0.value.compact())" }
+        let lines = members.sorted { $0.key < $1.key }.map {
+            "  \(JSON.quoted($0.key)): \($0.value.compact())"
+        }
         return "{\n" + lines.joined(separator: ",\n") + "\n}\n"
     }
 
@@ -17,7 +19,8 @@ extension JSON {
         case .string(let value): JSON.quoted(value)
         case .array(let values): "[" + values.map { $0.compact() }.joined(separator: ",") + "]"
         case .object(let members):
-            "{" + members.sorted { $0.key < $1.key }.map { "\(JSON.quoted($0.key)):\($0.value.compact())" }
+            "{"
+                + members.sorted { $0.key < $1.key }.map { "\(JSON.quoted($0.key)):\($0.value.compact())" }
                 .joined(separator: ",") + "}"
         }
     }
