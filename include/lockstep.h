@@ -2653,9 +2653,9 @@ typedef struct {
     int32_t monitor_statistic;
 } lockstep_run_metrics;
 
-#define LOCKSTEP_RUN_METRICS_INIT                                                                             \
+#define LOCKSTEP_RUN_METRICS_INIT                                                                            \
     { sizeof(lockstep_run_metrics), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, \
-      0, 0, 0, 0 }
+      0, 0, 0 }
 
 /* A run. One call at a time. Free with lockstep_run_destroy. */
 typedef struct lockstep_run lockstep_run;

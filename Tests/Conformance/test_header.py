@@ -116,7 +116,9 @@ def allowed(declaration: str) -> list:
         return [ctypes.POINTER(ctypes.c_void_p) if declaration.count("*") == 2 else ctypes.c_void_p]
     if kind == "float" and declaration.count("*") == 2:
         return [ctypes.POINTER(ctypes.c_void_p)]
-    if kind in ("double", "int32_t", "int64_t", "uint64_t", "void"):
+    if kind in ("int32_t", "int64_t"):
+        return [ctypes.c_void_p, ctypes.POINTER(getattr(ctypes, f"c_{kind.removesuffix('_t')}"))]
+    if kind in ("double", "uint64_t", "void"):
         return [ctypes.c_void_p]
     # An array of structs may be passed as a plain address; a tensor never is.
     return [ctypes.POINTER(struct_class(kind))] + ([ctypes.c_void_p] if kind != "lockstep_tensor" else [])

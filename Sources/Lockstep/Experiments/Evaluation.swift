@@ -39,6 +39,7 @@ extension Environment {
     ///   - execution: threads and instruction set.
     /// - Returns: the rewards and how many responses are right.
     /// - Throws: what prompts and rewards throw; as `RolloutEngine`.
+    /// - Returns: each problem's mean reward.
     public func evaluate(
         _ model: Model, problems: [Int]? = nil, samples: Int = 1, seed: UInt64, temperature: Double = 1,
         execution: Execution = .init()

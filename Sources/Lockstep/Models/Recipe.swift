@@ -61,10 +61,12 @@ public struct Recipe: Equatable, Sendable, CustomStringConvertible {
         var plain = self
         plain.order = .lockstep
         if let known = Recipe.named.first(where: { $0.value == plain }) { return known.key + suffix }
-        let parts = formats.map { $0.name.description + " " + $0.format.description }
+        let said = gradients == activations ? formats.dropLast() : formats[...]
+        let parts = said.map { $0.name.description + " " + $0.format.description }
         return parts.joined(separator: ", ") + suffix
     }
 
+    /// All of them, gradients last.
     private var formats: [(name: StaticString, format: Format)] {
         [
             ("parameters", parameters), ("activations", activations), ("cache", cache),

@@ -440,6 +440,10 @@ def perfectible(
 
     Raises:
         InvalidArgumentError: there are too few; the message says how many.
+
+    Example:
+        >>> perfectible(Model("sft/model"), Task("chain"), count=3)         # doctest: +SKIP
+        [0, 1, 2]
     """
     environment = environment if isinstance(environment, Environment) else Environment(environment)
     found = np.empty(integer(count, "count", 1, 2**24), np.int64)
