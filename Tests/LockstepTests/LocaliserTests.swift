@@ -178,7 +178,7 @@ import Testing
     }
 
     @Test func differencesOfFloats() throws {
-        let a: [Float] = [1, -0, .infinity, 3, 0, .nan]
+        let a: [Float] = [1, -0.0, .infinity, 3, 0, .nan]
         let b: [Float] = [1, 0, .infinity, 5, 0, 2]
         let found = try a.withUnsafeBufferPointer { a throws(LockstepError) in
             try b.withUnsafeBufferPointer { b throws(LockstepError) in
