@@ -51,6 +51,20 @@ def test_another_seed_is_another_run(tmp_path):
         make(seed=0).step(), make(seed=1).step())
 
 
+def test_independent_engines_follow_the_law_of_the_bits():
+    """KL goes with 4^-bits, |d| with 2^-bits: three bits more make 64 and 8, here over some 12,000 tokens."""
+    def steps(recipe, order):
+        run = Run(Task("chain"), model=CHAIN, trainer=recipe, rollout=recipe + order)
+        return [run.step() for _ in range(3)]
+
+    bf16, fp16 = steps("bf16", "+fused"), steps("fp16", "+fused")
+    def ratio(name):
+        return sum(getattr(each, name) for each in bf16) / sum(getattr(each, name) for each in fp16)
+    assert 30 < ratio("k3") < 130 and 5 < ratio("mean_abs_log_ratio") < 12
+    for recipe in ("bf16", "fp16"):
+        assert all(each.k3 == each.max_abs_log_ratio == 0 for each in steps(recipe, ""))
+
+
 def test_one_recipe_has_no_mismatch():
     metrics = make(trainer="bf16").step()
     assert metrics.k3 == metrics.max_abs_log_ratio == 0 and metrics.ess == 1

@@ -29,7 +29,19 @@ SHOWN = {
     "entropy": "entropy", "gradient_norm": "gradient norm", "loss_scale": "loss scale",
     "skipped_total": "skipped updates", "monitor": "early warning",
 }
-RECIPES = ("fp32", "fp16", "bf16", "fp16-fp32head", "bf16-fp32head")
+
+
+class RecipeName(click.ParamType):
+    """The name of a recipe: "fp16", "bf16-fp32head", for a rollout engine with an order too, "bf16+fused"."""
+
+    name = "recipe"
+
+    def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> str:
+        try:
+            lockstep.Recipe(value)
+        except lockstep.InvalidArgumentError as error:
+            self.fail(str(error), param, context)
+        return value
 
 
 class Metrics:
@@ -163,10 +175,10 @@ def output_options() -> Callable:
 @click.option("--lora-alpha", type=float, metavar="X", help="Its alpha; twice the rank if not given.")
 @click.option("--algorithm", default="paper/grpo", show_default=True, metavar="PRESET",
               help="Advantages, correction and objective: lockstep presets lists them.")
-@click.option("--trainer", type=click.Choice(RECIPES), default="fp16", show_default=True,
+@click.option("--trainer", type=RecipeName(), default="fp16", show_default=True,
               help="Formats of the trainer.")
-@click.option("--rollout", type=click.Choice(RECIPES), help="Formats of the rollout engine; as the trainer's if not"
-              " given: then both agree bit for bit.")
+@click.option("--rollout", type=RecipeName(), help="Formats of the rollout engine, and its order (bf16+fused);"
+              " as the trainer's if not given: then both agree bit for bit.")
 @click.option("--steps", type=click.IntRange(min=1), default=500, show_default=True, metavar="N")
 @click.option("--prompts", type=int, default=16, show_default=True, help="Prompts a step.")
 @click.option("--samples", type=int, default=8, show_default=True, help="Responses to each: the group.")
@@ -232,7 +244,7 @@ def train(task_name: str, size: int, task_seed: int, perfectible: int, model: Pa
 @click.option("--model", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
               help="Hugging Face folder to start from. Default: a new model of the chain task.")
 @click.option("--model-seed", type=int, default=0, show_default=True, help="Of a new model.")
-@click.option("--recipe", type=click.Choice(RECIPES), default="fp32", show_default=True, help="Formats.")
+@click.option("--recipe", type=RecipeName(), default="fp32", show_default=True, help="Formats.")
 @click.option("--steps", type=click.IntRange(min=1), default=1200, show_default=True, metavar="N")
 @click.option("--batch", type=int, default=64, show_default=True, help="Demonstrations a step.")
 @click.option("--learning-rate", type=float, default=3e-3, show_default=True, help="The peak of a cosine.")
