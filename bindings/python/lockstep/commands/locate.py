@@ -219,7 +219,7 @@ def _growth(finding: Finding) -> Table:
         far = row.furthest
         table.add_row(
             row.name, percent(row.last.differing / row.last.count), number(row.last.relative_rms),
-            "" if math.isnan(row.growth) else f"{row.growth:.2f}x", number(row.last.max_abs),
+            "" if math.isnan(row.growth) else number(row.growth) + "x", number(row.last.max_abs),
             far.operation if far.differs else "", number(far.relative_rms) if far.differs else "")
     return table
 
