@@ -110,8 +110,8 @@ def allowed(declaration: str) -> list:
         return [plain[kind]] if kind in plain else [struct_class(kind)]
     if kind == "char":
         return [ctypes.c_char_p]
-    if kind in ("size_t", "int32_t"):
-        return [ctypes.POINTER(getattr(ctypes, f"c_{kind.removesuffix('_t')}" if kind != "size_t" else "c_size_t"))]
+    if kind == "size_t":
+        return [ctypes.POINTER(ctypes.c_size_t)]
     if kind in HANDLES:
         return [ctypes.POINTER(ctypes.c_void_p) if declaration.count("*") == 2 else ctypes.c_void_p]
     if kind == "float" and declaration.count("*") == 2:
