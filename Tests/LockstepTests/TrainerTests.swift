@@ -359,6 +359,32 @@ import Testing
         }
     }
 
+    /// It can be merged and scored, but its gradient would be wrong.
+    @Test func adaptedEmbeddingsAreNotTrained() throws {
+        var adapter = try TinyCheckpoint(
+            "llama_untied_lora", file: "adapter_model.safetensors", config: "adapter_config.json")
+        let (stem, path) = (
+            "base_model.model.model.embed_tokens", "\(ModelTests.folder)/llama_untied"
+        )
+        let c = try Model(path: path, recipe: Recipe(.fp32)).configuration
+        for (name, shape) in [("lora_A", [4, c.hiddenSize]), ("lora_B", [c.vocab, 4])] {
+            adapter.set(
+                "\(stem).\(name).weight", shape, Array(repeating: 0.01, count: shape[0] * shape[1]))
+        }
+        try withTemporaryFolder { folder in
+            try write(
+                Array(JSON.object(adapter.config).text.utf8), to: "\(folder)/adapter_config.json")
+            try write(SafeTensors.bytes(adapter.tensors), to: "\(folder)/adapter_model.safetensors")
+            _ = try Model(path: path, adapter: folder, recipe: Recipe(.fp32))
+            let error = #expect(throws: LockstepError.self) {
+                try Trainer(path: path, adapter: folder, recipe: Recipe(.fp32))
+            }
+            #expect(
+                error?.kind == .unsupported && error?.message.contains("embed_tokens") == true,
+                "\(error as Any)")
+        }
+    }
+
     // MARK: Bad input
 
     @Test func inputIsChecked() throws {
