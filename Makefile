@@ -23,7 +23,7 @@ say = @echo '== $(1)'
 
 .DEFAULT_GOAL := help
 .PHONY: help build library test test-swift test-c test-aarch64 test-install test-python test-examples abi \
-	lint demo check-real bench install uninstall clean
+	lint demo check-real pretrain check-pretrain bench install uninstall clean
 
 ## help: this list
 help:
@@ -93,6 +93,17 @@ lint: | swift-present
 demo: $(BIN)/lockstep
 	$(BIN)/lockstep diagnose examples/data/smollm2-135m.bf16.jsonl.gz examples/data/smollm2-135m.fp16.jsonl.gz \
 	    --html build/demo.html
+
+## pretrain: trains examples/data/chain-sft, the model that the built-in experiment starts from, anew; minutes
+pretrain: $(BIN)/lockstep
+	rm -rf build/chain-sft
+	$(BIN)/lockstep pretrain --out build/chain-sft --save-every 1200
+	mkdir -p examples/data/chain-sft
+	cp build/chain-sft/model/config.json build/chain-sft/model/model.safetensors examples/data/chain-sft/
+
+## check-pretrain: examples/data/chain-sft is what pretrain makes, bit for bit; minutes
+check-pretrain: pretrain
+	git diff --exit-code --stat -- examples/data/chain-sft
 
 ## check-real: a real model (SmolLM2-135M, from PyPI): rollouts have the bits of scoring, other engines do not; minutes
 check-real: $(BIN)/lockstep $(REAL)/hf/config.json

@@ -2066,6 +2066,93 @@ lockstep_status lockstep_audit_read(lockstep_headroom *row, size_t *count, const
 /* Frees an audit. NULL is a no-op. */
 void lockstep_audit_destroy(lockstep_audit *audit);
 
+/* How far the results of one operation in two engines are apart, element by element, as float32. Growable: set
+ * struct_size before the call; only that many bytes are written. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t layer;         /* -1 the embedding, the number of layers what follows them */
+    const char *operation; /* "attention output"; lives as long as the localiser */
+    int64_t rows;          /* tokens */
+    int64_t columns;       /* elements of each */
+    int64_t differing;     /* elements whose bits differ */
+    int64_t non_finite;    /* elements that are infinite or NaN on a side; they are in no mean */
+    int64_t first_row;     /* of the first element whose bits differ; -1 if none does */
+    int64_t first_column;
+    double max_abs;        /* of the differences, as are the next two */
+    double mean_abs;
+    double rms;            /* root of the mean square */
+    double relative_rms;   /* sqrt(sum (a - b)^2 / sum a^2): 0 without a difference, infinite where all a are 0 */
+} lockstep_difference;
+
+/* Compares two matrices [tokens x width], or [tokens], of one shape and any of fp32, fp16, bf16 and fp64 (rounded to
+ * fp32 first), rows contiguous. `relative_rms` is relative to `first`; `layer` is -1 and `operation` NULL. */
+lockstep_status lockstep_difference_measure(lockstep_difference *difference, const lockstep_tensor *first,
+                                            const lockstep_tensor *second);
+
+/* Writes what every operation of every layer gives for some sequences, `tokens` and `offsets` as in
+ * lockstep_model_score, to a new safetensors file: tensors [tokens x width] in the recipe's activations, "embedding",
+ * "layer.3.attention output", "final norm", "logits" as the recipe rounds them, and "tokens" and "offsets".
+ * docs/Locate.md has the names. A file that exists is LOCKSTEP_ERROR_FILE; after an error no file is left. */
+lockstep_status lockstep_model_dump(const char *path, const lockstep_model *model, const lockstep_tensor *tokens,
+                                    const lockstep_tensor *offsets, const lockstep_score_options *options);
+
+/* Growable: appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t threads; /* 0: one for each processor this process may use */
+    lockstep_instruction_set instruction_set;
+    uint32_t reserved;               /* 0 */
+    const lockstep_model *reference; /* the same model in fp32, which does the layers of `ranges`; optional */
+    const int32_t *ranges;           /* [range_count x 2]: the first layer, and the one after the last */
+    size_t range_count;
+} lockstep_localiser_options;
+
+#define LOCKSTEP_LOCALISER_OPTIONS_INIT { sizeof(lockstep_localiser_options), 0, 0, 0, NULL, NULL, 0 }
+
+/* Finds where two engines of one model part: both do the same tokens side by side, a layer at a time. One thread at a
+ * time. Keeps its models alive. Free with lockstep_localiser_destroy. */
+typedef struct lockstep_localiser lockstep_localiser;
+
+/* Begins: `trainer` and `rollout` are the same checkpoint under two recipes, `tokens` and `offsets` as in
+ * lockstep_model_score (copied). Memory: some rows of activations for each token, one layer's keys and values, and
+ * one layer's results of 512 rows. Models of two shapes, and ranges that are empty or beyond the layers, are
+ * LOCKSTEP_ERROR_INVALID_ARGUMENT. */
+lockstep_status lockstep_localiser_create(lockstep_localiser **localiser, const lockstep_model *trainer,
+                                          const lockstep_model *rollout, const lockstep_tensor *tokens,
+                                          const lockstep_tensor *offsets,
+                                          const lockstep_localiser_options *options);
+
+/* Does a step (the embedding, a layer, the final norm, a pass over a head); without any left, nothing. `done` and
+ * `total`, optional, get their numbers: repeat until they are equal. A value that leaves its recipe's range is
+ * LOCKSTEP_ERROR_NON_FINITE naming engine, layer and operation, and ends it. */
+lockstep_status lockstep_localiser_step(lockstep_localiser *localiser, size_t *done, size_t *total);
+
+/* Row `index` of the operations of the steps done so far, and how many rows there are; each optional. By layer, in the
+ * order they are done; at the end, of the log-probs. The operations inside of experts are left out. */
+lockstep_status lockstep_localiser_read(lockstep_difference *row, size_t *count,
+                                        const lockstep_localiser *localiser, size_t index);
+
+/* Which part of the engines is swapped, to see what it makes of the mismatch. */
+typedef int32_t lockstep_swap;
+enum {
+    LOCKSTEP_SWAP_NONE = 0,
+    LOCKSTEP_SWAP_HEAD_ALONE = 1, /* both heads on the trainer's hidden states */
+    LOCKSTEP_SWAP_BODY_ALONE = 2, /* the trainer's head, its logits in fp32, on both hidden states */
+    LOCKSTEP_SWAP_FP32_HEADS = 3, /* logits of both in fp32 */
+    LOCKSTEP_SWAP_FP32_HEAD_OF_TRAINER = 4,
+    LOCKSTEP_SWAP_FP32_HEAD_OF_ROLLOUT = 5,
+    LOCKSTEP_SWAP_LAYERS = 6 /* + i: the reference does layers `ranges[i]` of both; if they are the last, norm and head too */
+};
+
+/* Log-probs of all tokens after the last step, with a part swapped: what lockstep_mismatch_measure takes.
+ *
+ * trainer, rollout  [tokens]  fp32 or fp64; 0 for the first token of a sequence */
+lockstep_status lockstep_localiser_log_probs(const lockstep_tensor *trainer, const lockstep_tensor *rollout,
+                                             const lockstep_localiser *localiser, lockstep_swap swap);
+
+/* Frees a localiser. NULL is a no-op. */
+void lockstep_localiser_destroy(lockstep_localiser *localiser);
+
 /* ---------------------------------------------------------------------------------------------
  * 11. Loss scalers and optimiser
  *
@@ -2453,6 +2540,229 @@ lockstep_status lockstep_task_encode(int32_t *tokens, size_t *count, const locks
  * with `text` NULL only that. The stop id is the line feed, of a file U+0003. */
 lockstep_status lockstep_task_decode(char *text, size_t *size, const lockstep_task *task,
                                      const lockstep_tensor *tokens);
+
+/* ---------------------------------------------------------------------------------------------
+ * 14. Runs
+ *
+ * Reinforcement learning: groups of responses from the rollout engine, rewards, advantages, a correction, an objective,
+ * backward passes and AdamW, step after step. A run is a pure function of its options and its environment: the same
+ * bits on any number of threads, whole or step by step, and from a checkpoint (docs/ReinforcementLearning.md).
+ *
+ *     lockstep_run *run = NULL;
+ *     lockstep_run_options options = LOCKSTEP_RUN_OPTIONS_INIT;
+ *     lockstep_environment environment = LOCKSTEP_ENVIRONMENT_INIT;
+ *     options.algorithm = "paper/grpo";
+ *     environment.task = task;
+ *     lockstep_run_create(&run, &options, &environment);
+ *     for (int step = 0; step < 500; ++step) lockstep_run_step(&metrics, run);
+ *     lockstep_run_destroy(run);
+ * ------------------------------------------------------------------------------------------ */
+
+/* Writes the prompt of a problem: at most `room` ids, and their number. Not 0 stops the step. It may be called again
+ * for a problem, and gives the same prompt then. */
+typedef int32_t (*lockstep_prompt_callback)(void *context, int32_t *tokens, size_t *count, size_t room,
+                                            int64_t problem);
+
+/* Writes what a response is worth: a finite number. Not 0 stops the step. `step` is -1 outside of one. */
+typedef int32_t (*lockstep_reward_callback)(void *context, double *reward, int64_t step, int64_t problem,
+                                            int64_t sample, const int32_t *prompt, size_t prompt_count,
+                                            const int32_t *response, size_t response_count);
+
+/* Where prompts come from, and what responses are worth: a task, or callbacks. Callbacks are called by the thread that
+ * called the run, one at a time. Everything it points to must outlive what was made with it.
+ * Growable: appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t max_tokens;         /* of a response; with a task 0: its own */
+    const lockstep_task *task;  /* NULL: callbacks */
+    uint64_t task_seed;         /* of the task's problems */
+    const int64_t *problems;    /* [problem_count] the problems to draw from */
+    size_t problem_count;       /* with problems NULL 0: the next ones in each step, without an end */
+    void *context;              /* for the callbacks */
+    lockstep_prompt_callback prompt;
+    lockstep_reward_callback reward;
+    const int32_t *stop_ids;    /* [stop_id_count] with callbacks: what ends a response */
+    size_t stop_id_count;
+    const char *name;           /* with callbacks: what checkpoints call it; NULL: "callbacks" */
+} lockstep_environment;
+
+#define LOCKSTEP_ENVIRONMENT_INIT \
+    { sizeof(lockstep_environment), 0, NULL, 0, NULL, 0, NULL, NULL, NULL, NULL, 0, NULL }
+
+/* What a run is a function of, with its environment. Growable: appended fields read as zero when struct_size is
+ * smaller. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t prompts;     /* 16, of a step */
+    int32_t samples;     /* 8, responses to each: the group */
+    int32_t updates;     /* 2, from the rollouts of a step, each from its share of the prompts */
+    const char *model;   /* a Hugging Face folder; NULL: a new model of the chain task */
+    const char *adapter; /* NULL, or a LoRA adapter in PEFT's layout that is trained in place of the model */
+    uint64_t model_seed; /* of a new model, or of a new adapter */
+    double deviation;    /* 0.1, of a new model's matrices */
+    int32_t lora_rank;   /* 0: all weights; else a new adapter of this rank is trained */
+    int32_t recompute;   /* 1: keep only the layers' inputs for the backward pass; the same bits */
+    double lora_alpha;   /* W' = W + alpha / rank B A */
+    const lockstep_recipe *trainer;                   /* NULL: fp16 */
+    const lockstep_recipe *rollout;                   /* NULL: the trainer's */
+    const char *algorithm;                            /* a preset; NULL: the four below */
+    const lockstep_correction_options *correction;    /* NULL: weights of 1 */
+    const lockstep_advantage_options *advantages;     /* NULL: Dr. GRPO */
+    const lockstep_objective_options *objective;      /* NULL: the default of section 8 */
+    int32_t policies;                                 /* 0: three, 1: two (lockstep_preset) */
+    int32_t threads;                                  /* 0: one for each processor this process may use */
+    double temperature;                               /* 1, of drawing and scoring */
+    uint64_t seed;                                    /* of prompts and tokens */
+    double beta1;                                     /* 0.9 */
+    double beta2;                                     /* 0.95 */
+    double epsilon;                                   /* 1e-8 */
+    double weight_decay;                              /* 0 */
+    const lockstep_schedule_options *schedule;        /* NULL: 2e-4, constant */
+    double max_norm;                                  /* 1; 0: no clipping */
+    const lockstep_scaler_options *scaler;            /* NULL: torch's if gradients are fp16, else a constant 1 */
+    int32_t learning_steps;                           /* 40, of the early warning */
+    lockstep_instruction_set instruction_set;
+    double false_alarms_per_1000;                     /* 1, of the early warning */
+} lockstep_run_options;
+
+#define LOCKSTEP_RUN_OPTIONS_INIT                                                                           \
+    { sizeof(lockstep_run_options), 16, 8, 2, NULL, NULL, 0, 0.1, 0, 0, 0.0, NULL, NULL, NULL, NULL, NULL,   \
+      NULL, 0, 0, 1.0, 0, 0.9, 0.95, 1e-8, 0.0, NULL, 1.0, NULL, 40, LOCKSTEP_INSTRUCTION_SET_BEST, 1.0 }
+
+/* What happened in a step. pi is the trainer before the step's updates, mu the rollout engine; means over tokens are of
+ * the responses'. NaN where there is nothing to take a mean of. Growable: set struct_size before the call; only that many
+ * bytes are written. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t scale_at_floor;        /* 1: the next overflow cannot be backed off from */
+    int64_t step;                  /* from 1 */
+    int64_t responses;
+    int64_t tokens;                /* of the responses */
+    int64_t equal_groups;          /* groups all of whose rewards are equal: nothing to learn from differences */
+    int64_t updates;               /* taken since the start of the run */
+    int64_t skipped;               /* updates of this step that were skipped: a gradient was not finite */
+    int64_t skipped_total;
+    double reward_mean;
+    double share_right;            /* of responses with a reward of at least 1 */
+    double response_length;        /* mean tokens */
+    double share_truncated;        /* of responses that were cut off */
+    double k3;                     /* KL(mu || pi) of a token */
+    double mean_abs_log_ratio;     /* |ln pi - ln mu| */
+    double max_abs_log_ratio;
+    double ess;                    /* effective sample size of tokens' ratios, a share */
+    double sequence_ess;           /* of sequences' */
+    double sequence_log_ratio_std;
+    double entropy;                /* of pi, nats */
+    double loss;                   /* mean over the updates */
+    double clip_share;             /* of tokens that a bound of the objective held */
+    double share_masked;           /* of tokens that the correction left out: rejected, or of weight 0 */
+    double gradient_norm;          /* before clipping, the largest of the updates that were not skipped */
+    double learning_rate;
+    double loss_scale;             /* after the step */
+    double monitor_score;          /* of the early warning: section 5 */
+    int32_t monitor;               /* LOCKSTEP_MONITOR_... */
+    int32_t monitor_statistic;
+} lockstep_run_metrics;
+
+#define LOCKSTEP_RUN_METRICS_INIT                                                                            \
+    { sizeof(lockstep_run_metrics), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, \
+      0, 0, 0 }
+
+/* A run. One call at a time. Free with lockstep_run_destroy. */
+typedef struct lockstep_run lockstep_run;
+
+lockstep_status lockstep_run_create(lockstep_run **run, const lockstep_run_options *options,
+                                    const lockstep_environment *environment);
+
+/* Takes a step. What callbacks refuse leaves the run as it was, and the step can be taken again; a policy that diverged
+ * (LOCKSTEP_ERROR_NON_FINITE, naming what first) ends it: every further step says so. */
+lockstep_status lockstep_run_step(lockstep_run_metrics *metrics, lockstep_run *run);
+
+/* The mean reward of `samples` responses to each of `count` problems, by the policy as it is.
+ *
+ * rewards      [count]  written
+ * problems     [count]  their numbers
+ * seed         of the draws, which are not those of a run with the same seed
+ * temperature  0 takes the most probable tokens */
+lockstep_status lockstep_run_evaluate(double *rewards, lockstep_run *run, const int64_t *problems, size_t count,
+                                      int64_t samples, uint64_t seed, double temperature);
+
+/* Saves the run in a folder, as a folder step-N in it that transformers loads (PEFT, if an adapter is trained). It is
+ * there as a whole or not at all; checkpoints before the last `kept` (at least 1) are removed after it. A disk that is
+ * full is LOCKSTEP_ERROR_FILE, and the checkpoints before are still there. */
+lockstep_status lockstep_run_save(lockstep_run *run, const char *folder, int64_t kept);
+
+/* Goes on where the newest checkpoint in a folder was taken: before the first step. `step` gets its step, 0 if there is
+ * none, and the run begins. A damaged one is LOCKSTEP_ERROR_BAD_DATA, with `allow_older` not 0 only if none is whole. One
+ * of a run with other options is LOCKSTEP_ERROR_INVALID_ARGUMENT, naming the first. */
+lockstep_status lockstep_run_resume(int64_t *step, lockstep_run *run, const char *folder, int32_t allow_older);
+
+/* Frees a run. NULL is a no-op. */
+void lockstep_run_destroy(lockstep_run *run);
+
+/* The first problems, from 0 or from the environment's own, to which a model's answers have a mean reward in
+ * [low, high]: the paper's perfectible set, from 20 to 80 % of 32 samples. Too few among `candidates` is an error.
+ *
+ * problems  [count]  written */
+lockstep_status lockstep_find_perfectible(int64_t *problems, size_t count, const lockstep_model *model,
+                                          const lockstep_environment *environment, int64_t candidates,
+                                          int64_t samples, double low, double high, uint64_t seed,
+                                          int32_t threads);
+
+/* Supervised training on a task's demonstrations: the mean cross-entropy of the responses' tokens, AdamW (0.9, 0.95) without
+ * weight decay, a cosine to 0 after 50 steps of warm-up, norm clipped to 1. Demonstrations are those of the seed, one after
+ * another. Growable: appended fields read as zero when struct_size is smaller. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t batch;                 /* 64 demonstrations a step */
+    const lockstep_task *task;     /* it must outlive the run */
+    const char *model;             /* a Hugging Face folder; NULL: a new model of the chain task */
+    uint64_t model_seed;           /* of a new model */
+    double deviation;              /* 0.1, of its matrices */
+    const lockstep_recipe *recipe; /* NULL: fp32 */
+    int64_t steps;                 /* 1200: where the cosine ends */
+    uint64_t seed;                 /* of the demonstrations */
+    double error_rate;             /* of their steps (section 13) */
+    double learning_rate;          /* 0.003, the peak */
+    int32_t threads;               /* 0: one for each processor this process may use */
+    int32_t reserved;              /* 0 */
+} lockstep_supervised_options;
+
+#define LOCKSTEP_SUPERVISED_OPTIONS_INIT \
+    { sizeof(lockstep_supervised_options), 64, NULL, NULL, 0, 0.1, NULL, 1200, 0, 0.0, 0.003, 0, 0 }
+
+/* What happened in a step. Growable: set struct_size before the call; only that many bytes are written. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t skipped;      /* 1: the update was skipped, as a gradient was not finite */
+    int64_t step;         /* from 1 */
+    int64_t tokens;       /* of the responses */
+    double loss;          /* mean -ln p of them, nats */
+    double gradient_norm; /* before clipping */
+    double learning_rate;
+    double loss_scale; /* after the step */
+} lockstep_supervised_metrics;
+
+#define LOCKSTEP_SUPERVISED_METRICS_INIT \
+    { sizeof(lockstep_supervised_metrics), 0, 0, 0, 0, 0, 0, 0 }
+
+/* A supervised run. One call at a time. Free with lockstep_supervised_destroy. */
+typedef struct lockstep_supervised lockstep_supervised;
+
+lockstep_status lockstep_supervised_create(lockstep_supervised **run,
+                                           const lockstep_supervised_options *options);
+
+/* As lockstep_run_step, lockstep_run_save and lockstep_run_resume. */
+lockstep_status lockstep_supervised_step(lockstep_supervised_metrics *metrics, lockstep_supervised *run);
+lockstep_status lockstep_supervised_save(lockstep_supervised *run, const char *folder, int64_t kept);
+lockstep_status lockstep_supervised_resume(int64_t *step, lockstep_supervised *run, const char *folder,
+                                           int32_t allow_older);
+
+/* Writes config.json and model.safetensors into a folder; they must not be there yet. */
+lockstep_status lockstep_supervised_save_model(lockstep_supervised *run, const char *folder);
+
+/* Frees a run. NULL is a no-op. */
+void lockstep_supervised_destroy(lockstep_supervised *run);
 
 #ifdef __cplusplus
 }

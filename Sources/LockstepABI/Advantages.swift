@@ -44,7 +44,7 @@ public func lockstep_overlong_penalty(
     }
 }
 
-private func advantageOptions(
+func advantageOptions(
     _ pointer: UnsafePointer<lockstep_advantage_options>?
 ) throws(LockstepError) -> AdvantageOptions {
     var defaults = lockstep_advantage_options()

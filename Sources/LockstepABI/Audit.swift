@@ -6,26 +6,18 @@ import Lockstep
 /// What a lockstep_audit points to: its rows, with names that are lent.
 private final class AuditBox {
     let rows: [lockstep_headroom]
-    private let names: [UnsafeMutableBufferPointer<CChar>]
+    private let names = LentTexts()
 
     init(_ found: [Headroom]) {
-        let names = found.map { row in
-            let text = row.name.utf8CString
-            let name = UnsafeMutableBufferPointer<CChar>.allocate(capacity: text.count)
-            _ = name.initialize(from: text)
-            return name
-        }
-        rows = zip(found, names).map { row, name in
+        let names = names
+        rows = found.map { row in
             lockstep_headroom(
-                name: UnsafePointer(name.baseAddress), is_weight: row.kind == .weight ? 1 : 0,
+                name: names.lend(row.name), is_weight: row.kind == .weight ? 1 : 0,
                 layer: Int32(row.layer), count: Int64(row.count), largest: row.largest,
                 subnormal: Int64(row.subnormal), vanishing: Int64(row.vanishing),
                 overflowing: Int64(row.overflowing), non_finite: Int64(row.nonFinite))
         }
-        self.names = names
     }
-
-    deinit { for name in names { name.deallocate() } }
 }
 
 @_cdecl("lockstep_audit_create") @implementation

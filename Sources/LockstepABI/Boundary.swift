@@ -118,3 +118,20 @@ func give<Value, Element>(
     }
     count!.pointee = values.count
 }
+
+/// Texts that are lent to the caller: each ends with a 0 and stays where it is as long as this lives.
+final class LentTexts {
+    private var texts: [String: UnsafeMutableBufferPointer<CChar>] = [:]
+
+    /// A text as the caller sees it.
+    func lend(_ text: String) -> UnsafePointer<CChar>? {
+        if let known = texts[text] { return UnsafePointer(known.baseAddress) }
+        let characters = text.utf8CString
+        let copy = UnsafeMutableBufferPointer<CChar>.allocate(capacity: characters.count)
+        _ = copy.initialize(from: characters)
+        texts[text] = copy
+        return UnsafePointer(copy.baseAddress)
+    }
+
+    deinit { for text in texts.values { text.deallocate() } }
+}

@@ -90,7 +90,7 @@ extension Rejection {
 }
 
 extension lockstep_correction_options {
-    fileprivate static var defaults: lockstep_correction_options {
+    static var defaults: lockstep_correction_options {
         let core = CorrectionOptions()
         var options = lockstep_correction_options()
         options.struct_size = UInt32(MemoryLayout<lockstep_correction_options>.size)

@@ -150,7 +150,7 @@ private func box(_ scaler: OpaquePointer?) throws(LockstepError) -> ScalerBox {
     return Unmanaged<ScalerBox>.fromOpaque(UnsafeRawPointer(scaler)).takeUnretainedValue()
 }
 
-private func coreOptions(
+func coreOptions(
     _ options: UnsafePointer<lockstep_scaler_options>?
 ) throws(LockstepError) -> LossScalerOptions {
     let raw = try read(options, defaults: lockstep_scaler_options(LossScalerOptions()))

@@ -20,19 +20,16 @@ extension lockstep_engine_options: GrowableOptions {
 }
 
 /// What a lockstep_model points to.
-private final class ModelBox {
+final class ModelBox {
     let model: Model
-    /// The family's name, ended by a 0: it is lent.
-    let family: UnsafeMutableBufferPointer<CChar>
+    /// The family's name.
+    let family: UnsafePointer<CChar>?
+    private let texts = LentTexts()
 
     init(_ model: Model) {
         self.model = model
-        let name = model.configuration.family.rawValue.utf8CString
-        family = .allocate(capacity: name.count)
-        _ = family.initialize(from: name)
+        family = texts.lend(model.configuration.family.rawValue)
     }
-
-    deinit { family.deallocate() }
 }
 
 /// What a lockstep_engine points to.
@@ -155,7 +152,7 @@ public func lockstep_model_get_info(
                 struct_size: info.pointee.struct_size, layers: Int32(configuration.layers),
                 vocab: Int64(configuration.vocab), hidden_size: Int64(configuration.hiddenSize),
                 positions: Int64(configuration.positions), parameters: Int64(box.model.parameterCount),
-                family: UnsafePointer(box.family.baseAddress)),
+                family: box.family),
             to: info, "info")
     }
 }
@@ -289,8 +286,10 @@ func handOver(_ model: Model) -> OpaquePointer {
     OpaquePointer(Unmanaged.passRetained(ModelBox(model)).toOpaque())
 }
 
-private func modelBox(_ model: OpaquePointer?) throws(LockstepError) -> ModelBox {
-    guard let model else { throw invalid("model is NULL; make one with lockstep_model_load") }
+func modelBox(
+    _ model: OpaquePointer?, _ name: StaticString = "model"
+) throws(LockstepError) -> ModelBox {
+    guard let model else { throw invalid("\(name) is NULL; make one with lockstep_model_load") }
     return Unmanaged<ModelBox>.fromOpaque(UnsafeRawPointer(model)).takeUnretainedValue()
 }
 

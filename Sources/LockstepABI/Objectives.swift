@@ -176,7 +176,7 @@ private func handle(_ pointer: OpaquePointer?) throws(LockstepError) -> Objectiv
 }
 
 /// The objective that an options struct describes, and how it runs. In it 0 is no bound.
-private func objectiveOptions(
+func objectiveOptions(
     _ pointer: UnsafePointer<lockstep_objective_options>?
 ) throws(LockstepError) -> (ObjectiveOptions, Execution) {
     var options = ObjectiveOptions()

@@ -106,17 +106,22 @@ public func lockstep_learning_rate(
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
         try checkArray(rate, "rate", count: 1)
-        var defaults = lockstep_schedule_options()
-        defaults.peak = defaultRate
-        let given = try read(options, defaults: defaults)
-        guard let shape = LearningRateSchedule.Shape(rawValue: given.shape) else {
-            throw invalid("options: shape is \(given.shape); see the LOCKSTEP_SCHEDULE constants")
-        }
-        rate.pointee = try LearningRateSchedule(
-            shape, peak: given.peak, warmupSteps: Int(given.warmup_steps), totalSteps: Int(given.total_steps),
-            finalShare: given.final_share
-        ).rate(step: Int(step))
+        rate.pointee = try coreSchedule(options).rate(step: Int(step))
     }
+}
+
+func coreSchedule(
+    _ options: UnsafePointer<lockstep_schedule_options>?
+) throws(LockstepError) -> LearningRateSchedule {
+    var defaults = lockstep_schedule_options()
+    defaults.peak = defaultRate
+    let given = try read(options, defaults: defaults)
+    guard let shape = LearningRateSchedule.Shape(rawValue: given.shape) else {
+        throw invalid("options: shape is \(given.shape); see the LOCKSTEP_SCHEDULE constants")
+    }
+    return LearningRateSchedule(
+        shape, peak: given.peak, warmupSteps: Int(given.warmup_steps), totalSteps: Int(given.total_steps),
+        finalShare: given.final_share)
 }
 
 private let defaultRate = 0.001

@@ -112,7 +112,7 @@ public func lockstep_task_decode(
     }
 }
 
-private func coreTask(_ task: OpaquePointer?) throws(LockstepError) -> VerifiableTask {
+func coreTask(_ task: OpaquePointer?) throws(LockstepError) -> VerifiableTask {
     guard let task else { throw invalid("task is NULL; make one with lockstep_task_create") }
     return Unmanaged<TaskBox>.fromOpaque(UnsafeRawPointer(task)).takeUnretainedValue().task
 }

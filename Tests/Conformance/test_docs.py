@@ -13,9 +13,9 @@ import lockstep
 
 MODULES = [
     "lockstep", "lockstep._accumulator", "lockstep._advantages", "lockstep._corrections",
-    "lockstep._formats", "lockstep._log_file", "lockstep._log_probs",
+    "lockstep._formats", "lockstep._locate", "lockstep._log_file", "lockstep._log_probs",
     "lockstep._metrics", "lockstep._mismatch", "lockstep._monitor", "lockstep._objectives",
-    "lockstep._optimizer", "lockstep._presets", "lockstep._tasks", "lockstep._trainer",
+    "lockstep._optimizer", "lockstep._presets", "lockstep._tasks",
     "lockstep.advice", "lockstep.certificate.certificate", "lockstep.survey", "lockstep.torch",
 ]
 

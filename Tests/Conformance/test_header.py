@@ -110,13 +110,15 @@ def allowed(declaration: str) -> list:
         return [plain[kind]] if kind in plain else [struct_class(kind)]
     if kind == "char":
         return [ctypes.c_char_p]
-    if kind in ("size_t", "int32_t"):
-        return [ctypes.POINTER(getattr(ctypes, f"c_{kind.removesuffix('_t')}" if kind != "size_t" else "c_size_t"))]
+    if kind == "size_t":
+        return [ctypes.POINTER(ctypes.c_size_t)]
     if kind in HANDLES:
         return [ctypes.POINTER(ctypes.c_void_p) if declaration.count("*") == 2 else ctypes.c_void_p]
     if kind == "float" and declaration.count("*") == 2:
         return [ctypes.POINTER(ctypes.c_void_p)]
-    if kind in ("double", "int32_t", "uint64_t", "void"):
+    if kind in ("int32_t", "int64_t"):
+        return [ctypes.c_void_p, ctypes.POINTER(getattr(ctypes, f"c_{kind.removesuffix('_t')}"))]
+    if kind in ("double", "uint64_t", "void"):
         return [ctypes.c_void_p]
     # An array of structs may be passed as a plain address; a tensor never is.
     return [ctypes.POINTER(struct_class(kind))] + ([ctypes.c_void_p] if kind != "lockstep_tensor" else [])

@@ -347,3 +347,22 @@ def test_exact_row_depends_on_its_row_alone():
     np.testing.assert_allclose(mean, whole[mask].mean(axis=0), rtol=1e-14)
     np.testing.assert_array_equal(figures(exact_mismatch(trainer[7:8], rollout[7:8]).rows)[0], whole[7])
     assert math.isnan(exact_mismatch(trainer, rollout, np.zeros(33, bool)).mean.kl_rollout_trainer)
+
+
+BANDS = {
+    "mlperf": (0.999, 1.002), "1pct": (0.99, 1.01), "5pct": (0.95, 1.05), "10pct": (0.9, 1.1),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("band, bound", [(name, bound) for name, bounds in BANDS.items() for bound in bounds])
+def test_edges_of_bands(band, bound, dtype):
+    """d on either side of each edge, as near as the edge is exact: ln of the bound to 21 bits (docs/Glossary.md)."""
+    steps = np.arange(1, 41) * 2.0**-22 if dtype == np.float32 else 5e-8 + np.arange(40) * 1e-8
+    rollout = np.full(40, -1.0, dtype)
+    below, above = ((-1 + math.log(bound) + side * steps).astype(dtype) for side in (-1, 1))
+    inside, outside = (above, below) if bound < 1 else (below, above)
+
+    def share(trainer):
+        return getattr(mismatch(trainer, rollout), f"share_outside_{band}").value
+    assert share(inside) == 0 and share(outside) == 1

@@ -37,7 +37,8 @@ def test_a_recipe_has_a_name_and_parts():
     recipe = lockstep.Recipe("bf16-fp32head+eager")
     assert str(recipe) == "bf16-fp32head+eager" and repr(recipe) == "<lockstep.Recipe bf16-fp32head+eager>"
     assert dict(recipe) == dict.fromkeys(
-        ["parameters", "activations", "cache", "probabilities"], "bf16") | {"logits": "fp32", "order": "eager"}
+        ["parameters", "activations", "cache", "probabilities", "gradients"], "bf16") | {
+            "logits": "fp32", "order": "eager"}
     assert lockstep.Recipe(dict(recipe)) == recipe and lockstep.Recipe(recipe) == recipe
     mixed = lockstep.Recipe({"activations": "fp16", "order": "split-k"})
     assert str(mixed) == ("parameters fp32, activations fp16, cache fp32, probabilities fp32, logits fp32"

@@ -67,9 +67,12 @@ import Testing
                                     ReferenceLayers.norm(
                                         a.values, weight, epsilon: epsilon, format, each: each), format,
                                     "norm \(index) \(each) \(what)"
-                                ) { k.rms_norm($0, x.baseAddress!, weight, code, count, epsilon, each ? 1 : 0) }
+                                ) {
+                                    k.rms_norm($0, x.baseAddress!, weight, code, count, epsilon, each ? 1 : 0)
+                                }
                                 Self.expect(
-                                    ReferenceLayers.siluMultiply(a.values, b.values, format, each: each), format,
+                                    ReferenceLayers.siluMultiply(a.values, b.values, format, each: each),
+                                    format,
                                     "silu \(index) \(each) \(what)"
                                 ) {
                                     k.silu_multiply(
@@ -96,7 +99,8 @@ import Testing
                     // Of floats that were not rounded yet.
                     let (gate, up) = (Self.rows(count, 2)[index], Self.rows(count, 7)[index])
                     Self.expect(
-                        ReferenceLayers.siluMultiply(gate, up, format), format, "silu of floats \(index) \(what)"
+                        ReferenceLayers.siluMultiply(gate, up, format), format,
+                        "silu of floats \(index) \(what)"
                     ) { k.silu_multiply($0, code, gate, up, Format.fp32.rawValue, count, 0) }
                     // In place, and out of a wider matrix of floats.
                     Self.expect(

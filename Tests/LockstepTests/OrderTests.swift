@@ -23,7 +23,9 @@ import Testing
             let found = try ModelTests.score(Self.model(family, "\(format.name)+\(order)"), tokens)
             var largest = 0.0
             for (row, expected) in zip(found, wanted) {
-                for (one, other) in zip(row.dropFirst(), expected) { largest = max(largest, abs(one - other)) }
+                for (one, other) in zip(row.dropFirst(), expected) {
+                    largest = max(largest, abs(one - other))
+                }
             }
             #expect(largest < most && largest > 0, "\(order): \(largest)")
             // In a net of two layers bf16 rounds away most of what another order of sums makes.
@@ -69,7 +71,8 @@ import Testing
                 model, settings: SamplingSettings(seed: 2, maxTokens: 4), capacity: capacity,
                 execution: .init(threads: 2))
             for (index, length) in lengths.enumerated() {
-                try engine.add(prompt: Array(long[..<length]), ids: [UInt64(2 * index), UInt64(2 * index + 1)])
+                try engine.add(
+                    prompt: Array(long[..<length]), ids: [UInt64(2 * index), UInt64(2 * index + 1)])
             }
             var rollouts: [Rollout] = []
             while !engine.isIdle { rollouts += try engine.step() }
@@ -83,7 +86,9 @@ import Testing
     }
 
     /// The control of the proof: a key of the cache changed by 1 % shows in the next token.
-    @Test(arguments: names, ["fp32", "fp16", "bf16"]) func aChangedKeyShows(order: String, format: String) throws {
+    @Test(arguments: names, ["fp32", "fp16", "bf16"]) func aChangedKeyShows(order: String, format: String)
+        throws
+    {
         let model = try Self.model("llama_untied", "\(format)+\(order)")
         let tokens = ModelTests.tokens(30, vocab: 97, seed: 5)
         func lastLogits(changing: Bool) throws -> [Float] {
@@ -158,7 +163,9 @@ import Testing
     }
 
     /// Logits whose log-softmax is the log-probs of scoring, bit for bit.
-    @Test(arguments: ["fp32", "fp16", "bf16-fp32head+fused"]) func logitsAreThoseOfScoring(recipe: String) throws {
+    @Test(arguments: ["fp32", "fp16", "bf16-fp32head+fused"]) func logitsAreThoseOfScoring(recipe: String)
+        throws
+    {
         let model = try Self.model("llama_untied", recipe)
         let tokens = ModelTests.tokens(40, vocab: 97, seed: 8)
         let out = pinned([Float](repeating: 0, count: 40 * 97))

@@ -181,6 +181,20 @@ import Testing
         }
     }
 
+    /// Gradients in a format of any number of bits are those of its twin, dense and by adapter.
+    @Test(arguments: [("e8m7", "bf16"), ("e5m10", "fp16"), ("e8m23", "fp32")], [0, 3])
+    func emulatedFormatsAreTheirTwins(names: (emulated: String, stored: String), index: Int) throws {
+        let (family, adapter) = Self.all[index]
+        let batch = try Batch(adapter ?? family)
+        func found(_ recipe: String, scale: Double = 1024) throws -> [UInt32] {
+            let trainer = try Self.trainer(family, Recipe(named: recipe), adapter: adapter)
+            try Self.add(batch, to: trainer, lossScale: scale, entropy: 0.001)
+            return try Self.gradients(trainer).map(\.bitPattern)
+        }
+        #expect(try found(names.emulated) == found(names.stored))
+        #expect(try found("e8m5") != found(names.stored))
+    }
+
     /// A loss scale that is a power of two leaves no trace in fp32, nor in 16 bits that hold what it makes.
     @Test(arguments: ["fp32", "bf16"]) func lossScalesLeaveNoTrace(recipe: String) throws {
         let batch = try Batch("qwen3_qknorm")
@@ -356,6 +370,32 @@ import Testing
             #expect(throws: LockstepError.self) {
                 try Trainer(path: path, lowRank: bad, recipe: Recipe(.fp32))
             }
+        }
+    }
+
+    /// It can be merged and scored, but its gradient would be wrong.
+    @Test func adaptedEmbeddingsAreNotTrained() throws {
+        var adapter = try TinyCheckpoint(
+            "llama_untied_lora", file: "adapter_model.safetensors", config: "adapter_config.json")
+        let (stem, path) = (
+            "base_model.model.model.embed_tokens", "\(ModelTests.folder)/llama_untied"
+        )
+        let c = try Model(path: path, recipe: Recipe(.fp32)).configuration
+        for (name, shape) in [("lora_A", [4, c.hiddenSize]), ("lora_B", [c.vocab, 4])] {
+            adapter.set(
+                "\(stem).\(name).weight", shape, Array(repeating: 0.01, count: shape[0] * shape[1]))
+        }
+        try withTemporaryFolder { folder in
+            try write(
+                Array(JSON.object(adapter.config).text.utf8), to: "\(folder)/adapter_config.json")
+            try write(SafeTensors.bytes(adapter.tensors), to: "\(folder)/adapter_model.safetensors")
+            _ = try Model(path: path, adapter: folder, recipe: Recipe(.fp32))
+            let error = #expect(throws: LockstepError.self) {
+                try Trainer(path: path, adapter: folder, recipe: Recipe(.fp32))
+            }
+            #expect(
+                error?.kind == .unsupported && error?.message.contains("embed_tokens") == true,
+                "\(error as Any)")
         }
     }
 

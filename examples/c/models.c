@@ -15,7 +15,7 @@ static void must(lockstep_status status) {
 }
 
 static lockstep_model *load(const char *folder, const char *name) {
-    lockstep_recipe recipe = {sizeof recipe, 0, 0, 0, 0, 0};
+    lockstep_recipe recipe = {.struct_size = sizeof recipe};
     lockstep_model *model;
     must(lockstep_recipe_named(&recipe, name));
     must(lockstep_model_load(&model, folder, NULL, &recipe));

@@ -146,7 +146,8 @@ final class Attention: @unchecked Sendable {
         if order.roundsEachStep { roundSteps(scores, count) }
         return softmax.normalize(
             scores, count: count, of: total,
-            into: UnsafeMutableRawPointer(probabilities.base) + row * capacity * recipe.probabilities.byteCount)
+            into: UnsafeMutableRawPointer(probabilities.base) + row * capacity
+                * recipe.probabilities.byteCount)
     }
 
     /// Scores that are each rounded, as a product of matrices leaves them, then scaled and rounded again.

@@ -30,8 +30,9 @@ final class Forward {
 
     /// The weights; another snapshot of them may take their place.
     var model: Model
-    /// Told what each operation gave: layer, operation, values in the recipe's activations, how many. In the fused order
-    /// it is told nothing of what stays in float32.
+    /// Told what each operation gave: layer, operation, values in the recipe's activations, how many.
+    ///
+    /// In the fused order it is told nothing of what stays in float32.
     var observe: ((Int, StaticString, UnsafeRawPointer, Int) -> Void)?
     private let kernels: lsk_kernels
     private let threads: Int
@@ -67,7 +68,8 @@ final class Forward {
             try Attention(kernels, model, positions: positions)
         }
         results = try LayerResults(
-            c, rows: rows, elementBytes: size, wideBytes: Forward.gateAndUp(model.recipe).byteCount, isKept: false)
+            c, rows: rows, elementBytes: size, wideBytes: Forward.gateAndUp(model.recipe).byteCount,
+            isKept: false)
         added = try Scratch(count: rows * c.hiddenSize * size)
         experts =
             if let count = c.experts?.count {
@@ -280,7 +282,8 @@ final class Forward {
             let gate = UnsafeRawPointer(results.wide) + row * 2 * width * wideFormat.byteCount
             let out = results.activated + row * width * format.byteCount
             kernels.silu_multiply(
-                out, format.rawValue, gate, gate + width * wideFormat.byteCount, wideFormat.rawValue, width, each)
+                out, format.rawValue, gate, gate + width * wideFormat.byteCount, wideFormat.rawValue, width,
+                each)
             return Int(kernels.non_finite_values(out, format.rawValue, width))
         }
         if failures > 0 { throw Overflow(layer: layer, operation: "MLP activation") }
@@ -322,6 +325,7 @@ final class Forward {
             : kernels.store_rows(
                 added.base, hidden, format.rawValue, scratch.sums.base, hidden, count, hidden)
         if failures > 0 { throw Overflow(layer: layer, operation: "mixture of experts") }
+        observe?(layer, "mixture of experts", added.base, count * hidden)
     }
 
     /// Adds an expert's result to what a row has, each step rounded.
@@ -395,7 +399,8 @@ final class Forward {
         let failures = forEachRow(count) { row, _ in
             let at = rows + row * hiddenBytes
             kernels.add_rms_norm(
-                results.mlpNormed + row * hiddenBytes, at, added.base + row * hiddenBytes, weight, format.rawValue,
+                results.mlpNormed + row * hiddenBytes, at, added.base + row * hiddenBytes, weight,
+                format.rawValue,
                 hidden, configuration.normEpsilon)
             return Int(kernels.non_finite_values(at, format.rawValue, hidden))
         }

@@ -27,7 +27,8 @@ final class LayerResults {
     ) throws(LockstepError) {
         let keptNorms = isKept && c.hasQueryNorm
         let rowBytes = [
-            c.hiddenSize * elementBytes, c.projectionWidth * elementBytes, c.heads * c.headSize * elementBytes,
+            c.hiddenSize * elementBytes, c.projectionWidth * elementBytes,
+            c.heads * c.headSize * elementBytes,
             2 * c.widest * wideBytes, c.widest * elementBytes,
             isKept ? c.hiddenSize * elementBytes : 0, isKept ? c.hiddenSize * elementBytes : 0,
             isKept ? c.hiddenSize * elementBytes : 0, keptNorms ? c.projectionWidth * elementBytes : 0,

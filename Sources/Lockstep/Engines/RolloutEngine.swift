@@ -76,7 +76,7 @@ public struct Rollout: Equatable, Sendable {
 /// What is drawn for a sequence is a function of its prompt, its id and the settings: not of the batch it is in, of
 /// how prompts are cut into chunks, or of threads. A token's raw log-prob has the bits of `Model.score`.
 public final class RolloutEngine {
-    private let model: Model
+    private var model: Model
     private let settings: SamplingSettings
     private let forward: Forward
     private let capacity: Int
@@ -150,6 +150,12 @@ public final class RolloutEngine {
         rows = try Scratch(
             count: Forward.rowLimit * model.configuration.hiddenSize * model.recipe.activations.byteCount)
         logits = try Scratch(count: capacity * vocab)
+    }
+
+    /// Goes on with other weights of the same shape and recipe; no sequence may wait or run.
+    func use(_ model: Model) {
+        self.model = model
+        forward.model = model
     }
 
     /// Whether sequences wait or run.

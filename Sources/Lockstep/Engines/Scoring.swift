@@ -33,7 +33,10 @@ extension Model {
             try check(tokens, layout)
             if tokens.count == 0 { return }
             let hidden = try hiddenStates(tokens, layout, execution)
-            try logProbs(of: hidden, tokens, layout, options, into: outputs, execution)
+            try logProbs(
+                of: MatrixView(
+                    hidden.base, recipe.activations.storage, rows: tokens.count, columns: configuration.hiddenSize),
+                tokens, layout, options, into: outputs, execution)
         }
     }
 
@@ -123,67 +126,29 @@ extension Model {
         _ tokens: TokenView, _ layout: SequenceLayout, _ execution: Execution,
         observe: ((Int, StaticString, UnsafeRawPointer, Int) -> Void)? = nil
     ) throws(LockstepError) -> Scratch<UInt8> {
-        let rowBytes = configuration.hiddenSize * recipe.activations.byteCount
-        let longest = (0..<layout.sequences).map { layout.length(of: $0) }.max() ?? 0
-        let rows = try Scratch<UInt8>(count: tokens.count * rowBytes)
-        let forward = try Forward(
-            self, rows: min(Forward.rowLimit, tokens.count), positions: longest, execution)
-        forward.observe = observe
-        let chunks = try chunks(layout)
-        do throws(Overflow) {
-            forward.embed((0..<tokens.count).lazy.map { tokens[$0] }, into: rows.base)
-            observe?(-1, "embedding", rows.base, tokens.count * configuration.hiddenSize)
-            for index in layers.indices {
-                for chunk in chunks {
-                    try forward.layer(index, cacheLayer: 0, rows.base + chunk.first * rowBytes, chunk.spans)
-                }
-            }
-            for chunk in chunks {
-                let place = rows.base + chunk.first * rowBytes
-                try forward.finalNorm(place, chunk.count, into: place)
-            }
-        } catch {
-            throw overflow(error)
+        let pass = try TeacherForcedPass(self, tokens, layout, execution)
+        pass.forward.observe = observe
+        let rows = try pass.makeRows()
+        pass.embed(into: rows.base)
+        observe?(-1, "embedding", rows.base, tokens.count * configuration.hiddenSize)
+        for index in layers.indices {
+            for chunk in pass.chunks { try pass.layer(index, chunk, rows.base) }
         }
+        for chunk in pass.chunks { try pass.finalNorm(chunk, rows.base) }
         return rows
     }
 
-    /// Runs of at most 512 rows, and the sequences' parts in them.
+    /// What the head makes of hidden states; they may be another model's, of another format.
     ///
-    /// A cache holds one layer of one sequence, and is written anew for each layer.
-    private func chunks(
-        _ layout: SequenceLayout
-    ) throws(LockstepError) -> [(first: Int, count: Int, spans: [TokenSpan])] {
-        var chunks: [(first: Int, count: Int, spans: [TokenSpan])] = []
-        for sequence in 0..<layout.sequences {
-            let length = layout.length(of: sequence)
-            let cache = KeyValueCache(configuration, recipe.cache, layers: 1)
-            try cache.reserve(length)
-            var position = 0
-            while position < length {
-                if chunks.isEmpty || chunks[chunks.count - 1].count == Forward.rowLimit {
-                    chunks.append((layout.place(of: sequence, position: position).column, 0, []))
-                }
-                let last = chunks.count - 1
-                let count = min(Forward.rowLimit - chunks[last].count, length - position)
-                chunks[last].spans.append(
-                    TokenSpan(
-                        cache: cache, positions: position..<position + count, row: chunks[last].count))
-                chunks[last].count += count
-                position += count
-            }
-        }
-        return chunks
-    }
-
-    private func logProbs(
-        of hidden: borrowing Scratch<UInt8>, _ tokens: TokenView, _ layout: SequenceLayout,
-        _ options: LogProbOptions, into outputs: ScoringOutputs, _ execution: Execution
+    /// `logits` is what logits are rounded to: by default as the recipe says.
+    func logProbs(
+        of hidden: MatrixView, logits: Format? = nil, _ tokens: TokenView, _ layout: SequenceLayout,
+        _ options: LogProbOptions = .init(), into outputs: ScoringOutputs, _ execution: Execution
     ) throws(LockstepError) {
         // A row scores the token after it; a sequence's last row scores none.
         var options = options
         options.ignoreIndex = -1
-        options.logitsFormat = recipe.logits
+        options.logitsFormat = logits ?? recipe.logits
         var targets = [Int32](repeating: -1, count: tokens.count)
         for sequence in 0..<layout.sequences {
             let first = layout.place(of: sequence).column
@@ -195,9 +160,7 @@ extension Model {
         let (found, entropies) = (scores.base, scores.base + tokens.count)
         try targets.withTokenView { (targets) throws(LockstepError) in
             try scoreRows(
-                hidden: MatrixView(
-                    hidden.base, recipe.activations.storage, rows: tokens.count, columns: configuration.hiddenSize),
-                targets: targets, options: options,
+                hidden: hidden, targets: targets, options: options,
                 into: LogProbOutputs(
                     logProbs: MutableVectorView(found, .fp64, count: tokens.count),
                     entropy: outputs.entropy == nil

@@ -50,6 +50,9 @@ public struct Format: RawRepresentable, Hashable, CaseIterable, Sendable, Lossle
     /// Whether values are stored in 32-bit floats.
     public var isEmulated: Bool { rawValue >= LSK_EMULATED }
 
+    /// Whether exponents have 5 bits, as fp16's: gradients in such a format need a loss scale.
+    public var hasNarrowRange: Bool { self == .fp16 || self == .e5m2 || rawValue >> 8 == 5 }
+
     /// What values are stored in: the format itself, or fp32.
     public var storage: Format { isEmulated ? .fp32 : self }
 

@@ -125,6 +125,13 @@ public struct MutableVectorView {
     }
 }
 
+extension MutableVectorView {
+    /// Writes `count` values.
+    public func store(_ values: [Double]) {
+        for index in 0..<count { store(values[index], at: index) }
+    }
+}
+
 /// A borrowed vector of token ids, int32 or int64, with any stride.
 public struct TokenView {
     /// The first element; nil only when there are no elements.

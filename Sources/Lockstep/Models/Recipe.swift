@@ -69,10 +69,12 @@ public struct Recipe: Equatable, Sendable, CustomStringConvertible {
             known.logits = .fp32
             if self == known { return parameters.description + "-fp32head" + suffix }
         }
-        let parts = formats.map { $0.name.description + " " + $0.format.description }
+        let said = gradients == activations ? formats.dropLast() : formats[...]
+        let parts = said.map { $0.name.description + " " + $0.format.description }
         return parts.joined(separator: ", ") + suffix
     }
 
+    /// All of them, gradients last.
     private var formats: [(name: StaticString, format: Format)] {
         [
             ("parameters", parameters), ("activations", activations), ("cache", cache),

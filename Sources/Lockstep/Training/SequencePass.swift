@@ -65,7 +65,8 @@ final class SequencePass: @unchecked Sendable {
         try cache.reserve(tokens)
         var kept: [LayerResults] = []
         for _ in 0..<(recomputes ? 1 : c.layers) {
-            kept.append(try LayerResults(c, rows: tokens, elementBytes: bytes, wideBytes: bytes, isKept: true))
+            kept.append(
+                try LayerResults(c, rows: tokens, elementBytes: bytes, wideBytes: bytes, isKept: true))
         }
         self.kept = kept
         inputs = try Scratch(count: recomputes ? c.layers * tokens * c.hiddenSize * bytes : 0)

@@ -107,9 +107,6 @@ final class TrainedWeights: TensorSource, @unchecked Sendable {
         where !adapted.contains(where: { $0.name.hasSuffix(".\(target).weight") }) {
             throw LockstepError(.invalidArgument, "low_rank: no matrix of the model is called '\(target)'")
         }
-        guard !lowRank.targets.contains("embed_tokens") else {
-            throw LockstepError(.unsupported, "low_rank: embed_tokens cannot be adapted; name other matrices")
-        }
         guard !adapted.isEmpty else {
             throw LockstepError(.invalidArgument, "low_rank: targets is empty; name matrices, such as q_proj")
         }
@@ -127,6 +124,11 @@ final class TrainedWeights: TensorSource, @unchecked Sendable {
     private static func factors(
         of matrices: [(name: String, shape: [Int])], rank: Int, scale: Double
     ) throws(LockstepError) -> (Parameters, [String: Factors]) {
+        // Gradients of factors come from products with a matrix; an embedding is looked up.
+        for (name, _) in matrices where name.hasSuffix(".embed_tokens.weight") {
+            throw LockstepError(
+                .unsupported, "adapter: the factors of '\(name)' cannot be trained; adapt other matrices")
+        }
         var shapes: [(name: String, shape: [Int])] = []
         for (name, shape) in matrices {
             let names = Adapter.names(of: name)

@@ -157,6 +157,16 @@ public final class Trainer: @unchecked Sendable {
         return trained.model
     }
 
+    /// The model of the masters rounded to another recipe's parameters: what a rollout engine of other formats has.
+    ///
+    /// - Throws: as `snapshot`; `.invalidArgument` for the recipe.
+    public func snapshot(in recipe: Recipe) throws(LockstepError) -> Model {
+        if recipe == self.recipe { return try snapshot() }
+        return try withLockstepFloatMode { () throws(LockstepError) in
+            try Model(weights, weights.configuration, recipe, parameterCount: weights.modelCount)
+        }
+    }
+
     /// Sets the gradients to zero.
     public func clearGradients() {
         for sums in sums { sums.setToZero() }

@@ -32,6 +32,7 @@ from ._log_probs import (
     Head, LinearGradients, LogProbs, linear_log_probs, linear_log_probs_backward, log_probs,
     log_probs_backward,
 )
+from ._locate import Difference, Location, dump, locate, measure_difference
 from ._metrics import metrics
 from ._mismatch import (
     LOG_RATIO_QUANTILES, Divergence, Estimate, ExactMismatch, Mismatch, exact_mismatch, mismatch,
@@ -48,6 +49,7 @@ from ._optimizer import (
     loss_scaler_names, replay_loss_scaler,
 )
 from ._presets import Preset, preset, presets
+from ._runs import Environment, Run, StepMetrics, SupervisedMetrics, SupervisedRun, perfectible
 from ._tasks import Task, task_names
 from ._trainer import Backward, Parameter, Trainer
 from .advice import Advice, advise
@@ -55,18 +57,20 @@ from .certificate import Certificate, certify
 
 __all__ = [
     "AdamW", "AdamWStep", "Advice", "Alarm", "Backward", "BadDataError", "Cause", "CauseEvidence", "Certificate",
-    "ConvertCounts", "Converted", "Correction", "Divergence", "Estimate", "ExactMismatch", "FileError",
-    "GradientNorm", "Head", "Headroom", "InternalError", "InvalidArgumentError", "LOG_RATIO_QUANTILES",
-    "LinearGradients", "LockstepError", "LogHeader", "LogProbs", "LogReader", "LogRecords", "LogSummary",
-    "LogWriter", "LossScaler", "Mismatch", "MismatchAccumulator", "Model", "Monitor", "NonFiniteError", "ORDERS",
-    "Objective", "ObjectiveCounts", "ObjectiveLoss", "ObjectiveReport", "OutOfMemoryError", "Parameter", "Preset",
-    "Reading", "Recipe", "Rejection", "RejectionCount", "Replay", "Rollout", "RolloutEngine", "ScalerReport",
-    "Scores", "Task", "Trainer", "UnsupportedError", "WeightStatistics", "adamw_step", "adapted_kl_coefficient",
-    "advantages", "advise", "audit_headroom", "certify", "convert", "correct", "covariance_select",
-    "exact_mismatch", "gradient_norm", "has_instruction_set", "kl_penalty", "learning_rate", "linear_log_probs",
-    "linear_log_probs_backward", "log_probs", "log_probs_backward", "loss_scaler_names", "metrics", "mismatch",
-    "mismatch_profile", "mismatch_sequences", "objective_loss", "overlong_penalty", "preset", "presets",
-    "replay_loss_scaler", "task_names", "ulp_distance",
+    "ConvertCounts", "Converted", "Correction", "Difference", "Divergence", "Environment", "Estimate",
+    "ExactMismatch", "FileError", "GradientNorm", "Head", "Headroom", "InternalError", "InvalidArgumentError",
+    "LOG_RATIO_QUANTILES", "LinearGradients", "Location", "LockstepError", "LogHeader", "LogProbs", "LogReader",
+    "LogRecords", "LogSummary", "LogWriter", "LossScaler", "Mismatch", "MismatchAccumulator", "Model", "Monitor",
+    "NonFiniteError", "ORDERS", "Objective", "ObjectiveCounts", "ObjectiveLoss", "ObjectiveReport",
+    "OutOfMemoryError", "Parameter", "Preset", "Reading", "Recipe", "Rejection", "RejectionCount", "Replay",
+    "Rollout", "RolloutEngine", "Run", "ScalerReport", "Scores", "StepMetrics", "SupervisedMetrics",
+    "SupervisedRun", "Task", "Trainer", "UnsupportedError", "WeightStatistics", "adamw_step",
+    "adapted_kl_coefficient", "advantages", "advise", "audit_headroom", "certify", "convert", "correct",
+    "covariance_select", "dump", "exact_mismatch", "gradient_norm", "has_instruction_set", "kl_penalty",
+    "learning_rate", "linear_log_probs", "linear_log_probs_backward", "locate", "log_probs", "log_probs_backward",
+    "loss_scaler_names", "measure_difference", "metrics", "mismatch", "mismatch_profile", "mismatch_sequences",
+    "objective_loss", "overlong_penalty", "perfectible", "preset", "presets", "replay_loss_scaler", "task_names",
+    "ulp_distance",
 ]
 
 #: The version of the library that is loaded.

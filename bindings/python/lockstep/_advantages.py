@@ -107,16 +107,11 @@ def advantages(
         array([ 1.        , -0.33333333, -0.33333333, -0.33333333,  0.33333333,
                 0.33333333,  0.33333333, -1.        ])
     """
-    code = choice(c.ADVANTAGES, estimator, "estimator")
     if truncated is not None and on_truncated == "keep":
         raise InvalidArgumentError('truncated: given, so say what becomes of them: on_truncated="zero" or "drop"')
-    options = c.AdvantageOptions(
-        sizeof(c.AdvantageOptions), code,
-        c.SCALE_OF_ESTIMATOR if scale is None else choice(c.ADVANTAGE_SCALES, scale, "scale"),
-        c.WHITEN_AS_ESTIMATOR if whiten is None else c.WHITEN_YES if whiten else c.WHITEN_NO,
-        choice(c.SINGLES, singles, "singles"), choice(c.TRUNCATED, on_truncated, "on_truncated"),
-        bool(population_std), bool(tail_baseline),
-        -1.0 if epsilon is None else real(epsilon, "epsilon"), real(gamma, "gamma"), real(lam, "lam"))
+    options = _options(
+        estimator, on_truncated=on_truncated, scale=scale, whiten=whiten, singles=singles,
+        population_std=population_std, tail_baseline=tail_baseline, epsilon=epsilon, gamma=gamma, lam=lam)
     ragged = estimator != "gdpo" and is_ragged(rewards)
     if ragged:
         rewards = [floats(each, f"rewards[{index}]") for index, each in enumerate(rewards)]
@@ -210,3 +205,17 @@ def _every_token(rewards: Any, earned: View | None, offsets: Array | None, estim
     if offsets is not None:
         return np.ones(int(offsets[-1]) if len(offsets) else 0, bool)
     return np.ones(earned.shape, bool) if estimator != "gdpo" and len(earned.shape) == 2 else None
+
+
+def _options(
+    estimator: str = "grpo", *, on_truncated: str = "keep", scale: str | None = None, whiten: bool | None = None,
+    singles: str = "zero", population_std: bool = False, tail_baseline: bool = False,
+    epsilon: float | None = None, gamma: float = 1.0, lam: float = 1.0,
+) -> c.AdvantageOptions:
+    return c.AdvantageOptions(
+        sizeof(c.AdvantageOptions), choice(c.ADVANTAGES, estimator, "estimator"),
+        c.SCALE_OF_ESTIMATOR if scale is None else choice(c.ADVANTAGE_SCALES, scale, "scale"),
+        c.WHITEN_AS_ESTIMATOR if whiten is None else c.WHITEN_YES if whiten else c.WHITEN_NO,
+        choice(c.SINGLES, singles, "singles"), choice(c.TRUNCATED, on_truncated, "on_truncated"),
+        bool(population_std), bool(tail_baseline),
+        -1.0 if epsilon is None else real(epsilon, "epsilon"), real(gamma, "gamma"), real(lam, "lam"))

@@ -227,9 +227,10 @@ def _rejections(reject: Rejection | Sequence[Rejection]) -> ctypes.Array:
 
 
 def _options(
-    weights: str, level: str, low: float, high: float, rules: ctypes.Array, second_moment: float,
-    normalize: bool, log_ratio_min: float, log_ratio_max: float, non_finite: str, threads: int,
-    instruction_set: str,
+    weights: str = "truncate", level: str = "token", low: float = 0.0, high: float = 2.0,
+    rules: ctypes.Array | tuple = (), second_moment: float = 0.0, normalize: bool = False,
+    log_ratio_min: float = -20.0, log_ratio_max: float = 20.0, non_finite: str = "strict", threads: int = 0,
+    instruction_set: str = "best",
 ) -> c.CorrectionOptions:
     return c.CorrectionOptions(
         sizeof(c.CorrectionOptions), choice(c.WEIGHTS, weights, "weights"), choice(c.LEVELS, level, "level"),

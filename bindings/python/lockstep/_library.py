@@ -701,6 +701,8 @@ class EngineOptions(Structure):
 
 
 ORDER_LOCKSTEP, ORDER_SPLIT_K, ORDER_FLASH, ORDER_EAGER, ORDER_FUSED = range(5)
+SWAP_NONE, SWAP_HEAD_ALONE, SWAP_BODY_ALONE, SWAP_FP32_HEADS = range(4)
+SWAP_FP32_HEAD_OF_TRAINER, SWAP_FP32_HEAD_OF_ROLLOUT, SWAP_LAYERS = 4, 5, 6
 FINISH_RUNNING = 0
 FINISH_STOP = 1
 FINISH_LENGTH = 2
@@ -719,6 +721,22 @@ class Headroom(Structure):
         ("name", c_char_p), ("is_weight", c_int32), ("layer", c_int32), ("count", c_int64),
         ("largest", c_double), ("subnormal", c_int64), ("vanishing", c_int64), ("overflowing", c_int64),
         ("non_finite", c_int64),
+    ]
+
+
+class Difference(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("layer", c_int32), ("operation", c_char_p), ("rows", c_int64),
+        ("columns", c_int64), ("differing", c_int64), ("non_finite", c_int64), ("first_row", c_int64),
+        ("first_column", c_int64), ("max_abs", c_double), ("mean_abs", c_double), ("rms", c_double),
+        ("relative_rms", c_double),
+    ]
+
+
+class LocaliserOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("threads", c_int32), ("instruction_set", c_int32),
+        ("reserved", c_uint32), ("reference", c_void_p), ("ranges", c_void_p), ("range_count", c_size_t),
     ]
 
 
@@ -798,6 +816,68 @@ class TaskInfo(Structure):
     _fields_ = [
         ("struct_size", c_uint32), ("vocab", c_int32), ("stop_id", c_int32), ("reserved", c_uint32),
         ("longest_prompt", c_int64), ("longest_response", c_int64), ("problems", c_int64),
+    ]
+
+
+# 14. Runs
+
+#: `lockstep_prompt_callback` and `lockstep_reward_callback`.
+PROMPT_CALLBACK = ctypes.CFUNCTYPE(
+    c_int32, c_void_p, POINTER(c_int32), POINTER(c_size_t), c_size_t, c_int64)
+REWARD_CALLBACK = ctypes.CFUNCTYPE(
+    c_int32, c_void_p, POINTER(c_double), c_int64, c_int64, c_int64, POINTER(c_int32), c_size_t,
+    POINTER(c_int32), c_size_t)
+
+
+class Environment(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("max_tokens", c_int32), ("task", c_void_p), ("task_seed", c_uint64),
+        ("problems", c_void_p), ("problem_count", c_size_t), ("context", c_void_p), ("prompt", PROMPT_CALLBACK),
+        ("reward", REWARD_CALLBACK), ("stop_ids", c_void_p), ("stop_id_count", c_size_t), ("name", c_char_p),
+    ]
+
+
+class RunOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("prompts", c_int32), ("samples", c_int32), ("updates", c_int32),
+        ("model", c_char_p), ("adapter", c_char_p), ("model_seed", c_uint64), ("deviation", c_double),
+        ("lora_rank", c_int32), ("recompute", c_int32), ("lora_alpha", c_double), ("trainer", POINTER(Recipe)),
+        ("rollout", POINTER(Recipe)), ("algorithm", c_char_p), ("correction", POINTER(CorrectionOptions)),
+        ("advantages", POINTER(AdvantageOptions)), ("objective", POINTER(ObjectiveOptions)),
+        ("policies", c_int32), ("threads", c_int32), ("temperature", c_double), ("seed", c_uint64),
+        ("beta1", c_double), ("beta2", c_double), ("epsilon", c_double), ("weight_decay", c_double),
+        ("schedule", POINTER(ScheduleOptions)), ("max_norm", c_double), ("scaler", POINTER(ScalerOptions)),
+        ("learning_steps", c_int32), ("instruction_set", c_int32), ("false_alarms_per_1000", c_double),
+    ]
+
+
+class RunMetrics(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("scale_at_floor", c_int32), ("step", c_int64), ("responses", c_int64),
+        ("tokens", c_int64), ("equal_groups", c_int64), ("updates", c_int64), ("skipped", c_int64),
+        ("skipped_total", c_int64), ("reward_mean", c_double), ("share_right", c_double),
+        ("response_length", c_double), ("share_truncated", c_double), ("k3", c_double),
+        ("mean_abs_log_ratio", c_double), ("max_abs_log_ratio", c_double), ("ess", c_double),
+        ("sequence_ess", c_double), ("sequence_log_ratio_std", c_double), ("entropy", c_double),
+        ("loss", c_double), ("clip_share", c_double), ("share_masked", c_double), ("gradient_norm", c_double),
+        ("learning_rate", c_double), ("loss_scale", c_double), ("monitor_score", c_double),
+        ("monitor", c_int32), ("monitor_statistic", c_int32),
+    ]
+
+
+class SupervisedOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("batch", c_int32), ("task", c_void_p), ("model", c_char_p),
+        ("model_seed", c_uint64), ("deviation", c_double), ("recipe", POINTER(Recipe)), ("steps", c_int64),
+        ("seed", c_uint64), ("error_rate", c_double), ("learning_rate", c_double), ("threads", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+class SupervisedMetrics(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("skipped", c_int32), ("step", c_int64), ("tokens", c_int64),
+        ("loss", c_double), ("gradient_norm", c_double), ("learning_rate", c_double), ("loss_scale", c_double),
     ]
 
 
@@ -954,6 +1034,32 @@ SIGNATURES = {
     "lockstep_task_reward": (c_int32, [c_void_p, c_void_p, _tensor, _tensor]),
     "lockstep_task_encode": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p, c_char_p]),
     "lockstep_task_decode": (c_int32, [c_char_p, POINTER(c_size_t), c_void_p, _tensor]),
+    "lockstep_difference_measure": (c_int32, [POINTER(Difference), _tensor, _tensor]),
+    "lockstep_model_dump": (c_int32, [c_char_p, c_void_p, _tensor, _tensor, POINTER(ScoreOptions)]),
+    "lockstep_localiser_create": (
+        c_int32,
+        [POINTER(c_void_p), c_void_p, c_void_p, _tensor, _tensor, POINTER(LocaliserOptions)]),
+    "lockstep_localiser_step": (c_int32, [c_void_p, POINTER(c_size_t), POINTER(c_size_t)]),
+    "lockstep_localiser_read": (c_int32, [POINTER(Difference), POINTER(c_size_t), c_void_p, c_size_t]),
+    "lockstep_localiser_log_probs": (c_int32, [_tensor, _tensor, c_void_p, c_int32]),
+    "lockstep_localiser_destroy": (None, [c_void_p]),
+    "lockstep_run_create": (c_int32, [POINTER(c_void_p), POINTER(RunOptions), POINTER(Environment)]),
+    "lockstep_run_step": (c_int32, [POINTER(RunMetrics), c_void_p]),
+    "lockstep_run_evaluate": (
+        c_int32, [c_void_p, c_void_p, c_void_p, c_size_t, c_int64, c_uint64, c_double]),
+    "lockstep_run_save": (c_int32, [c_void_p, c_char_p, c_int64]),
+    "lockstep_run_resume": (c_int32, [c_void_p, c_void_p, c_char_p, c_int32]),
+    "lockstep_run_destroy": (None, [c_void_p]),
+    "lockstep_find_perfectible": (
+        c_int32, [
+            c_void_p, c_size_t, c_void_p, POINTER(Environment), c_int64, c_int64, c_double, c_double, c_uint64,
+            c_int32]),
+    "lockstep_supervised_create": (c_int32, [POINTER(c_void_p), POINTER(SupervisedOptions)]),
+    "lockstep_supervised_step": (c_int32, [POINTER(SupervisedMetrics), c_void_p]),
+    "lockstep_supervised_save": (c_int32, [c_void_p, c_char_p, c_int64]),
+    "lockstep_supervised_resume": (c_int32, [c_void_p, c_void_p, c_char_p, c_int32]),
+    "lockstep_supervised_save_model": (c_int32, [c_void_p, c_char_p]),
+    "lockstep_supervised_destroy": (None, [c_void_p]),
 }
 
 FILE_NAME = "liblockstep.so.1"
@@ -1073,6 +1179,11 @@ KL_GRADIENTS = {
     "score_function": KL_GRADIENT_SCORE_FUNCTION, "k2": KL_GRADIENT_K2,
 }
 COVARIANCE_RULES = {"clip": COVARIANCE_CLIP, "kl": COVARIANCE_KL}
+SWAPS = {
+    "none": SWAP_NONE, "head_alone": SWAP_HEAD_ALONE, "body_alone": SWAP_BODY_ALONE,
+    "fp32_heads": SWAP_FP32_HEADS, "fp32_head_of_trainer": SWAP_FP32_HEAD_OF_TRAINER,
+    "fp32_head_of_rollout": SWAP_FP32_HEAD_OF_ROLLOUT,
+}
 SCALERS = {
     "constant": SCALER_CONSTANT, "torch": SCALER_TORCH, "deepspeed": SCALER_DEEPSPEED,
     "megatron": SCALER_MEGATRON,

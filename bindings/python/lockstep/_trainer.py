@@ -65,6 +65,11 @@ class Trainer:
 
     Raises:
         as `Model`; InvalidArgumentError for an adapter of two kinds, or a target that no matrix has.
+
+    Example:
+        >>> trainer = Trainer(checkpoint, "fp16")                                # doctest: +SKIP
+        >>> trainer.accumulate([[1, 5, 9]], [0, -0.5, -0.5]).overflows           # doctest: +SKIP
+        0
     """
 
     def __init__(

@@ -18,9 +18,11 @@ from .audit import audit
 from .certify import certify
 from .convert import convert
 from .diagnose import diagnose
+from .locate import locate
 from .offline import offline
 from .presets import presets
 from .scaler import scaler
+from .train import pretrain, train
 from .watch import watch
 
 __all__ = ["commands"]
@@ -35,5 +37,5 @@ def commands() -> None:
             stream.reconfigure(errors="replace")
 
 
-for command in (diagnose, certify, advise, watch, convert, presets, audit, offline, scaler):
+for command in (diagnose, certify, advise, watch, convert, presets, audit, offline, locate, scaler, train, pretrain):
     commands.add_command(command)

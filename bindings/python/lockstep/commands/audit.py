@@ -21,7 +21,7 @@ import lockstep
 from .._models import Headroom, audit_headroom
 from ..report.rows import percent
 from ..report.terminal import printable
-from .shared import BadInput, ReadOptions, read_options, told
+from .shared import BadInput, ReadOptions, read_options, sequences_of, told
 
 SCHEMA = "lockstep-audit/1"
 
@@ -58,7 +58,7 @@ def audit(model: Path, tokens: Path | None, limit: int, as_json: bool, reading: 
     """
     with told():
         try:
-            sequences = None if tokens is None else _sequences(tokens, reading, limit)
+            sequences = None if tokens is None else sequences_of(tokens, reading, limit)
             found = audit_headroom(model, sequences)
         except lockstep.LockstepError as error:
             raise BadInput(str(error)) from None
@@ -71,20 +71,6 @@ def audit(model: Path, tokens: Path | None, limit: int, as_json: bool, reading: 
     else:
         _print(Console(highlight=False), found, sequences)
     return 1 if any(map(_overflows, found)) else 0
-
-
-def _sequences(path: Path, reading: ReadOptions, limit: int) -> list[np.ndarray]:
-    """Token ids of a log's sequences, up to `limit` tokens."""
-    found: list[np.ndarray] = []
-    for batch in reading.open(path):
-        if batch.token_ids is None:
-            raise BadInput(f"{path}: has no token ids; give a log that has them, or leave --tokens out")
-        for first, end in zip(batch.offsets[:-1], batch.offsets[1:]):
-            if found and sum(map(len, found)) + end - first > limit:
-                return found
-            if end > first:
-                found.append(np.asarray(batch.token_ids[first:end], np.int32))
-    return found
 
 
 def _overflows(row: Headroom) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -102,6 +103,20 @@ def read_options(command: Callable) -> Callable:
     )):
         wrapped = option(wrapped)
     return wrapped
+
+
+def sequences_of(path: Path, reading: ReadOptions, limit: int) -> list[np.ndarray]:
+    """Token ids of a log's sequences, up to `limit` tokens."""
+    found: list[np.ndarray] = []
+    for batch in reading.open(path):
+        if batch.token_ids is None:
+            raise BadInput(f"{path}: has no token ids; give a log that has them, or leave --tokens out")
+        for first, end in zip(batch.offsets[:-1], batch.offsets[1:]):
+            if found and sum(map(len, found)) + end - first > limit:
+                return found
+            if end > first:
+                found.append(np.asarray(batch.token_ids[first:end], np.int32))
+    return found
 
 
 @dataclass(frozen=True)

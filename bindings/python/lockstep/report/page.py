@@ -48,7 +48,8 @@ def template(name: str) -> Template:
     environment.filters.update(number=number, percent=percent, sure=sure)
     folder = files(__package__)
     environment.globals.update(
-        generator=Markup(GENERATOR), version=lockstep.__version__, style=Markup(folder.joinpath("style.css").read_text(encoding="utf-8")))
+        generator=Markup(GENERATOR), version=lockstep.__version__,
+        style=Markup(folder.joinpath("style.css").read_text(encoding="utf-8")))
     return environment.from_string(folder.joinpath(name).read_text(encoding="utf-8"))
 
 

@@ -265,6 +265,26 @@ def sequence_weight(diagnoses: Sequence[Diagnosis]) -> str:
         return _svg(figure, "weight")
 
 
+def growth(lines: Sequence[tuple[str, Sequence[int], Sequence[float]]]) -> str:
+    """Relative RMS over layers, one line for each kind of operation: its name, layers, values."""
+    with matplotlib.rc_context(STYLE):
+        figure, ax = _panel(3.3)
+        heights = [1e-4]
+        for index, (name, layers, values) in enumerate(lines):
+            at, height = np.array(layers, float), np.array(values, float)
+            shown = (height > 0) & np.isfinite(height)
+            ax.plot(at[shown], height[shown], color=_colour(index), linestyle=DASHES[index % len(DASHES)],
+                    marker=MARKERS[index % len(MARKERS)] if len(at) <= 40 else None, markersize=4, label=name)
+            heights += height[shown].tolist()
+        low, high = (min(heights[1:]), max(heights[1:])) if len(heights) > 1 else (1e-4, 1e-3)
+        _log_axis(ax, 10.0 ** math.floor(math.log10(low)), 10.0 ** (math.floor(math.log10(high)) + 1))
+        ax.set(xlabel="layer", ylabel="relative RMS of the difference")
+        ax.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        if lines:
+            ax.legend(frameon=False, fontsize=8.5, loc="best")
+        return _svg(figure, "growth")
+
+
 def key(index: int, place: str) -> str:
     """The sign of a log in the legend at a place: its line, with its marker."""
     with matplotlib.rc_context(STYLE):

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 import lockstep
 
 from . import page, plots
-from .rows import percent
 
 POINTS = 2000  # of a line: more would not be seen
 
@@ -25,16 +21,10 @@ POINTS = 2000  # of a line: more would not be seen
 def write(path: Path, name: str, maxima: NDArray, own: Sequence[Any], best: Mapping[str, Any],
           options: Mapping[str, float], most_skipped: float) -> None:
     """Writes the page whole or not at all; `own` and `best` are rows of `commands.scaler.Result`."""
-    folder = files(__package__)
-    style = re.search(r"<style>(.*?)</style>", folder.joinpath("page.html").read_text(encoding="utf-8"), re.DOTALL)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(percent=percent)
-    template = environment.from_string(folder.joinpath("scaler.html").read_text(encoding="utf-8"))
     rows = [(each, False) for each in own] + [(each, True) for each in best.values()]
     panels = [Markup(_panel(index, maxima, row, is_best, options)) for index, (row, is_best) in enumerate(rows)]
-    page.write(path, template.render(
-        generator=Markup(page.GENERATOR), style=Markup(style[1]), version=lockstep.__version__, name=name,
-        steps=len(maxima), rows=rows, panels=panels, most_skipped=most_skipped))
+    page.write(path, page.template("scaler.html").render(
+        name=name, steps=len(maxima), rows=rows, panels=panels, most_skipped=most_skipped))
 
 
 def _panel(index: int, maxima: NDArray, row: Any, is_best: bool, options: Mapping[str, float]) -> str:

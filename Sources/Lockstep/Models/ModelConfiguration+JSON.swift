@@ -1,0 +1,49 @@
+extension ModelConfiguration {
+    /// The configuration as a config.json of transformers has it.
+    var json: JSON {
+        var members: [String: JSON] = [
+            "architectures": .array([.string(family.architecture)]), "model_type": .string(family.rawValue),
+            "vocab_size": .integer(vocab), "hidden_size": .integer(hiddenSize),
+            "intermediate_size": .integer(intermediateSize), "num_hidden_layers": .integer(layers),
+            "num_attention_heads": .integer(heads), "num_key_value_heads": .integer(keyValueHeads),
+            "head_dim": .integer(headSize), "rms_norm_eps": .number(normEpsilon),
+            "hidden_act": .string("silu"),
+            "max_position_embeddings": .integer(positions), "tie_word_embeddings": .bool(isTied),
+            "attention_bias": .bool(family == .qwen2 ? false : hasQueryBias), "mlp_bias": .bool(hasMLPBias),
+            "rope_theta": .number(ropeTheta), "dtype": .string("float32"),
+        ]
+        if let scaling = ropeScaling {
+            members["rope_scaling"] = .object([
+                "rope_type": .string("llama3"), "factor": .number(scaling.factor),
+                "low_freq_factor": .number(scaling.lowFrequency),
+                "high_freq_factor": .number(scaling.highFrequency),
+                "original_max_position_embeddings": .integer(scaling.originalPositions),
+            ])
+        }
+        if let experts {
+            members[family == .mixtral ? "num_local_experts" : "num_experts"] = .integer(experts.count)
+            members["num_experts_per_tok"] = .integer(experts.perToken)
+            if family == .qwen3MoE {
+                members["moe_intermediate_size"] = .integer(experts.intermediateSize)
+                members["norm_topk_prob"] = .bool(experts.normalized)
+                members["mlp_only_layers"] = .array(experts.denseLayers.sorted().map { .integer($0) })
+            }
+        }
+        if family == .mistral { members["sliding_window"] = .null }
+        return .object(members)
+    }
+}
+
+extension ModelConfiguration.Family {
+    /// The class of transformers.
+    var architecture: String {
+        switch self {
+        case .llama: "LlamaForCausalLM"
+        case .mistral: "MistralForCausalLM"
+        case .qwen2: "Qwen2ForCausalLM"
+        case .qwen3: "Qwen3ForCausalLM"
+        case .mixtral: "MixtralForCausalLM"
+        case .qwen3MoE: "Qwen3MoeForCausalLM"
+        }
+    }
+}

@@ -1,0 +1,246 @@
+import CLockstep
+import Lockstep
+
+// Section 14 of the header: runs.
+
+extension lockstep_environment: GrowableOptions {
+    static var firstSize: Int { MemoryLayout<lockstep_environment>.size }
+}
+
+extension lockstep_run_options: GrowableOptions {
+    static var firstSize: Int { MemoryLayout<lockstep_run_options>.size }
+}
+
+extension lockstep_run_metrics: GrowableOptions {
+    static var firstSize: Int { MemoryLayout<lockstep_run_metrics>.size }
+}
+
+@_cdecl("lockstep_run_create") @implementation
+public func lockstep_run_create(
+    _ run: UnsafeMutablePointer<OpaquePointer?>!, _ options: UnsafePointer<lockstep_run_options>!,
+    _ environment: UnsafePointer<lockstep_environment>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        guard let run else { throw invalid("run is NULL; give the address of a lockstep_run pointer") }
+        let core = try ReinforcementRun(
+            ReinforcementOptions(options), environment: Environment(environment))
+        run.pointee = OpaquePointer(Unmanaged.passRetained(core).toOpaque())
+    }
+}
+
+@_cdecl("lockstep_run_step") @implementation
+public func lockstep_run_step(
+    _ metrics: UnsafeMutablePointer<lockstep_run_metrics>!, _ run: OpaquePointer!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        try checkGrowable(metrics, "metrics")
+        try write(lockstep_run_metrics(coreRun(run).step()), to: metrics, "metrics")
+    }
+}
+
+@_cdecl("lockstep_run_evaluate") @implementation
+public func lockstep_run_evaluate(
+    _ rewards: UnsafeMutablePointer<Double>!, _ run: OpaquePointer!, _ problems: UnsafePointer<Int64>!,
+    _ count: Int, _ samples: Int64, _ seed: UInt64, _ temperature: Double
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let core = try coreRun(run)
+        let numbers = try problemNumbers(problems, count)
+        try checkArray(rewards, "rewards", count: count)
+        let found = try core.evaluate(
+            problems: numbers, samples: Int(samples), seed: seed, temperature: temperature)
+        for (index, reward) in found.rewards.enumerated() { rewards[index] = reward }
+    }
+}
+
+@_cdecl("lockstep_run_save") @implementation
+public func lockstep_run_save(
+    _ run: OpaquePointer!, _ folder: UnsafePointer<CChar>!, _ kept: Int64
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        try coreRun(run).save(to: text(folder, "folder"), keeping: Int(kept))
+    }
+}
+
+@_cdecl("lockstep_run_resume") @implementation
+public func lockstep_run_resume(
+    _ step: UnsafeMutablePointer<Int64>!, _ run: OpaquePointer!, _ folder: UnsafePointer<CChar>!,
+    _ allow_older: Int32
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let core = try coreRun(run)
+        _ = try core.resume(from: text(folder, "folder"), ResumeOptions(allowsOlder: allow_older != 0))
+        step?.pointee = Int64(core.stepsTaken)
+    }
+}
+
+@_cdecl("lockstep_run_destroy") @implementation
+public func lockstep_run_destroy(_ run: OpaquePointer!) {
+    guard let run else { return }
+    Unmanaged<ReinforcementRun>.fromOpaque(UnsafeRawPointer(run)).release()
+}
+
+@_cdecl("lockstep_find_perfectible") @implementation
+public func lockstep_find_perfectible(
+    _ problems: UnsafeMutablePointer<Int64>!, _ count: Int, _ model: OpaquePointer!,
+    _ environment: UnsafePointer<lockstep_environment>!, _ candidates: Int64, _ samples: Int64, _ low: Double,
+    _ high: Double, _ seed: UInt64, _ threads: Int32
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        try checkArray(problems, "problems", count: count)
+        var options = PerfectibleOptions()
+        (options.count, options.candidates, options.samples) = (count, Int(candidates), Int(samples))
+        (options.low, options.high, options.seed) = (low, high, seed)
+        let found = try Environment(environment).perfectible(
+            modelBox(model).model, options, execution: Execution(threads: Int(threads)))
+        for (index, problem) in found.enumerated() { problems[index] = Int64(problem) }
+    }
+}
+
+private func coreRun(_ run: OpaquePointer?) throws(LockstepError) -> ReinforcementRun {
+    guard let run else { throw invalid("run is NULL; make one with lockstep_run_create") }
+    return Unmanaged<ReinforcementRun>.fromOpaque(UnsafeRawPointer(run)).takeUnretainedValue()
+}
+
+private func problemNumbers(
+    _ problems: UnsafePointer<Int64>?, _ count: Int
+) throws(LockstepError) -> [Int] {
+    guard (0...1 << 24).contains(count) else {
+        throw invalid("problem_count is \(UInt(bitPattern: count)); give 16,777,216 at most")
+    }
+    try checkArray(problems, "problems", count: count)
+    let numbers = UnsafeBufferPointer(start: problems, count: count).map { Int($0) }
+    if let index = numbers.firstIndex(where: { !(0...1 << 44).contains($0) }) {
+        throw invalid("problems[\(index)] is \(numbers[index]); give 0 to 2^44")
+    }
+    return numbers
+}
+
+extension Environment {
+    fileprivate init(_ pointer: UnsafePointer<lockstep_environment>?) throws(LockstepError) {
+        guard pointer != nil else { throw invalid("environment is NULL") }
+        let given = try read(pointer, "environment", defaults: lockstep_environment())
+        var problems: [Int]?
+        if given.problems != nil || given.problem_count != 0 {
+            problems = try problemNumbers(given.problems, given.problem_count)
+        }
+        if given.task != nil {
+            self.init(try coreTask(given.task), seed: given.task_seed, problems: problems)
+            if given.max_tokens != 0 { maxTokens = Int(given.max_tokens) }
+            return
+        }
+        guard let prompt = given.prompt, let reward = given.reward else {
+            throw invalid("environment: there is no task; give both callbacks, prompt and reward, or one")
+        }
+        try checkArray(given.stop_ids, "environment: stop_ids", count: given.stop_id_count)
+        let context = given.context
+        self.init(
+            name: given.name == nil ? "callbacks" : try text(given.name, "environment: name"),
+            maxTokens: Int(given.max_tokens),
+            stopIDs: Set(UnsafeBufferPointer(start: given.stop_ids, count: given.stop_id_count)),
+            problems: problems,
+            prompt: { (problem) throws(LockstepError) in
+                let room = Environment.longestPrompt
+                let memory = UnsafeMutablePointer<Int32>.allocate(capacity: room)
+                defer { memory.deallocate() }
+                var count = 0
+                guard prompt(context, memory, &count, room, Int64(problem)) == 0 else {
+                    throw invalid("the callback refused")
+                }
+                guard (0...room).contains(count) else {
+                    throw invalid(
+                        "the callback wrote \(UInt(bitPattern: count)) ids; there is room for \(room)")
+                }
+                return Array(UnsafeBufferPointer(start: memory, count: count))
+            },
+            reward: { (request) throws(LockstepError) in
+                var found = Double.nan
+                guard
+                    reward(
+                        context, &found, Int64(request.step), Int64(request.problem), Int64(request.sample),
+                        request.prompt, request.prompt.count, request.response, request.response.count) == 0
+                else { throw invalid("the callback refused") }
+                return found
+            })
+    }
+
+    /// Ids that a callback may write.
+    private static let longestPrompt = 1 << 17
+}
+
+extension ReinforcementOptions {
+    fileprivate init(_ pointer: UnsafePointer<lockstep_run_options>?) throws(LockstepError) {
+        guard pointer != nil else { throw invalid("options is NULL; begin with LOCKSTEP_RUN_OPTIONS_INIT") }
+        let given = try read(pointer, defaults: lockstep_run_options())
+        guard (0...1).contains(given.recompute), (0...1).contains(given.policies) else {
+            throw invalid(
+                "options: recompute is \(given.recompute) and policies \(given.policies); each is 0 or 1")
+        }
+        let execution = try LockstepABI.execution(threads: given.threads, given.instruction_set)
+        let trainer = given.trainer == nil ? Recipe(.fp16) : try coreRecipe(given.trainer)
+        self.init(
+            model: try StartingModel(given), trainer: trainer,
+            rollout: given.rollout == nil ? nil : try coreRecipe(given.rollout),
+            algorithm: try Algorithm(given))
+        (prompts, samples, updates) = (Int(given.prompts), Int(given.samples), Int(given.updates))
+        (temperature, seed) = (given.temperature, given.seed)
+        learner.adamW = AdamWOptions(
+            beta1: given.beta1, beta2: given.beta2, epsilon: given.epsilon, weightDecay: given.weight_decay)
+        if given.schedule != nil { learner.schedule = try coreSchedule(given.schedule) }
+        learner.maxNorm = given.max_norm
+        if given.scaler != nil { learner.scaler = try coreOptions(given.scaler) }
+        monitor = MonitorOptions(
+            learningSteps: Int(given.learning_steps), falseAlarmsPer1000: given.false_alarms_per_1000)
+        self.execution = TrainerOptions(
+            recomputes: given.recompute == 1, threads: execution.threads,
+            instructionSet: execution.instructionSet)
+    }
+}
+
+extension StartingModel {
+    fileprivate init(_ given: lockstep_run_options) throws(LockstepError) {
+        let lowRank =
+            given.lora_rank == 0
+            ? nil : LowRank(rank: Int(given.lora_rank), alpha: given.lora_alpha, seed: given.model_seed)
+        self.init(
+            given.model == nil
+                ? .new(.chain, seed: given.model_seed, deviation: given.deviation)
+                : .folder(try text(given.model, "options: model")),
+            adapter: given.adapter == nil ? nil : try text(given.adapter, "options: adapter"),
+            lowRank: lowRank)
+    }
+}
+
+extension Algorithm {
+    fileprivate init(_ given: lockstep_run_options) throws(LockstepError) {
+        if given.algorithm != nil {
+            try self.init(preset: text(given.algorithm, "options: algorithm"))
+            return
+        }
+        self.init(policies: given.policies == 1 ? .two : .three)
+        if given.correction != nil {
+            correction = try CorrectionOptions(
+                read(given.correction, "correction", defaults: lockstep_correction_options.defaults))
+        }
+        if given.advantages != nil { advantages = try advantageOptions(given.advantages) }
+        objective = try objectiveOptions(given.objective).0
+    }
+}
+
+extension lockstep_run_metrics {
+    fileprivate init(_ core: ReinforcementMetrics) {
+        self.init(
+            struct_size: 0, scale_at_floor: core.isScaleAtFloor ? 1 : 0, step: Int64(core.step),
+            responses: Int64(core.responses), tokens: Int64(core.tokens),
+            equal_groups: Int64(core.equalGroups),
+            updates: Int64(core.updates), skipped: Int64(core.skipped),
+            skipped_total: Int64(core.skippedTotal),
+            reward_mean: core.rewardMean, share_right: core.shareRight, response_length: core.responseLength,
+            share_truncated: core.shareTruncated, k3: core.k3, mean_abs_log_ratio: core.meanAbsLogRatio,
+            max_abs_log_ratio: core.maxAbsLogRatio, ess: core.ess, sequence_ess: core.sequenceESS,
+            sequence_log_ratio_std: core.sequenceLogRatioStd, entropy: core.entropy, loss: core.loss,
+            clip_share: core.clipShare, share_masked: core.shareMasked, gradient_norm: core.gradientNorm,
+            learning_rate: core.learningRate, loss_scale: core.lossScale, monitor_score: core.monitorScore,
+            monitor: core.monitor.rawValue, monitor_statistic: core.monitorStatistic.rawValue)
+    }
+}

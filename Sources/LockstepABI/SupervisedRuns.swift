@@ -1,0 +1,94 @@
+import CLockstep
+import Lockstep
+
+// Section 14 of the header, its second half: supervised training.
+
+extension lockstep_supervised_options: GrowableOptions {
+    static var firstSize: Int { MemoryLayout<lockstep_supervised_options>.size }
+}
+
+extension lockstep_supervised_metrics: GrowableOptions {
+    static var firstSize: Int { MemoryLayout<lockstep_supervised_metrics>.size }
+}
+
+@_cdecl("lockstep_supervised_create") @implementation
+public func lockstep_supervised_create(
+    _ run: UnsafeMutablePointer<OpaquePointer?>!, _ options: UnsafePointer<lockstep_supervised_options>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        guard let run else { throw invalid("run is NULL; give the address of a lockstep_supervised pointer") }
+        guard options != nil else {
+            throw invalid("options is NULL; begin with LOCKSTEP_SUPERVISED_OPTIONS_INIT")
+        }
+        let given = try read(options, defaults: lockstep_supervised_options())
+        guard given.reserved == 0 else {
+            throw invalid("options: reserved is \(given.reserved); leave it 0")
+        }
+        let source: StartingModel.Source =
+            given.model == nil
+            ? .new(.chain, seed: given.model_seed, deviation: given.deviation)
+            : .folder(try text(given.model, "options: model"))
+        var core = SupervisedRun.Options(
+            model: StartingModel(source), recipe: try coreRecipe(given.recipe), steps: Int(given.steps))
+        (core.batch, core.seed, core.errorRate) = (Int(given.batch), given.seed, given.error_rate)
+        core.learner.schedule.peak = given.learning_rate
+        core.execution.threads = Int(given.threads)
+        let made = try SupervisedRun(core, task: coreTask(given.task))
+        run.pointee = OpaquePointer(Unmanaged.passRetained(made).toOpaque())
+    }
+}
+
+@_cdecl("lockstep_supervised_step") @implementation
+public func lockstep_supervised_step(
+    _ metrics: UnsafeMutablePointer<lockstep_supervised_metrics>!, _ run: OpaquePointer!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        try checkGrowable(metrics, "metrics")
+        let core = try coreRun(run).step()
+        try write(
+            lockstep_supervised_metrics(
+                struct_size: 0, skipped: core.isSkipped ? 1 : 0, step: Int64(core.step),
+                tokens: Int64(core.tokens), loss: core.loss, gradient_norm: core.gradientNorm,
+                learning_rate: core.learningRate, loss_scale: core.lossScale),
+            to: metrics, "metrics")
+    }
+}
+
+@_cdecl("lockstep_supervised_save") @implementation
+public func lockstep_supervised_save(
+    _ run: OpaquePointer!, _ folder: UnsafePointer<CChar>!, _ kept: Int64
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        try coreRun(run).save(to: text(folder, "folder"), keeping: Int(kept))
+    }
+}
+
+@_cdecl("lockstep_supervised_resume") @implementation
+public func lockstep_supervised_resume(
+    _ step: UnsafeMutablePointer<Int64>!, _ run: OpaquePointer!, _ folder: UnsafePointer<CChar>!,
+    _ allow_older: Int32
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let core = try coreRun(run)
+        _ = try core.resume(from: text(folder, "folder"), ResumeOptions(allowsOlder: allow_older != 0))
+        step?.pointee = Int64(core.stepsTaken)
+    }
+}
+
+@_cdecl("lockstep_supervised_save_model") @implementation
+public func lockstep_supervised_save_model(
+    _ run: OpaquePointer!, _ folder: UnsafePointer<CChar>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in try coreRun(run).saveModel(to: text(folder, "folder")) }
+}
+
+@_cdecl("lockstep_supervised_destroy") @implementation
+public func lockstep_supervised_destroy(_ run: OpaquePointer!) {
+    guard let run else { return }
+    Unmanaged<SupervisedRun>.fromOpaque(UnsafeRawPointer(run)).release()
+}
+
+private func coreRun(_ run: OpaquePointer?) throws(LockstepError) -> SupervisedRun {
+    guard let run else { throw invalid("run is NULL; make one with lockstep_supervised_create") }
+    return Unmanaged<SupervisedRun>.fromOpaque(UnsafeRawPointer(run)).takeUnretainedValue()
+}

@@ -1,0 +1,218 @@
+/* Section 14 of the header: runs. */
+#include "test.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+typedef struct {
+    struct {
+        lockstep_run *run;
+        lockstep_supervised *supervised;
+        lockstep_run_metrics metrics;
+        double rewards[4];
+        int64_t problems[4];
+    } outputs;
+} fixture;
+
+/* A call that must be refused, and write nothing: `call` may use f.outputs. */
+#define WRONG(kind, word, call) \
+    do { \
+        fixture f; \
+        memset(&f.outputs, TEST_CANARY, sizeof f.outputs); \
+        lockstep_status status = (call); \
+        test_refused(__FILE__, __LINE__, #call, status, LOCKSTEP_ERROR_##kind, word, &f.outputs, sizeof f.outputs); \
+    } while (0)
+
+static lockstep_task *chain(void) {
+    lockstep_task *task = NULL;
+    lockstep_task_options options = LOCKSTEP_TASK_OPTIONS_INIT;
+    options.size = 5;
+    CHECK_OK(lockstep_task_create(&task, "chain", &options));
+    return task;
+}
+
+static lockstep_run_options small(void) {
+    lockstep_run_options options = LOCKSTEP_RUN_OPTIONS_INIT;
+    options.prompts = 2;
+    options.samples = 3;
+    options.algorithm = "paper/grpo";
+    options.model_seed = 1;
+    return options;
+}
+
+static void a_run_does_not_depend_on_threads(void) {
+    lockstep_task *task = chain();
+    lockstep_environment environment = LOCKSTEP_ENVIRONMENT_INIT;
+    lockstep_run_metrics found[2] = {LOCKSTEP_RUN_METRICS_INIT, LOCKSTEP_RUN_METRICS_INIT};
+    environment.task = task;
+    for (int threads = 1; threads <= 2; threads++) {
+        lockstep_run *run = NULL;
+        lockstep_run_options options = small();
+        options.threads = threads;
+        CHECK_OK(lockstep_run_create(&run, &options, &environment));
+        for (int step = 0; step < 3; step++) CHECK_OK(lockstep_run_step(&found[threads - 1], run));
+        lockstep_run_destroy(run);
+    }
+    CHECK(memcmp(&found[0], &found[1], sizeof found[0]) == 0);
+    CHECK(found[0].step == 3 && found[0].responses == 6 && found[0].tokens == 30 && found[0].k3 == 0);
+    lockstep_run_destroy(NULL);
+    lockstep_task_destroy(task);
+}
+
+/* What callbacks count, and when they refuse. */
+typedef struct {
+    int prompts, rewards, refuse;
+    double value;
+} calls;
+
+static int32_t write_prompt(void *context, int32_t *tokens, size_t *count, size_t room, int64_t problem) {
+    calls *seen = context;
+    CHECK(room >= 64);
+    seen->prompts++;
+    tokens[0] = (int32_t)(problem % 7);
+    tokens[1] = 3;
+    *count = seen->refuse == 2 ? room + 1 : 2;
+    return seen->refuse == 1;
+}
+
+static int32_t write_reward(void *context, double *reward, int64_t step, int64_t problem, int64_t sample,
+                            const int32_t *prompt, size_t prompt_count, const int32_t *response,
+                            size_t response_count) {
+    calls *seen = context;
+    CHECK((step == 1 || step == -1) && sample >= 0 && sample < 3);
+    CHECK(prompt_count == 2 && prompt[0] == problem % 7 && response_count == 4 && response[0] >= 0);
+    seen->rewards++;
+    *reward = seen->value + (double)sample;
+    return seen->refuse == 3;
+}
+
+static void callbacks_give_prompts_and_rewards(void) {
+    calls seen = {0, 0, 0, 0};
+    lockstep_run *run = NULL;
+    lockstep_run_options options = small();
+    lockstep_environment environment = LOCKSTEP_ENVIRONMENT_INIT;
+    lockstep_run_metrics metrics = LOCKSTEP_RUN_METRICS_INIT;
+    int64_t problems[2] = {4, 9};
+    double rewards[2];
+    environment.prompt = write_prompt;
+    environment.reward = write_reward;
+    environment.context = &seen;
+    environment.max_tokens = 4;
+    CHECK_OK(lockstep_run_create(&run, &options, &environment));
+
+    seen.refuse = 1;
+    WRONG(INVALID_ARGUMENT, "prompt of problem 0", lockstep_run_step(&metrics, run));
+    seen.refuse = 2;
+    WRONG(INVALID_ARGUMENT, "prompt of problem 0", lockstep_run_step(&metrics, run));
+    seen.refuse = 3;
+    WRONG(INVALID_ARGUMENT, "step 1: reward of problem 0, sample 0", lockstep_run_step(&metrics, run));
+    seen.refuse = 0;
+    seen.value = NAN;
+    WRONG(NON_FINITE, "step 1: reward of problem 0, sample 0", lockstep_run_step(&metrics, run));
+    seen.value = 0;
+    CHECK_OK(lockstep_run_step(&metrics, run));
+    CHECK(metrics.step == 1 && metrics.reward_mean == 1 && metrics.equal_groups == 0 && metrics.updates + metrics.skipped == 2);
+    CHECK_OK(lockstep_run_evaluate(rewards, run, problems, 2, 3, 0, 1));
+    CHECK(rewards[0] == 1 && rewards[1] == 1);
+    lockstep_run_destroy(run);
+}
+
+static void a_run_goes_on(void) {
+    char folder[] = "/tmp/lockstep-run-XXXXXX", command[64];
+    int64_t step = 7;
+    lockstep_task *task = chain();
+    lockstep_environment environment = LOCKSTEP_ENVIRONMENT_INIT;
+    lockstep_run_options options = small();
+    lockstep_run_metrics one = LOCKSTEP_RUN_METRICS_INIT, other = LOCKSTEP_RUN_METRICS_INIT;
+    lockstep_run *run = NULL, *again = NULL;
+    CHECK(mkdtemp(folder) != NULL);
+    environment.task = task;
+    CHECK_OK(lockstep_run_create(&run, &options, &environment));
+    CHECK_OK(lockstep_run_create(&again, &options, &environment));
+    CHECK_OK(lockstep_run_resume(&step, run, folder, 0));
+    CHECK(step == 0);
+    CHECK_OK(lockstep_run_step(&one, run));
+    CHECK_OK(lockstep_run_save(run, folder, 2));
+    CHECK_OK(lockstep_run_step(&one, run));
+    CHECK_OK(lockstep_run_resume(&step, again, folder, 0));
+    CHECK(step == 1);
+    CHECK_OK(lockstep_run_step(&other, again));
+    CHECK(memcmp(&one, &other, sizeof one) == 0);
+    WRONG(INVALID_ARGUMENT, "has taken 2 steps", lockstep_run_resume(NULL, again, folder, 0));
+    WRONG(INVALID_ARGUMENT, "folder", lockstep_run_save(run, NULL, 2));
+    WRONG(FILE, "cannot be made", lockstep_run_save(run, "/nowhere/at/all", 2));
+    lockstep_run_destroy(run);
+    lockstep_run_destroy(again);
+    lockstep_task_destroy(task);
+    snprintf(command, sizeof command, "rm -r %s", folder);
+    CHECK(system(command) == 0);
+}
+
+static void supervised_training(void) {
+    lockstep_task *task = chain();
+    lockstep_supervised_options options = LOCKSTEP_SUPERVISED_OPTIONS_INIT;
+    lockstep_supervised_metrics metrics = LOCKSTEP_SUPERVISED_METRICS_INIT;
+    lockstep_supervised *run = NULL;
+    double first;
+    options.task = task;
+    options.steps = 30;
+    options.batch = 8;
+    CHECK_OK(lockstep_supervised_create(&run, &options));
+    CHECK_OK(lockstep_supervised_step(&metrics, run));
+    first = metrics.loss;
+    for (int step = 0; step < 29; step++) CHECK_OK(lockstep_supervised_step(&metrics, run));
+    CHECK(metrics.step == 30 && metrics.tokens == 40 && metrics.loss < first && metrics.learning_rate == 0);
+    lockstep_supervised_destroy(run);
+    lockstep_supervised_destroy(NULL);
+    WRONG(INVALID_ARGUMENT, "task", (options.task = NULL, lockstep_supervised_create(&f.outputs.supervised, &options)));
+    WRONG(INVALID_ARGUMENT, "options", lockstep_supervised_create(&f.outputs.supervised, NULL));
+    WRONG(INVALID_ARGUMENT, "batch", (options.task = task, options.batch = 0, lockstep_supervised_create(&f.outputs.supervised, &options)));
+    lockstep_task_destroy(task);
+}
+
+static void bad_options_are_refused(void) {
+    lockstep_task *task = chain();
+    lockstep_environment environment = LOCKSTEP_ENVIRONMENT_INIT, none = LOCKSTEP_ENVIRONMENT_INIT;
+    lockstep_run_metrics metrics = LOCKSTEP_RUN_METRICS_INIT;
+    int64_t problem = 0;
+    environment.task = task;
+#define REFUSED_WITH(word, change) \
+    do { \
+        lockstep_run_options options = small(); \
+        WRONG(INVALID_ARGUMENT, word, (change, lockstep_run_create(&f.outputs.run, &options, &environment))); \
+    } while (0)
+    REFUSED_WITH("prompts", options.prompts = -1);
+    REFUSED_WITH("samples", options.samples = 0);
+    REFUSED_WITH("updates", options.updates = 3);
+    REFUSED_WITH("temperature", options.temperature = 0);
+    REFUSED_WITH("paper/grpo", options.algorithm = "paper/grpp");
+    REFUSED_WITH("policies", options.policies = 2);
+    REFUSED_WITH("beta1", options.beta1 = 1);
+    REFUSED_WITH("max_norm", options.max_norm = -1);
+    REFUSED_WITH("deviation", options.deviation = 0);
+    REFUSED_WITH("learning_steps", options.learning_steps = 1);
+    REFUSED_WITH("struct_size", options.struct_size = 12);
+    REFUSED_WITH("environment", environment.task = NULL);
+    environment.task = task;
+    environment.problems = &problem;
+    REFUSED_WITH("problems", options.prompts = 2);
+    {
+        lockstep_run_options options = small();
+        WRONG(INVALID_ARGUMENT, "run", lockstep_run_create(NULL, &options, &none));
+        WRONG(INVALID_ARGUMENT, "environment", lockstep_run_create(&f.outputs.run, &options, NULL));
+        WRONG(INVALID_ARGUMENT, "options", lockstep_run_create(&f.outputs.run, NULL, &none));
+        WRONG(INVALID_ARGUMENT, "run", lockstep_run_step(&metrics, NULL));
+        WRONG(INVALID_ARGUMENT, "model", lockstep_find_perfectible(f.outputs.problems, 4, NULL, &environment, 8, 8, 0.2, 0.8, 0, 0));
+    }
+    lockstep_task_destroy(task);
+}
+
+int main(void) {
+    TEST(a_run_does_not_depend_on_threads);
+    TEST(callbacks_give_prompts_and_rewards);
+    TEST(a_run_goes_on);
+    TEST(supervised_training);
+    TEST(bad_options_are_refused);
+    return test_report();
+}

@@ -1,0 +1,351 @@
+"""Runs: the same bits on any threads, step by step and after any break; checkpoints, callbacks, bad input."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import lockstep
+from lockstep import Environment, Run, Task
+
+SMALL = {"prompts": 4, "samples": 4, "model_seed": 1, "threads": 1}
+
+
+def make(environment=None, **options) -> Run:
+    return Run(environment or Task("chain", size=6), **SMALL | options)
+
+
+CHAIN = ROOT / "examples" / "data" / "chain-sft"  # of `make pretrain`
+
+
+def weights(run, folder: Path) -> bytes:
+    run.save(folder)
+    return (sorted(folder.glob("step-*"))[-1] / "model.safetensors").read_bytes()
+
+
+def same(one, other) -> bool:
+    """Equal metrics, NaN being equal to NaN."""
+    return repr(one) == repr(other)
+
+
+def test_threads_do_not_show(tmp_path):
+    one, two = make(), make(threads=2)
+    for _ in range(3):
+        assert same(one.step(), two.step())
+    assert weights(one, tmp_path / "1") == weights(two, tmp_path / "2")
+
+
+def test_another_seed_is_another_run(tmp_path):
+    assert make(seed=0).step().reward_mean != make(seed=1).step().reward_mean or not same(
+        make(seed=0).step(), make(seed=1).step())
+
+
+def test_independent_engines_follow_the_law_of_the_bits():
+    """KL goes with 4^-bits, |d| with 2^-bits: three bits more make 64 and 8, here over some 12,000 tokens."""
+    def steps(recipe, order):
+        run = Run(Task("chain"), model=CHAIN, trainer=recipe, rollout=recipe + order)
+        return [run.step() for _ in range(3)]
+
+    bf16, fp16 = steps("bf16", "+fused"), steps("fp16", "+fused")
+    def ratio(name):
+        return sum(getattr(each, name) for each in bf16) / sum(getattr(each, name) for each in fp16)
+    assert 30 < ratio("k3") < 130 and 5 < ratio("mean_abs_log_ratio") < 12
+    for recipe in ("bf16", "fp16"):
+        assert all(each.k3 == each.max_abs_log_ratio == 0 for each in steps(recipe, ""))
+
+
+def test_one_recipe_has_no_mismatch():
+    metrics = make(trainer="bf16").step()
+    assert metrics.k3 == metrics.max_abs_log_ratio == 0 and metrics.ess == 1
+    assert make(trainer="fp32", rollout="bf16").step().k3 > 0
+
+
+@pytest.mark.parametrize("name", [
+    "paper/grpo", "paper/grpo-token-tis", "paper/grpo-seq-mis", "paper/gspo", "paper/pg-seq-is", "paper/pg-seq-tis",
+    "paper/pg-seq-mis"])
+def test_the_papers_algorithms_run(name):
+    metrics = make(algorithm=name, trainer="fp32", rollout="bf16").step()
+    assert math.isfinite(metrics.loss) and metrics.updates == 2
+
+
+def test_explicit_options_are_the_presets(tmp_path):
+    preset = lockstep.preset("paper/grpo-token-tis")
+    algorithm = {
+        "correction": preset.correction_options, "advantages": preset.advantage_options,
+        "objective": preset.objective_options | {"length": 6}, "policies": preset.policies}
+    named, explicit = make(algorithm="paper/grpo-token-tis", rollout="bf16"), make(algorithm=algorithm, rollout="bf16")
+    for _ in range(2):
+        assert same(named.step(), explicit.step())
+
+
+def test_the_reward_rises():
+    """From the pretrained checkpoint, on problems it solves now and then."""
+    task = Task("chain")
+    problems = lockstep.perfectible(lockstep.Model(CHAIN), Environment(task, seed=1), count=8)
+    run = Run(Environment(task, seed=1, problems=problems), model=CHAIN, prompts=8, learning_rate=5e-4)
+    before = run.evaluate(problems, samples=16, seed=5).mean()
+    for _ in range(40):
+        run.step()
+    after = run.evaluate(problems, samples=16, seed=5).mean()
+    assert 0.2 <= before <= 0.8 and after > before + 0.1, (before, after)
+
+
+def test_evaluation_depends_on_the_problem_alone(tmp_path):
+    run = make()
+    some = run.evaluate([5, 3, 8], samples=16, seed=2)
+    assert list(some[::-1]) == list(run.evaluate([8, 3, 5], samples=16, seed=2))
+
+
+def test_resuming_has_the_bits_of_no_break(tmp_path):
+    whole = make(rollout="bf16")
+    expected = [whole.step() for _ in range(5)]
+    first = make(rollout="bf16")
+    assert first.resume(tmp_path / "run") == 0
+    assert same(first.step(), expected[0]) and same(first.step(), expected[1])
+    first.save(tmp_path / "run")
+    second = make(rollout="bf16", threads=2)
+    assert second.resume(tmp_path / "run") == 2
+    for metrics in expected[2:]:
+        assert same(second.step(), metrics)
+    assert weights(whole, tmp_path / "1") == weights(second, tmp_path / "2")
+
+
+def test_old_checkpoints_go_when_a_new_one_is_there(tmp_path):
+    run = make()
+    for _ in range(4):
+        run.step()
+        run.save(tmp_path)
+    assert [each.name for each in sorted(tmp_path.iterdir())] == ["step-00000003", "step-00000004"]
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    run = make()
+    for _ in range(2):
+        run.step()
+        run.save(tmp_path)
+    newest = tmp_path / "step-00000002"
+    rng = np.random.default_rng()
+    for file in sorted(newest.iterdir()):
+        data = file.read_bytes()
+        place = int(rng.integers(len(data)))
+        for bad in (data[:place], data[:place] + bytes([data[place] ^ 1]) + data[place + 1:], None):
+            file.unlink()
+            if bad is not None:
+                file.write_bytes(bad)
+            with pytest.raises(lockstep.BadDataError, match="the checkpoint is damaged .*older one by option"):
+                make().resume(tmp_path)
+            assert make().resume(tmp_path, allow_older=True) == 1
+        file.write_bytes(data)
+    assert make().resume(tmp_path) == 2
+
+
+def test_another_run_is_refused(tmp_path):
+    run = make()
+    run.step()
+    run.save(tmp_path)
+    for options, name in [
+        ({"seed": 3}, "seed is '0' in the checkpoint but '3' here"), ({"rollout": "bf16"}, "rollout"),
+        ({"algorithm": "paper/gspo"}, "advantages|algorithm"), ({"learning_rate": 1e-3}, "learning_rate"),
+        ({"model_seed": 2}, "model_seed"),
+    ]:
+        with pytest.raises(lockstep.InvalidArgumentError, match=name):
+            make(**options).resume(tmp_path)
+    with pytest.raises(lockstep.InvalidArgumentError, match="has taken 1 steps"):
+        run.resume(tmp_path)
+
+
+PROGRAM = textwrap.dedent("""
+    import sys
+    from lockstep import Run, Task
+    run = Run(Task("chain", size=6), prompts=4, samples=4, model_seed=1, threads=1, rollout="bf16")
+    step = run.resume(sys.argv[1])
+    print("begun", flush=True)
+    while step < 12:
+        step = run.step().step
+        run.save(sys.argv[1])
+""")
+
+
+def test_kill_and_resume(tmp_path):
+    """kill -9 at random moments, in the middle of steps and of checkpoints: the end has the bits of no break."""
+    rng, kills = np.random.default_rng(), 0
+    while True:
+        process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path / "run")], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        try:
+            assert process.wait(float(rng.uniform(0.01, 0.2)) if kills < 15 else None) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    run = make(rollout="bf16")
+    for _ in range(12):
+        run.step()
+    run.save(tmp_path / "whole")
+    for name in ("model.safetensors", "optimizer.safetensors", "run.json", "config.json"):
+        assert (tmp_path / "run/step-00000012" / name).read_bytes() == (
+            tmp_path / "whole/step-00000012" / name).read_bytes()
+
+
+def test_a_full_disk(tmp_path):
+    """Beyond the file size limit writing fails as on a full disk: the checkpoint before is kept."""
+    run = make()
+    run.step()
+    run.save(tmp_path)
+    run.step()
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))
+        with pytest.raises(lockstep.FileError, match="checkpoint of step 2: .*cannot be written: File too large.*kept"):
+            run.save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, old_handler)
+    assert [each.name for each in tmp_path.iterdir()] == ["step-00000001"]
+    assert make().resume(tmp_path) == 1
+    run.save(tmp_path)
+    assert make().resume(tmp_path) == 2
+
+
+def test_a_checkpoint_is_a_model(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    run = make(trainer="fp32")
+    run.step()
+    run.save(tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "step-00000001", dtype=torch.float32)
+    tokens = [3, 1, 4, 1, 5, 9]
+    with torch.no_grad():
+        logits = model(torch.tensor([tokens])).logits[0].log_softmax(-1).numpy()
+    ours = lockstep.Model(tmp_path / "step-00000001").score([tokens]).log_probs
+    expected = [logits[place, tokens[place + 1]] for place in range(5)]
+    np.testing.assert_allclose(np.asarray(ours).reshape(-1)[1:], expected, atol=2e-5)
+
+
+# Callbacks
+
+
+def functions(**options) -> Environment:
+    return Environment(**{
+        "prompts": lambda problem: [problem % 7, 1, 2], "rewards": lambda problem, prompt, response: float(
+            response[-1] % 2), "max_tokens": 6} | options)
+
+
+def test_callbacks_are_a_task(tmp_path):
+    task = Task("chain", size=6)
+    own = Environment(
+        prompts=lambda problem: task.prompt(problem), max_tokens=6,
+        rewards=lambda problem, prompt, response: task.reward(prompt, response))
+    one, other = make(), make(own)
+    for _ in range(2):
+        assert same(one.step(), other.step())
+
+
+def test_a_reward_that_raises(tmp_path):
+    """The step, problem and sample are named, what was raised is the cause, and the step can be taken again."""
+    bad = [True]
+
+    def rewards(problem, prompt, response):
+        if problem == 2 and bad:
+            bad.pop()
+            raise KeyError("no verdict")
+        return float(response[-1] % 2)
+
+    run, whole = make(functions(rewards=rewards)), make(functions())
+    with pytest.raises(lockstep.InvalidArgumentError, match="step 1: reward of problem 2, sample 0") as caught:
+        run.step()
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert same(run.step(), whole.step())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_reward_that_is_no_number(value):
+    run = make(functions(rewards=lambda problem, prompt, response: value if problem == 1 else 0))
+    with pytest.raises(lockstep.NonFiniteError, match="step 1: reward of problem 1, sample 0 is .*finite"):
+        run.step()
+
+
+def test_bad_prompts():
+    with pytest.raises(lockstep.InvalidArgumentError, match="problems: is empty"):
+        make(Environment(Task("chain"), problems=[]))
+    with pytest.raises(lockstep.InvalidArgumentError, match="prompt of problem 0: is empty"):
+        make(functions(prompts=lambda problem: [])).step()
+    with pytest.raises(lockstep.InvalidArgumentError, match="prompt of problem 0: token 1 is 99, outside the vocabulary"):
+        make(functions(prompts=lambda problem: [1, 99])).step()
+    with pytest.raises(lockstep.InvalidArgumentError, match="prompt of problem 0: has 64 tokens, .* no room"):
+        make(functions(prompts=lambda problem: [1] * 64)).step()
+    with pytest.raises(lockstep.InvalidArgumentError, match="both prompts and rewards"):
+        Environment(prompts=lambda problem: [1])
+
+
+def test_groups_of_equal_rewards_teach_nothing(tmp_path):
+    run = make(functions(rewards=lambda problem, prompt, response: 1.0))
+    before = weights(make(functions()), tmp_path / "1")
+    metrics = run.step()
+    assert metrics.equal_groups == 4 and metrics.share_right == 1 and metrics.gradient_norm == 0
+    assert weights(run, tmp_path / "2") == before
+
+
+def test_a_run_that_diverges(tmp_path):
+    """It names what left its format first, says so again, keeps the last checkpoint and saves nothing."""
+    run = make(learning_rate=1e5, trainer="fp16", max_norm=0)
+    run.save(tmp_path)
+    with pytest.raises(lockstep.NonFiniteError, match=r"step \d+: the run diverged and has stopped: .*(layer|tensor)"):
+        for _ in range(10):
+            run.step()
+    for call in (run.step, lambda: run.save(tmp_path)):
+        with pytest.raises(lockstep.NonFiniteError, match="the run diverged"):
+            call()
+    assert [each.name for each in tmp_path.iterdir()] == ["step-00000000"]
+
+
+def test_skipped_updates_are_counted(tmp_path):
+    """A scale that overflows: updates are skipped, the scale falls, and nothing is silent."""
+    verdicts = itertools.cycle([0.0, 1.0])
+    environment = functions(rewards=lambda problem, prompt, response: next(verdicts))
+    run = make(environment, scaler={"name": "torch", "initial_scale": 2.0**60}, trainer="fp16")
+    before = weights(run, tmp_path / "1")
+    metrics = run.step()
+    assert metrics.skipped == metrics.skipped_total == 2 and metrics.loss_scale == 2.0**58 and metrics.updates == 0
+    assert math.isnan(metrics.gradient_norm)
+    assert weights(run, tmp_path / "2") == before
+    metrics = make(environment, scaler={"name": "constant", "initial_scale": 2.0**60}, trainer="fp16").step()
+    assert metrics.scale_at_floor
+
+
+# The command
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "lockstep.cli", *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_train(tmp_path):
+    arguments = ["train", "--size", 4, "--prompts", 2, "--samples", 2, "--model-seed", 1, "--save-every", 2, "--out"]
+    done = command(*arguments, tmp_path / "whole", "--steps", 5)
+    assert done.returncode == 0 and done.stdout.startswith("step 5: reward "), done.stderr
+    assert command(*arguments, tmp_path / "parts", "--steps", 3).returncode == 0
+    assert command(*arguments, tmp_path / "parts", "--steps", 5).returncode == 2  # not empty
+    assert command(*arguments, tmp_path / "parts", "--steps", 5, "--resume").returncode == 0
+    one, other = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts"))
+    assert one == other and [json.loads(line)["step"] for line in one.splitlines()] == [1, 2, 3, 4, 5]
+
+
+def test_pretrain(tmp_path):
+    done = command("pretrain", "--size", 4, "--steps", 6, "--batch", 4, "--out", tmp_path / "sft", "--save-every", 4)
+    assert done.returncode == 0, done.stderr
+    assert lockstep.Model(tmp_path / "sft" / "model").parameters == 51_488
