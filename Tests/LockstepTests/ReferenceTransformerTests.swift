@@ -74,7 +74,7 @@ import Testing
         let reference = ReferenceTransformer(configuration: model.configuration, recipe: recipe)
         let weights = Weights()
         let embedding = weights.matrix(model.embedding).rows
-        var x = tokens.map { embedding[Int($0)].map { ReferenceLayers.rounded($0, recipe.activations) } }
+        var x = tokens.map { embedding[Int($0)].map { ReferenceFormats.rounded($0, recipe.activations) } }
         Self.expect(found["-1 embedding"], x, "embedding")
         for (index, layer) in model.layers.enumerated() {
             let results = try reference.layer(x, weights.layer(layer))

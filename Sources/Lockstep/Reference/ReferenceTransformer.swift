@@ -110,7 +110,7 @@ struct ReferenceTransformer {
         let group = c.heads / c.keyValueHeads
         // As the cache keeps them: keys, then values.
         let cached = placed.map { row in
-            row[(c.heads * c.headSize)...].map { ReferenceLayers.rounded($0, recipe.cache) }
+            row[(c.heads * c.headSize)...].map { ReferenceFormats.rounded($0, recipe.cache) }
         }
         var out: [[Float]] = []
         for (position, row) in placed.enumerated() {
@@ -149,7 +149,7 @@ struct ReferenceTransformer {
             throw LockstepError(.nonFinite, "attention: a score is infinite, NaN or beyond 2^20")
         }
         return ReferenceLogProbs.gradient(scores, target: -1, rule, gradient).map {
-            ReferenceLayers.rounded($0, recipe.probabilities)
+            ReferenceFormats.rounded($0, recipe.probabilities)
         }
     }
 
