@@ -16,9 +16,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,15 +58,30 @@ def read_logs(logs: Sequence[tuple[P, Paths]], *, processes: int = 0, threads: i
         jobs = cut(logs, 1)
         return merged(jobs, [read_part(*job, threads=threads, **options) for job in jobs], options)
     jobs = cut(logs, -(-processes // len(logs)))
+    return merged(jobs, _read_apart(jobs, min(processes, len(jobs)), done, options), options)
+
+
+def _read_apart(jobs: list[Job], processes: int, done: Done | None, options: Mapping[str, Any],
+                ) -> list[P | BaseException | None]:
+    """What each job gave, or the error it ended with, read by processes of their own."""
+    # Here, because one process has no need of what they load.
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
     found: list[P | BaseException | None] = [None] * len(jobs)
     # Not fork: threads of the library and of Arrow may be at work in this process.
-    with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(read_part, *job, **options): index for index, job in enumerate(jobs)}
         for finished, future in enumerate(as_completed(futures), 1):
-            found[futures[future]] = future.exception() or future.result()
+            error = future.exception()
+            if isinstance(error, BrokenProcessPool):
+                raise ChildProcessError("a process that read a part of the log died, perhaps for want of memory: give"
+                                        " fewer processes") from error
+            found[futures[future]] = error or future.result()
             if done is not None:
                 done(finished, len(jobs))
-    return merged(jobs, found, options)
+    return found
 
 
 Job = tuple[P, list[Path], tuple[int, int]]
@@ -96,9 +108,6 @@ def merged(jobs: Sequence[Job], found: Iterable[P | BaseException | None], optio
     """What is kept of each log, from what the jobs gave; the first job's error, where one has failed."""
     logs: list[P] = []
     for (_, files, (part, _)), result in zip(jobs, found, strict=True):
-        if isinstance(result, BrokenProcessPool):
-            raise ChildProcessError("a process that read a part of the log died, perhaps for want of memory: give"
-                                    " fewer processes") from result
         if isinstance(result, BaseException):
             raise result
         assert result is not None, "every job has ended"

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,7 +120,7 @@ def clopper_pearson_upper(events: float, trials: float, alpha: float) -> float:
     if events <= 0:
         return 1 - alpha ** (1 / trials)
     if min(events, trials - events) > 1000:
-        z, p = NormalDist().inv_cdf(1 - alpha), events / trials
+        z, p = _normal_quantile(1 - alpha), events / trials
         centre, scale = p + z * z / (2 * trials), 1 + z * z / trials
         return (centre + z * math.sqrt(p * (1 - p) / trials + (z / (2 * trials)) ** 2)) / scale
     a, b = events + 1, trials - events
@@ -131,7 +130,7 @@ def clopper_pearson_upper(events: float, trials: float, alpha: float) -> float:
 @lru_cache(maxsize=256)
 def t_quantile(alpha: float, degrees: int) -> float:
     """The value that Student's t exceeds with probability alpha < 1/2."""
-    z = NormalDist().inv_cdf(1 - alpha)
+    z = _normal_quantile(1 - alpha)
     if degrees > 100_000:
         return z
 
@@ -191,3 +190,9 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
             at_low = at_low / 2 if side > 0 else at_low
         side = -1 if value < 0 else 1
     return (low + high) / 2
+
+
+def _normal_quantile(p: float) -> float:
+    from statistics import NormalDist  # here, because what it loads takes a megabyte that a report has no need of
+
+    return NormalDist().inv_cdf(p)

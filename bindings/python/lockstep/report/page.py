@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import tempfile
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from markupsafe import Markup
 
 import lockstep
 
+from .._memory import give_back_memory
 from .diagnosis import Diagnosis
 from .rows import number, percent, sure, table
 from .verdict import LENGTHS, SOURCES, Verdict, compare
@@ -60,7 +60,7 @@ def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options
         diagnoses, verdicts: one of each a log, in the order of the columns.
         options: the options that changed what was measured, as they were given.
     """
-    _give_back_memory()
+    give_back_memory()  # reading leaves much
     from . import plots
 
     scatter = [Markup(panel) for panel in plots.scatter(diagnoses)]  # of all pictures the one that takes most
@@ -87,13 +87,6 @@ def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options
         worst_sequences=[diagnosis.worst_sequences[:WORST] for diagnosis in diagnoses],
         steps=[Markup(panel) for panel in plots.steps(diagnoses)] if has_steps else [],
     )
-
-
-def _give_back_memory() -> None:
-    """Returns to the system what is free between what is in use, where the C library can: reading leaves much."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def write(path: Path, text: str) -> None:

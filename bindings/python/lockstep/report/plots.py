@@ -24,6 +24,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from .._memory import give_back_memory
 from .diagnosis import Diagnosis
 from .rows import cell, number
 
@@ -357,8 +358,10 @@ def _svg(figure: Figure, name: str, style: str = "picture") -> str:
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": f"lockstep-{name}"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has it; here it is only measured
-        figure.savefig(out, format="svg", dpi=220, metadata={"Date": None, "Creator": None})
+        # Dots an inch of clouds of points: more are not seen, and take megabytes while they are drawn.
+        figure.savefig(out, format="svg", dpi=144, metadata={"Date": None, "Creator": None})
     figure.clear()  # figure and axes hold each other, and so what they have drawn
+    give_back_memory()
     text = out.getvalue()
     text = text[text.index("<svg"):]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
