@@ -336,11 +336,13 @@ private func format(
     case LOCKSTEP_FLOAT32: return .fp32
     case LOCKSTEP_FLOAT16: return .fp16
     case LOCKSTEP_BFLOAT16: return .bf16
+    case LOCKSTEP_FLOAT8_E4M3FN: return .e4m3fn
+    case LOCKSTEP_FLOAT8_E5M2: return .e5m2
     default:
         if let format = emulatedFormat(code) { return format }
         throw invalid(
             "\(recipe): \(name) is \(code); give LOCKSTEP_FLOAT32, LOCKSTEP_FLOAT16, LOCKSTEP_BFLOAT16, "
-                + "LOCKSTEP_E8M + N or LOCKSTEP_E5M + N")
+                + "LOCKSTEP_E8M + N or LOCKSTEP_E5M + N; for parameters and cache also LOCKSTEP_FLOAT8_E4M3FN")
     }
 }
 
@@ -348,6 +350,8 @@ private func code(_ format: Format) -> Int32 {
     switch format {
     case .fp16: Int32(LOCKSTEP_FLOAT16)
     case .bf16: Int32(LOCKSTEP_BFLOAT16)
+    case .e4m3fn: Int32(LOCKSTEP_FLOAT8_E4M3FN)
+    case .e5m2: Int32(LOCKSTEP_FLOAT8_E5M2)
     default: format.isEmulated ? emulatedCode(format) : Int32(LOCKSTEP_FLOAT32)
     }
 }

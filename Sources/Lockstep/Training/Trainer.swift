@@ -109,7 +109,7 @@ public final class Trainer: @unchecked Sendable {
     private init(
         _ weights: TrainedWeights, _ recipe: Recipe, _ options: TrainerOptions
     ) throws(LockstepError) {
-        try recipe.check()
+        try recipe.checkTrained()
         guard recipe.order == .lockstep else {
             throw LockstepError(
                 .unsupported,
