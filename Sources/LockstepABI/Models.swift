@@ -15,6 +15,10 @@ extension lockstep_score_options: GrowableOptions {
     static var firstSize: Int { MemoryLayout<lockstep_score_options>.size }
 }
 
+extension lockstep_score_report: GrowableOptions {
+    static var firstSize: Int { MemoryLayout<lockstep_score_report>.size }
+}
+
 extension lockstep_engine_options: GrowableOptions {
     static var firstSize: Int { MemoryLayout<lockstep_engine_options>.size }
 }
@@ -24,7 +28,8 @@ final class ModelBox {
     let model: Model
     /// The family's name.
     let family: UnsafePointer<CChar>?
-    private let texts = LentTexts()
+    /// Lent as long as the model lives.
+    let texts = LentTexts()
 
     init(_ model: Model) {
         self.model = model
@@ -139,6 +144,17 @@ public func lockstep_model_load(
     }
 }
 
+@_cdecl("lockstep_observe_loading") @implementation
+public func lockstep_observe_loading(
+    _ observer: lockstep_loading_observer!, _ context: UnsafeMutableRawPointer!
+) {
+    guard let observer else {
+        LoadingProgress.observer = nil
+        return
+    }
+    LoadingProgress.observer = { observer(context, Int64($0), Int64($1)) }
+}
+
 @_cdecl("lockstep_model_get_info") @implementation
 public func lockstep_model_get_info(
     _ info: UnsafeMutablePointer<lockstep_model_info>!, _ model: OpaquePointer!
@@ -170,19 +186,63 @@ public func lockstep_model_score(
     _ offsets: UnsafePointer<lockstep_tensor>!, _ options: UnsafePointer<lockstep_score_options>!
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
-        let box = try modelBox(model)
-        let options = try scoreOptions(options)
+        let call = try Scoring(log_probs, entropy, model, tokens, offsets, options)
+        try call.box.model.score(
+            tokens: call.tokens, offsets: call.offsets, options: call.options, into: call.outputs,
+            execution: call.execution)
+    }
+}
+
+@_cdecl("lockstep_model_score_counting") @implementation
+public func lockstep_model_score_counting(
+    _ report: UnsafeMutablePointer<lockstep_score_report>!, _ log_probs: UnsafePointer<lockstep_tensor>!,
+    _ entropy: UnsafePointer<lockstep_tensor>!, _ model: OpaquePointer!,
+    _ tokens: UnsafePointer<lockstep_tensor>!, _ offsets: UnsafePointer<lockstep_tensor>!,
+    _ options: UnsafePointer<lockstep_score_options>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        try checkGrowable(report, "report")
+        let call = try Scoring(log_probs, entropy, model, tokens, offsets, options)
+        let found = try call.box.model.scoreCountingOverflows(
+            tokens: call.tokens, offsets: call.offsets, options: call.options, into: call.outputs,
+            execution: call.execution)
+        try write(
+            lockstep_score_report(
+                struct_size: report.pointee.struct_size, overflow_layer: Int32(found.overflowLayer),
+                sequences: Int64(found.sequences), overflows: Int64(found.overflows),
+                overflow_tokens: Int64(found.overflowTokens),
+                overflow_sequence: Int64(found.overflowSequence),
+                overflow_operation: call.box.texts.lend(found.overflowOperation)),
+            to: report, "report")
+    }
+}
+
+/// What the caller of a scoring function gave, checked.
+private struct Scoring {
+    let box: ModelBox
+    let tokens: TokenView
+    let offsets: TokenView?
+    let options: LogProbOptions
+    let outputs: ScoringOutputs
+    let execution: Execution
+
+    init(
+        _ logProbs: UnsafePointer<lockstep_tensor>?, _ entropy: UnsafePointer<lockstep_tensor>?,
+        _ model: OpaquePointer?, _ tokens: UnsafePointer<lockstep_tensor>?,
+        _ offsets: UnsafePointer<lockstep_tensor>?, _ given: UnsafePointer<lockstep_score_options>?
+    ) throws(LockstepError) {
+        box = try modelBox(model)
+        let given = try scoreOptions(given)
         let ids = try CheckedTensor(tokens, "tokens")
-        let view = try ids.tokens("[tokens]")
-        guard let out = try optionalVector(log_probs, "log_probs", count: view.count) else {
+        self.tokens = try ids.tokens("[tokens]")
+        guard let out = try optionalVector(logProbs, "log_probs", count: self.tokens.count) else {
             throw invalid("log_probs is NULL")
         }
-        try box.model.score(
-            tokens: view, offsets: optionalOffsets(offsets, for: ids),
-            options: LogProbOptions(temperature: options.temperature),
-            into: ScoringOutputs(
-                logProbs: out, entropy: optionalVector(entropy, "entropy", count: view.count)),
-            execution: execution(threads: options.threads, options.instruction_set))
+        self.offsets = try optionalOffsets(offsets, for: ids)
+        options = LogProbOptions(temperature: given.temperature)
+        outputs = ScoringOutputs(
+            logProbs: out, entropy: try optionalVector(entropy, "entropy", count: self.tokens.count))
+        execution = try LockstepABI.execution(threads: given.threads, given.instruction_set)
     }
 }
 

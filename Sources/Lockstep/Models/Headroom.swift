@@ -4,16 +4,20 @@ public struct Headroom: Equatable, Sendable {
     /// What the values are.
     public enum Kind: Int32, Sendable {
         /// A tensor of the checkpoint.
-        case weight = 0
+        case weight = 1
         /// What an operation of the forward pass gave.
-        case activation = 1
+        case activation = 0
+        /// What the backward pass of an operation gave: the gradient of what it was given, times the loss scale.
+        case gradient = 2
+        /// The gradient of a tensor, times the loss scale.
+        case weightGradient = 3
     }
 
     /// What the values are.
     public let kind: Kind
     /// The tensor's name, or the operation's.
     public let name: String
-    /// The layer of an operation; -1 for a tensor.
+    /// The layer of an operation: -1 the embedding, the number of layers what follows them; -1 for a tensor.
     public let layer: Int
     /// How many values were looked at.
     public internal(set) var count = 0
@@ -32,6 +36,16 @@ public struct Headroom: Equatable, Sendable {
         self.kind = kind
         self.name = name
         self.layer = layer
+    }
+
+    /// Adds what others were found to be.
+    mutating func merge(_ other: Headroom) {
+        count += other.count
+        largest = max(largest, other.largest)
+        subnormal += other.subnormal
+        vanishing += other.vanishing
+        overflowing += other.overflowing
+        nonFinite += other.nonFinite
     }
 
     /// Adds floats.
@@ -59,10 +73,13 @@ public struct Headroom: Equatable, Sendable {
     }
 }
 
-/// Collects the headroom of what the operations of a forward pass give.
+/// Collects the headroom of what the operations of a pass give.
 final class HeadroomCollector {
+    private let kind: Headroom.Kind
     private var places: [String: Int] = [:]
     private(set) var found: [Headroom] = []
+
+    init(_ kind: Headroom.Kind) { self.kind = kind }
 
     /// Adds what an operation of a layer gave, in float32.
     func add(_ layer: Int, _ operation: StaticString, _ values: UnsafeRawPointer, _ count: Int) {
@@ -70,7 +87,7 @@ final class HeadroomCollector {
         let place = places[key] ?? found.count
         if place == found.count {
             places[key] = place
-            found.append(Headroom(.activation, "\(operation)", layer: layer))
+            found.append(Headroom(kind, "\(operation)", layer: layer))
         }
         found[place].add(
             UnsafeBufferPointer(start: values.assumingMemoryBound(to: Float.self), count: count))
@@ -84,18 +101,75 @@ final class HeadroomCollector {
 ///   - path: a Hugging Face folder.
 ///   - tokens: sequences as in `Model.score`; nil for the weights alone.
 ///   - offsets: the bounds of the sequences, as there.
+///   - lossScale: given, the backward pass is looked at too: what it gives for the mean of the tokens' negative log-probs
+///     times this, in float32.
 ///   - execution: threads and instruction set; the result does not depend on them.
-/// - Throws: as `Model.init` and `Model.score`.
-/// - Returns: tensors by name, then operations by layer in the order they are done.
+/// - Throws: as `Model.init` and `Model.score`; `.invalidArgument` for the loss scale, or without tokens for it.
+/// - Returns: tensors by name, then operations by layer in the order they are done; then gradients, of operations in the
+///   order of the backward pass and of tensors by name.
 public func auditHeadroom(
-    path: String, tokens: TokenView? = nil, offsets: TokenView? = nil, execution: Execution = .init()
+    path: String, tokens: TokenView? = nil, offsets: TokenView? = nil, lossScale: Double? = nil,
+    execution: Execution = .init()
 ) throws(LockstepError) -> [Headroom] {
+    if lossScale != nil, (tokens?.count ?? 0) == 0 {
+        throw LockstepError(.invalidArgument, "tokens: a backward pass needs some")
+    }
     let weights = try Checkpoint(path: path).headroom()
     guard let tokens else { return weights }
-    let model = try Model(path: path, recipe: Recipe(.fp32))
-    let collector = HeadroomCollector()
-    try model.observe(tokens: tokens, offsets: offsets, execution: execution) {
-        collector.add($0, $1, $2, $3)
+    let collector = HeadroomCollector(.activation)
+    let observe = { collector.add($0, $1, $2, $3) }
+    guard let lossScale else {
+        let model = try Model(path: path, recipe: Recipe(.fp32))
+        try model.observe(tokens: tokens, offsets: offsets, execution: execution, observe)
+        return weights + collector.found
     }
-    return weights + collector.found
+    let trainer = try Trainer(
+        path: path, recipe: Recipe(.fp32),
+        options: TrainerOptions(
+            recomputes: true, threads: execution.threads, instructionSet: execution.instructionSet))
+    try trainer.snapshot().observe(tokens: tokens, offsets: offsets, execution: execution, observe)
+    return try weights + collector.found + trainer.headroom(tokens: tokens, offsets: offsets, lossScale)
+}
+
+extension Trainer {
+    /// The headroom of the gradients of the mean negative log-prob of the tokens, times a loss scale: of operations in the
+    /// order of the backward pass, then of tensors.
+    fileprivate func headroom(
+        tokens: TokenView, offsets: TokenView?, _ lossScale: Double
+    ) throws(LockstepError) -> [Headroom] {
+        let layout = try SequenceLayout(rows: 1, columns: tokens.count, offsets: offsets, of: "tokens")
+        try prepare(for: layout)
+        let collectors = passes.map { pass in
+            let collector = HeadroomCollector(.gradient)
+            pass.observe = { collector.add($0, $1, $2, $3) }
+            return collector
+        }
+        let scored = max(tokens.count - layout.sequences, 1)
+        let given = [Double](repeating: -1 / Double(scored), count: tokens.count)
+        try given.withUnsafeBufferPointer { (given) throws(LockstepError) in
+            _ = try accumulate(
+                tokens: tokens, offsets: offsets,
+                LogProbGradients(logProbs: VectorView(given.baseAddress, .fp64, count: given.count)),
+                lossScale: lossScale)
+        }
+        for pass in passes { pass.observe = nil }
+        var found = collectors.first?.found ?? []
+        for other in collectors.dropFirst().flatMap(\.found) {
+            if let place = found.firstIndex(where: { $0.layer == other.layer && $0.name == other.name }) {
+                found[place].merge(other)
+            } else {
+                found.append(other)
+            }
+        }
+        let values = try Scratch<Float>(count: parameters.count)
+        let buffer = UnsafeMutableBufferPointer(start: values.base, count: parameters.count)
+        try gradients(into: buffer)
+        for value in buffer.indices { buffer[value] *= Float(lossScale) }
+        for tensor in parameters.tensors {
+            var row = Headroom(.weightGradient, tensor.name)
+            row.add(UnsafeBufferPointer(rebasing: buffer[tensor.range]))
+            found.append(row)
+        }
+        return found
+    }
 }
