@@ -38,7 +38,9 @@ from ._mismatch import (
     LOG_RATIO_QUANTILES, Divergence, Estimate, ExactMismatch, Mismatch, exact_mismatch, mismatch,
     mismatch_profile, mismatch_sequences,
 )
-from ._models import ORDERS, Headroom, Model, Recipe, Rollout, RolloutEngine, Scores, audit_headroom
+from ._models import (
+    ORDERS, CountedScores, Headroom, Model, Overflows, Recipe, Rollout, RolloutEngine, Scores, audit_headroom, loading,
+)
 from ._monitor import Alarm, Monitor, Reading
 from ._objectives import (
     Objective, ObjectiveCounts, ObjectiveLoss, ObjectiveReport, adapted_kl_coefficient, covariance_select,
@@ -57,17 +59,17 @@ from .certificate import Certificate, certify
 
 __all__ = [
     "AdamW", "AdamWStep", "Advice", "Alarm", "Backward", "BadDataError", "Cause", "CauseEvidence", "Certificate",
-    "ConvertCounts", "Converted", "Correction", "Difference", "Divergence", "Environment", "Estimate",
+    "ConvertCounts", "Converted", "Correction", "CountedScores", "Difference", "Divergence", "Environment", "Estimate",
     "ExactMismatch", "FileError", "GradientNorm", "Head", "Headroom", "InternalError", "InvalidArgumentError",
     "LOG_RATIO_QUANTILES", "LinearGradients", "Location", "LockstepError", "LogHeader", "LogProbs", "LogReader",
     "LogRecords", "LogSummary", "LogWriter", "LossScaler", "Mismatch", "MismatchAccumulator", "Model", "Monitor",
     "NonFiniteError", "ORDERS", "Objective", "ObjectiveCounts", "ObjectiveLoss", "ObjectiveReport",
-    "OutOfMemoryError", "Parameter", "Preset", "Reading", "Recipe", "Rejection", "RejectionCount", "Replay",
+    "OutOfMemoryError", "Overflows", "Parameter", "Preset", "Reading", "Recipe", "Rejection", "RejectionCount", "Replay",
     "Rollout", "RolloutEngine", "Run", "ScalerReport", "Scores", "StepMetrics", "SupervisedMetrics",
     "SupervisedRun", "Task", "Trainer", "UnsupportedError", "WeightStatistics", "adamw_step",
     "adapted_kl_coefficient", "advantages", "advise", "audit_headroom", "certify", "convert", "correct",
     "covariance_select", "dump", "exact_mismatch", "gradient_norm", "has_instruction_set", "kl_penalty",
-    "learning_rate", "linear_log_probs", "linear_log_probs_backward", "locate", "log_probs", "log_probs_backward",
+    "learning_rate", "linear_log_probs", "linear_log_probs_backward", "loading", "locate", "log_probs", "log_probs_backward",
     "loss_scaler_names", "measure_difference", "metrics", "mismatch", "mismatch_profile", "mismatch_sequences",
     "objective_loss", "overlong_penalty", "perfectible", "preset", "presets", "replay_loss_scaler", "task_names",
     "ulp_distance",

@@ -723,6 +723,15 @@ class ScoreReport(Structure):
     ]
 
 
+HEADROOM_ACTIVATION = 0
+HEADROOM_WEIGHT = 1
+HEADROOM_GRADIENT = 2
+HEADROOM_WEIGHT_GRADIENT = 3
+HEADROOM_KINDS = {
+    HEADROOM_ACTIVATION: "activation", HEADROOM_WEIGHT: "weight", HEADROOM_GRADIENT: "gradient",
+    HEADROOM_WEIGHT_GRADIENT: "weight gradient",
+}
+
 LOADING_OBSERVER = ctypes.CFUNCTYPE(None, c_void_p, c_int64, c_int64)
 
 

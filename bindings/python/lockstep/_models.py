@@ -6,7 +6,8 @@ import ctypes
 import math
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from ctypes import byref, c_int32, c_size_t, c_uint64, c_void_p, sizeof
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,10 +37,11 @@ class Recipe(Mapping[str, str]):
     """The precision of a model's computation: the format of each part, and the order of arithmetic.
 
     Args:
-        recipe: a name, "fp32", "fp16", "bf16", "e8m5" and its like, and all but the first with "-fp32head", for another
-            order than "lockstep" with "+split-k", "+flash", "+eager" or "+fused" after it; or a dict with any of
-            "parameters", "activations", "cache", "probabilities", "logits" as a format, the rest fp32, "gradients" (of
-            activations, for a `Trainer`; as activations if not given) and "order".
+        recipe: a name, "fp32", "fp16", "bf16", "e8m5" and its like; with "-fp8weights", "-fp8cache" (fp8_e4m3fn both, for
+            rollout engines) and, all but the first, "-fp32head" after it; for another order than "lockstep" with
+            "+split-k", "+flash", "+eager" or "+fused" at the end; or a dict with any of "parameters" (also fp8_e4m3fn),
+            "activations", "cache" (also fp8_e4m3fn, fp8_e5m2), "probabilities", "logits" as a format, the rest fp32,
+            "gradients" (of activations, for a `Trainer`; as activations if not given) and "order".
 
     Raises:
         InvalidArgumentError: an unknown name, part, format or order.
@@ -109,6 +111,65 @@ class Scores(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Overflows:
+    """What `Model.score` met where it counts overflows."""
+
+    #: Sequences that were scored.
+    sequences: int
+    #: Sequences in which a value left the recipe's range, and their tokens.
+    overflows: int
+    overflow_tokens: int
+    #: The first of them, its layer (-1 the embedding, the number of layers what follows them) and operation; -1, -1
+    #: and "" without.
+    overflow_sequence: int
+    overflow_layer: int
+    overflow_operation: str
+
+
+class CountedScores(NamedTuple):
+    """What `Model.score` returns with ``overflow="count"``."""
+
+    #: As of `Scores`; NaN for all tokens of a sequence in which something overflowed.
+    log_probs: Array
+    entropy: Array
+    report: Overflows
+
+
+@contextmanager
+def loading(progress: Callable[[int, int], None] | None) -> Iterator[None]:
+    """Tells of the loading of checkpoints, by this thread, within the block: models, trainers, audits, runs.
+
+    Args:
+        progress: called after each tensor with the values of the checkpoint that have been read, and how many it has;
+            None: nobody is told.
+
+    Raises:
+        what `progress` raised, after the block.
+
+    Example:
+        >>> with loading(lambda done, total: print(f"{done / total:.0%}")):     # doctest: +SKIP
+        ...     model = Model(checkpoint, "fp16")
+    """
+    failed: list[BaseException] = []
+
+    def tell(_: object, done: int, total: int) -> None:
+        try:
+            if not failed:
+                progress(done, total)  # type: ignore[misc]
+        except BaseException as error:  # noqa: BLE001: it cannot pass through the library
+            failed.append(error)
+
+    observer = c.LOADING_OBSERVER() if progress is None else c.LOADING_OBSERVER(tell)
+    library.lockstep_observe_loading(observer, None)
+    try:
+        yield
+    finally:
+        library.lockstep_observe_loading(c.LOADING_OBSERVER(), None)
+    if failed:
+        raise failed[0]
+
+
+@dataclass(frozen=True)
 class Rollout:
     """A sequence that was drawn."""
 
@@ -132,8 +193,9 @@ class Headroom:
 
     #: The tensor's name, or the operation's.
     name: str
-    #: True for a tensor of the checkpoint, False for what an operation gave.
-    is_weight: bool
+    #: "weight": a tensor of the checkpoint; "activation": what an operation of the forward pass gave; "gradient": of what
+    #: an operation was given, "weight gradient": of a tensor, both times the loss scale.
+    kind: str
     #: Of an operation: -1 the embedding, the number of layers what follows them.
     layer: int
     #: Values looked at.
@@ -148,13 +210,19 @@ class Headroom:
     non_finite: int
 
     @property
+    def is_weight(self) -> bool:
+        """Whether it is a tensor of the checkpoint."""
+        return self.kind == "weight"
+
+    @property
     def bits(self) -> float:
         """log2(65,504 / largest): factors of 2 that are left; below 0 it overflows; inf if all values are 0."""
         return math.log2(65504 / self.largest) if self.largest else math.inf
 
 
 def audit_headroom(
-    path: str | os.PathLike[str], tokens: Log | None = None, offsets: Array | None = None, *, threads: int = 0,
+    path: str | os.PathLike[str], tokens: Log | None = None, offsets: Array | None = None, *,
+    loss_scale: float | None = None, threads: int = 0,
 ) -> list[Headroom]:
     """The FP16 headroom of a checkpoint: of each tensor, and of what each operation gives for some tokens.
 
@@ -162,13 +230,16 @@ def audit_headroom(
         path: a Hugging Face folder, as in `Model`.
         tokens: sequences as in `Model.score`, run in float32; without, the weights alone.
         offsets: as in `Model.score`.
+        loss_scale: given, the backward pass is looked at too: what it gives, in float32, for the mean of the negative
+            log-probs of all tokens but each sequence's first, times this, in [2^-60, 2^60]. Takes the memory of training.
         threads: 0 is one for each processor this process may use.
 
     Returns:
-        Tensors by name, then operations by layer in the order they are done.
+        Tensors by name, then operations by layer in the order they are done; then gradients, of operations in the order
+        of the backward pass and of tensors by name.
 
     Raises:
-        as `Model` and `Model.score`.
+        as `Model` and `Model.score`; InvalidArgumentError for a loss scale without tokens.
 
     Example:
         >>> rows = audit_headroom(checkpoint, [[1, 5, 9]])                  # doctest: +SKIP
@@ -178,16 +249,19 @@ def audit_headroom(
     ids, bounds = _tokens(tokens, offsets) if tokens is not None else (None, None)
     options = c.ScoreOptions(sizeof(c.ScoreOptions), int32(threads, "threads"), 0, 0, 1.0)
     handle = c_void_p()
-    check(library.lockstep_audit_create(
-        byref(handle), os.fsencode(path), None if ids is None else ids.tensor(),
-        None if bounds is None else bounds.tensor(), options))
+    given = (byref(handle), os.fsencode(path), None if ids is None else ids.tensor(),
+             None if bounds is None else bounds.tensor())
+    if loss_scale is None:
+        check(library.lockstep_audit_create(*given, options))
+    else:
+        check(library.lockstep_audit_create_backward(*given, real(loss_scale, "loss_scale"), options))
     try:
         count, row, found = c_size_t(), c.Headroom(), []
         check(library.lockstep_audit_read(None, byref(count), handle, 0))
         for index in range(count.value):
             check(library.lockstep_audit_read(row, None, handle, index))
             found.append(Headroom(
-                row.name.decode(), bool(row.is_weight), row.layer, row.count, row.largest, row.subnormal,
+                row.name.decode(), c.HEADROOM_KINDS[row.kind], row.layer, row.count, row.largest, row.subnormal,
                 row.vanishing, row.overflowing, row.non_finite))
         return found
     finally:
@@ -204,6 +278,7 @@ class Model:
         path: the folder.
         recipe: a `Recipe`, or what makes one: "fp16", "bf16-fp32head", "e8m5", "bf16+eager", {"cache": "fp16"}...
         adapter: a folder with a LoRA adapter in PEFT's layout, merged into the weights.
+        progress: as in `loading`.
 
     Raises:
         FileError, BadDataError: the folder cannot be read, or is not what it should be; file and tensor are named.
@@ -214,14 +289,22 @@ class Model:
 
     def __init__(
         self, path: str | os.PathLike[str], recipe: str | Mapping[str, str] = "fp32", *,
-        adapter: str | os.PathLike[str] | None = None,
+        adapter: str | os.PathLike[str] | None = None, progress: Callable[[int, int], None] | None = None,
     ) -> None:
         #: The format of each part, and the order.
         self.recipe: Recipe = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
         handle = c_void_p()
-        check(library.lockstep_model_load(
-            byref(handle), os.fsencode(path), None if adapter is None else os.fsencode(adapter),
-            self.recipe._raw))
+
+        def load() -> None:
+            check(library.lockstep_model_load(
+                byref(handle), os.fsencode(path), None if adapter is None else os.fsencode(adapter),
+                self.recipe._raw))
+
+        if progress is None:
+            load()
+        else:
+            with loading(progress):
+                load()
         self._take(handle)
 
     @classmethod
@@ -248,8 +331,8 @@ class Model:
 
     def score(
         self, tokens: Log, offsets: Array | None = None, *, temperature: float = 1.0, threads: int = 0,
-        instruction_set: str = "best",
-    ) -> Scores:
+        instruction_set: str = "best", overflow: str = "error",
+    ) -> Scores | CountedScores:
         """Log-prob of each token given those before it in its sequence, teacher-forced.
 
         The bits depend on a sequence's tokens and the recipe alone.
@@ -261,13 +344,16 @@ class Model:
             temperature: divides the logits; in [1e-6, 1e6].
             threads: 0 is one for each processor this process may use.
             instruction_set: see `has_instruction_set`.
+            overflow: "error", or "count": a sequence in which a value leaves the recipe's range gets NaN throughout, the
+                others have the bits they have without it.
 
         Returns:
-            Scores(log_probs, entropy), packed [tokens], of the caller's kind of array.
+            Scores(log_probs, entropy), packed [tokens], of the caller's kind of array; with "count"
+            CountedScores(log_probs, entropy, report).
 
         Raises:
             InvalidArgumentError: a token outside the vocabulary, an empty sequence, one longer than the context.
-            NonFiniteError: a value left the recipe's range; layer and operation are named.
+            NonFiniteError: a value left the recipe's range, with "error"; layer and operation are named.
 
         Example:
             >>> model = Model(checkpoint)                                      # doctest: +SKIP
@@ -278,10 +364,16 @@ class Model:
         outputs = [empty(ids.shape, c.FLOAT32, ids) for _ in range(2)]
         written = [view(each, name, written=True) for each, name in zip(outputs, ("log_probs", "entropy"))]
         options = _score_options(threads, instruction_set, temperature)
-        check(library.lockstep_model_score(
-            written[0].tensor(), written[1].tensor(), self._handle, ids.tensor(),
-            None if bounds is None else bounds.tensor(), options))
-        return Scores(*outputs)
+        given = (written[0].tensor(), written[1].tensor(), self._handle, ids.tensor(),
+                 None if bounds is None else bounds.tensor(), options)
+        if not choice({"error": 0, "count": 1}, overflow, "overflow"):
+            check(library.lockstep_model_score(*given))
+            return Scores(*outputs)
+        report = c.ScoreReport(sizeof(c.ScoreReport))
+        check(library.lockstep_model_score_counting(report, *given))
+        return CountedScores(*outputs, Overflows(
+            report.sequences, report.overflows, report.overflow_tokens, report.overflow_sequence, report.overflow_layer,
+            report.overflow_operation.decode()))
 
     def logits(
         self, tokens: Log, offsets: Array | None = None, *, threads: int = 0, instruction_set: str = "best",
