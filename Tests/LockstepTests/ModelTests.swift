@@ -294,7 +294,7 @@ import Testing
         }
         for index in [1, 3, 4] {
             #expect(throws: LockstepError.self) { try model.score([sequences[index]], execution: execution) }
-            #expect((logProbs[index] + entropy[index]).allSatisfy(\.isNaN))
+            #expect((logProbs[index] + entropy[index]).allSatisfy { $0.isNaN })
             #expect(logProbs[index].count == sequences[index].count)
         }
         #expect(report.sequences == 6 && report.overflows == 3 && report.overflowTokens == 9)
@@ -317,7 +317,7 @@ import Testing
             "lm_head.weight", [97, 64], checkpoint.values("lm_head.weight").map { $0 < 0 ? -6e4 : 6e4 })
         let model = try checkpoint.model(Recipe(.fp16))
         let (logProbs, _, report) = try model.scoreCountingOverflows([[1, 2, 3], [7]])
-        #expect(logProbs[0].allSatisfy(\.isNaN) && logProbs[1] == [0])
+        #expect(logProbs[0].allSatisfy { $0.isNaN } && logProbs[1] == [0])
         #expect(report.overflows == 1 && report.overflowLayer == 2)
         #expect(report.overflowOperation == "output head")
     }

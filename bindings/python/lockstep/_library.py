@@ -732,7 +732,7 @@ HEADROOM_KINDS = {
     HEADROOM_WEIGHT_GRADIENT: "weight gradient",
 }
 
-LOADING_OBSERVER = ctypes.CFUNCTYPE(None, c_void_p, c_int64, c_int64)
+LoadingObserver = ctypes.CFUNCTYPE(None, c_void_p, c_int64, c_int64)
 
 
 class Headroom(Structure):
@@ -1011,7 +1011,7 @@ SIGNATURES = {
         c_int32, [_tensor, _tensor, c_void_p, _tensor, _tensor, POINTER(ScoreOptions)]),
     "lockstep_model_score_counting": (
         c_int32, [POINTER(ScoreReport), _tensor, _tensor, c_void_p, _tensor, _tensor, POINTER(ScoreOptions)]),
-    "lockstep_observe_loading": (None, [LOADING_OBSERVER, c_void_p]),
+    "lockstep_observe_loading": (None, [LoadingObserver, c_void_p]),
     "lockstep_model_logits": (c_int32, [_tensor, c_void_p, _tensor, _tensor, POINTER(ScoreOptions)]),
     "lockstep_engine_create": (c_int32, [POINTER(c_void_p), c_void_p, POINTER(EngineOptions)]),
     "lockstep_engine_add": (c_int32, [c_void_p, _tensor, c_void_p, c_size_t]),

@@ -159,12 +159,12 @@ def loading(progress: Callable[[int, int], None] | None) -> Iterator[None]:
         except BaseException as error:  # noqa: BLE001: it cannot pass through the library
             failed.append(error)
 
-    observer = c.LOADING_OBSERVER() if progress is None else c.LOADING_OBSERVER(tell)
+    observer = c.LoadingObserver() if progress is None else c.LoadingObserver(tell)
     library.lockstep_observe_loading(observer, None)
     try:
         yield
     finally:
-        library.lockstep_observe_loading(c.LOADING_OBSERVER(), None)
+        library.lockstep_observe_loading(c.LoadingObserver(), None)
     if failed:
         raise failed[0]
 
