@@ -12,7 +12,8 @@ private final class AuditBox {
         let names = names
         rows = found.map { row in
             lockstep_headroom(
-                name: names.lend(row.name), kind: row.kind.rawValue, layer: Int32(row.layer), count: Int64(row.count), largest: row.largest,
+                name: names.lend(row.name), kind: row.kind.rawValue, layer: Int32(row.layer),
+                count: Int64(row.count), largest: row.largest,
                 subnormal: Int64(row.subnormal), vanishing: Int64(row.vanishing),
                 overflowing: Int64(row.overflowing), non_finite: Int64(row.nonFinite))
         }

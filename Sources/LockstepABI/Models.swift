@@ -402,7 +402,8 @@ private func format(
         if let format = emulatedFormat(code) { return format }
         throw invalid(
             "\(recipe): \(name) is \(code); give LOCKSTEP_FLOAT32, LOCKSTEP_FLOAT16, LOCKSTEP_BFLOAT16, "
-                + "LOCKSTEP_E8M + N or LOCKSTEP_E5M + N; for parameters and cache also LOCKSTEP_FLOAT8_E4M3FN")
+                + "LOCKSTEP_E8M + N or LOCKSTEP_E5M + N; for parameters and cache also LOCKSTEP_FLOAT8_E4M3FN"
+        )
     }
 }
 

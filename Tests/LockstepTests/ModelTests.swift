@@ -40,7 +40,9 @@ import Testing
         return (0..<count).map { _ in Int32.random(in: 0..<Int32(vocab), using: &random) }
     }
 
-    static let recipes = ["fp32", "fp16", "bf16", "fp16-fp32head", "e8m4", "e5m6", "bf16-fp8weights-fp8cache"]
+    static let recipes = [
+        "fp32", "fp16", "bf16", "fp16-fp32head", "e8m4", "e5m6", "bf16-fp8weights-fp8cache",
+    ]
 
     @Test(arguments: families, recipes) func theBatchDoesNotShow(family: String, recipe: String) throws {
         let (tokens, _) = try Self.expected(family)
@@ -286,7 +288,9 @@ import Testing
         checkpoint.set("model.layers.0.self_attn.o_proj.weight", [64, 64], down)
         let model = try checkpoint.model(Recipe(.fp16))
         let execution = Execution(threads: threads)
-        let sequences: [[Int32]] = [[3, 5, 8], [1, 96, 7, 9], [5], [11, 96], [96, 2, 2], [4, 4, 4, 4, 6]]
+        let sequences: [[Int32]] = [
+            [3, 5, 8], [1, 96, 7, 9], [5], [11, 96], [96, 2, 2], [4, 4, 4, 4, 6],
+        ]
         let without = try [0, 2, 5].map { try model.score([sequences[$0]], execution: execution) }
         let (logProbs, entropy, report) = try model.scoreCountingOverflows(sequences, execution: execution)
         for (index, alone) in zip([0, 2, 5], without) {
@@ -324,7 +328,8 @@ import Testing
 
     /// Nothing saturates in a cache of 8 bits: e4m3fn ends at 448.
     @Test(arguments: [Format.e4m3fn, .e5m2]) func aKeyBeyondAnEightBitCacheIsAnError(format: Format) throws {
-        let limit: Float = format == .e4m3fn ? 464 : 61_440  // half a step above the largest value, rounded away
+        // Half a step above the largest value.
+        let limit: Float = format == .e4m3fn ? 464 : 61_440
         for (size, fits) in [(limit.nextDown, true), (limit * 1.01, false)] {
             var checkpoint = try TinyCheckpoint("qwen2_bias")
             let name = "model.layers.0.self_attn.v_proj"

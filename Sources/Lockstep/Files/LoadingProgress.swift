@@ -25,12 +25,15 @@ public enum LoadingProgress {
         return key
     }()
 
-    /// Who is told on this thread; nil: nobody. It is called after each tensor, and must not throw.
+    /// Who is told on this thread; nil is nobody.
+    ///
+    /// It is called after each tensor.
     public static var observer: Observer? {
         get { pthread_getspecific(key).map { Unmanaged<Box>.fromOpaque($0).takeUnretainedValue().observer } }
         set {
             let old = pthread_getspecific(key)
-            pthread_setspecific(key, newValue.map { UnsafeRawPointer(Unmanaged.passRetained(Box($0)).toOpaque()) })
+            pthread_setspecific(
+                key, newValue.map { UnsafeRawPointer(Unmanaged.passRetained(Box($0)).toOpaque()) })
             if let old { Unmanaged<Box>.fromOpaque(old).release() }
         }
     }

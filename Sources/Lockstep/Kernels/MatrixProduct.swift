@@ -187,7 +187,8 @@ final class TileMultiplier: @unchecked Sendable {
             if let scales = head.scales {
                 scales.withUnsafeBufferPointer {
                     kernels.widen_panel(
-                        panel.base, codes.assumingMemoryBound(to: UInt8.self), $0.baseAddress! + column, depth)
+                        panel.base, codes.assumingMemoryBound(to: UInt8.self), $0.baseAddress! + column, depth
+                    )
                 }
                 return
             }

@@ -36,7 +36,8 @@ public struct Recipe: Equatable, Sendable, CustomStringConvertible {
     ///
     /// - Throws: `.invalidArgument` saying which there are.
     public init(named name: String) throws(LockstepError) {
-        let parts = name.split(separator: "+", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
+        let parts = name.split(separator: "+", maxSplits: 1, omittingEmptySubsequences: false).map(
+            String.init)
         var suffixes = parts[0].split(separator: "-", omittingEmptySubsequences: false)[...]
         guard let format = suffixes.popFirst().flatMap({ Format(String($0)) }), Recipe.isKnown(format) else {
             throw Recipe.unknown(parts[0])
@@ -115,7 +116,8 @@ public struct Recipe: Equatable, Sendable, CustomStringConvertible {
             if narrow.contains(format) { continue }
             let more = narrow.map { ", \($0)" }.joined()
             throw LockstepError(
-                .unsupported, "recipe: \(name) is \(format); known are fp32, fp16, bf16, e8mN and e5mN\(more)")
+                .unsupported, "recipe: \(name) is \(format); known are fp32, fp16, bf16, e8mN and e5mN\(more)"
+            )
         }
     }
 
