@@ -20,6 +20,7 @@ log-probs for PyTorch's autograd.
 from . import _library
 from ._accumulator import MismatchAccumulator
 from ._advantages import advantages, overlong_penalty
+from ._audit import Headroom, audit_headroom
 from ._causes import Cause, CauseEvidence
 from ._corrections import Correction, Rejection, RejectionCount, WeightStatistics, correct
 from ._errors import (
@@ -32,15 +33,14 @@ from ._log_probs import (
     Head, LinearGradients, LogProbs, linear_log_probs, linear_log_probs_backward, log_probs,
     log_probs_backward,
 )
+from ._loading import loading
 from ._locate import Difference, Location, dump, locate, measure_difference
 from ._metrics import metrics
 from ._mismatch import (
     LOG_RATIO_QUANTILES, Divergence, Estimate, ExactMismatch, Mismatch, exact_mismatch, mismatch,
     mismatch_profile, mismatch_sequences,
 )
-from ._models import (
-    ORDERS, CountedScores, Headroom, Model, Overflows, Recipe, Rollout, RolloutEngine, Scores, audit_headroom, loading,
-)
+from ._models import ORDERS, CountedScores, Model, Overflows, Recipe, Rollout, RolloutEngine, Scores
 from ._monitor import Alarm, Monitor, Reading
 from ._objectives import (
     Objective, ObjectiveCounts, ObjectiveLoss, ObjectiveReport, adapted_kl_coefficient, covariance_select,

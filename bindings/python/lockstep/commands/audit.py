@@ -19,7 +19,7 @@ from rich.text import Text
 
 import lockstep
 
-from .._models import Headroom, audit_headroom
+from .._audit import Headroom, audit_headroom
 from ..report.rows import percent
 from ..report.terminal import printable
 from .shared import BadInput, ReadOptions, loading_bar, read_options, sequences_of, told
