@@ -1882,21 +1882,24 @@ enum {
 };
 
 /* The precision of a model's computation: the dtype, as LOCKSTEP_FLOAT32, LOCKSTEP_FLOAT16, LOCKSTEP_BFLOAT16,
- * LOCKSTEP_E8M + N or LOCKSTEP_E5M + N, that each kind of value is stored in, and the order. Two engines give the same
+ * LOCKSTEP_E8M + N or LOCKSTEP_E5M + N, that each kind of value is stored in, and the order. A trainer takes none of
+ * 8 bits. Two engines give the same
  * bits if, and only if, their recipes are equal. Growable: set struct_size before the call. */
 typedef struct {
     uint32_t struct_size;
-    int32_t parameters;    /* weights; norms' too */
+    /* Weights; norms' too. LOCKSTEP_FLOAT8_E4M3FN, of a rollout engine alone: the layers' matrices in 8 bits with a
+     * power of two for each row; embedding, head, norms, biases and the router of experts are as activations. */
+    int32_t parameters;
     int32_t activations;   /* what passes from operation to operation */
-    int32_t cache;         /* keys and values */
+    int32_t cache;         /* keys and values; of a rollout engine also LOCKSTEP_FLOAT8_E4M3FN or _E5M2, scale 1 */
     int32_t probabilities; /* of attention */
     int32_t logits;        /* before the log-softmax; LOCKSTEP_FLOAT32 is an "fp32 head" */
     lockstep_order order;  /* 0: lockstep */
     int32_t gradients;     /* of activations, in a backward pass; 0: as activations */
 } lockstep_recipe;
 
-/* The recipe of a name: "fp32", "fp16", "bf16", "e8m5" (or any other emulated format), and all but the first with
- * "-fp32head": "fp16-fp32head", "bf16-fp32head"; for another order than lockstep with "+split-k", "+flash", "+eager" or
+/* The recipe of a name: "fp32", "fp16", "bf16", "e8m5" (or any other emulated format); with "-fp8weights" and "-fp8cache"
+ * after it (both e4m3fn), and, all but the first, with "-fp32head": "bf16-fp8cache-fp32head"; for another order than lockstep with "+split-k", "+flash", "+eager" or
  * "+fused" after it: "bf16+eager". */
 lockstep_status lockstep_recipe_named(lockstep_recipe *recipe, const char *name);
 
@@ -1937,6 +1940,14 @@ typedef struct {
 lockstep_status lockstep_model_load(lockstep_model **model, const char *path, const char *adapter,
                                     const lockstep_recipe *recipe);
 
+/* Told how many values of a checkpoint have been read, and how many it has: after each tensor; at the end both are equal. */
+typedef void (*lockstep_loading_observer)(void *context, int64_t done, int64_t total);
+
+/* Sets who is told, on the calling thread, of the loading of checkpoints: by lockstep_model_load and every other
+ * function that takes a folder (trainers, audits, runs). NULL: nobody, as at first. It is called on that thread, and
+ * must not call this function. */
+void lockstep_observe_loading(lockstep_loading_observer observer, void *context);
+
 lockstep_status lockstep_model_get_info(lockstep_model_info *info, const lockstep_model *model);
 
 /* Frees a model. NULL is a no-op. */
@@ -1965,6 +1976,25 @@ typedef struct {
 lockstep_status lockstep_model_score(const lockstep_tensor *log_probs, const lockstep_tensor *entropy,
                                      const lockstep_model *model, const lockstep_tensor *tokens,
                                      const lockstep_tensor *offsets, const lockstep_score_options *options);
+
+/* What lockstep_model_score_counting met. Growable: set struct_size before the call; only that many bytes are written. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t overflow_layer; /* of the first: -1 the embedding, the number of layers what follows them; -1 without */
+    int64_t sequences;
+    int64_t overflows;      /* sequences in which a value left the recipe's range */
+    int64_t overflow_tokens; /* tokens of those */
+    int64_t overflow_sequence; /* the first of them; -1 without */
+    const char *overflow_operation; /* its operation, "MLP down"; "" without; lives as long as the model */
+} lockstep_score_report;
+
+/* As lockstep_model_score, but a value that leaves the recipe's range is no error: the sequence where it happens gets
+ * NaN for all its log-probs and entropies, and `report` counts it. The others have the bits that they have without it.
+ * Where something overflowed, sequences are scored again one by one. */
+lockstep_status lockstep_model_score_counting(lockstep_score_report *report, const lockstep_tensor *log_probs,
+                                              const lockstep_tensor *entropy, const lockstep_model *model,
+                                              const lockstep_tensor *tokens, const lockstep_tensor *offsets,
+                                              const lockstep_score_options *options);
 
 /* The logits that follow each token, as its log-softmax sees them: rounded to the recipe's logits; one that it cannot
  * hold is infinite. For exact divergences of two recipes (lockstep_mismatch_exact).
@@ -2038,10 +2068,18 @@ lockstep_status lockstep_engine_take(lockstep_rollout *rollout, lockstep_engine 
 /* Frees an engine. NULL is a no-op. */
 void lockstep_engine_destroy(lockstep_engine *engine);
 
+/* What the values of a lockstep_headroom are. */
+enum {
+    LOCKSTEP_HEADROOM_ACTIVATION = 0,     /* what an operation of the forward pass gave */
+    LOCKSTEP_HEADROOM_WEIGHT = 1,         /* a tensor of the checkpoint */
+    LOCKSTEP_HEADROOM_GRADIENT = 2,       /* the gradient of what an operation was given, times the loss scale */
+    LOCKSTEP_HEADROOM_WEIGHT_GRADIENT = 3 /* the gradient of a tensor, times the loss scale */
+};
+
 /* How magnitudes lie in the range of fp16, from 2^-24 over 2^-14 (its smallest normal number) to 65,504. Frozen. */
 typedef struct {
     const char *name;  /* the tensor's, or the operation's; lives as long as the audit */
-    int32_t is_weight; /* 1: a tensor of the checkpoint; 0: what an operation gave */
+    int32_t kind;      /* LOCKSTEP_HEADROOM_... */
     int32_t layer;     /* of an operation: -1 the embedding, the number of layers what follows them */
     int64_t count;     /* values looked at */
     double largest;    /* magnitude, of finite values; log2(65504 / largest) bits are left above it */
@@ -2059,7 +2097,14 @@ typedef struct lockstep_audit lockstep_audit;
 lockstep_status lockstep_audit_create(lockstep_audit **audit, const char *path, const lockstep_tensor *tokens,
                                       const lockstep_tensor *offsets, const lockstep_score_options *options);
 
-/* Row `index`, and how many there are; each optional. Tensors by name, then operations by layer. */
+/* The same and the backward pass: what it gives, in float32, for the mean of the negative log-probs of all tokens but
+ * each sequence's first, times `loss_scale`, in [2^-60, 2^60]. `tokens` is not optional. Takes the memory of training. */
+lockstep_status lockstep_audit_create_backward(lockstep_audit **audit, const char *path,
+                                               const lockstep_tensor *tokens, const lockstep_tensor *offsets,
+                                               double loss_scale, const lockstep_score_options *options);
+
+/* Row `index`, and how many there are; each optional. Tensors by name, then operations by layer; then gradients of
+ * operations in the order of the backward pass, and of tensors by name. */
 lockstep_status lockstep_audit_read(lockstep_headroom *row, size_t *count, const lockstep_audit *audit,
                                     size_t index);
 

@@ -12,8 +12,8 @@ private final class AuditBox {
         let names = names
         rows = found.map { row in
             lockstep_headroom(
-                name: names.lend(row.name), is_weight: row.kind == .weight ? 1 : 0,
-                layer: Int32(row.layer), count: Int64(row.count), largest: row.largest,
+                name: names.lend(row.name), kind: row.kind.rawValue, layer: Int32(row.layer),
+                count: Int64(row.count), largest: row.largest,
                 subnormal: Int64(row.subnormal), vanishing: Int64(row.vanishing),
                 overflowing: Int64(row.overflowing), non_finite: Int64(row.nonFinite))
         }
@@ -26,6 +26,23 @@ public func lockstep_audit_create(
     _ tokens: UnsafePointer<lockstep_tensor>!, _ offsets: UnsafePointer<lockstep_tensor>!,
     _ options: UnsafePointer<lockstep_score_options>!
 ) -> lockstep_status {
+    create(audit, path, tokens, offsets, lossScale: nil, options)
+}
+
+@_cdecl("lockstep_audit_create_backward") @implementation
+public func lockstep_audit_create_backward(
+    _ audit: UnsafeMutablePointer<OpaquePointer?>!, _ path: UnsafePointer<CChar>!,
+    _ tokens: UnsafePointer<lockstep_tensor>!, _ offsets: UnsafePointer<lockstep_tensor>!,
+    _ loss_scale: Double, _ options: UnsafePointer<lockstep_score_options>!
+) -> lockstep_status {
+    create(audit, path, tokens, offsets, lossScale: loss_scale, options)
+}
+
+private func create(
+    _ audit: UnsafeMutablePointer<OpaquePointer?>?, _ path: UnsafePointer<CChar>?,
+    _ tokens: UnsafePointer<lockstep_tensor>?, _ offsets: UnsafePointer<lockstep_tensor>?,
+    lossScale: Double?, _ options: UnsafePointer<lockstep_score_options>?
+) -> lockstep_status {
     guarded { () throws(LockstepError) in
         guard let audit else { throw invalid("audit is NULL; give the address of a lockstep_audit pointer") }
         let options = try read(options, defaults: lockstep_score_options())
@@ -37,7 +54,7 @@ public func lockstep_audit_create(
             bounds = try optionalOffsets(offsets, for: tensor)
         }
         let found = try auditHeadroom(
-            path: folder, tokens: ids, offsets: bounds,
+            path: folder, tokens: ids, offsets: bounds, lossScale: lossScale,
             execution: execution(threads: options.threads, options.instruction_set))
         audit.pointee = OpaquePointer(Unmanaged.passRetained(AuditBox(found)).toOpaque())
     }

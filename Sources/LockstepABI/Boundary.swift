@@ -2,6 +2,14 @@ import CLockstep
 import CLockstepKernels
 import Lockstep
 
+#if canImport(Glibc)
+    import Glibc
+#elseif canImport(Musl)
+    import Musl
+#elseif canImport(Darwin)
+    import Darwin
+#endif
+
 /// Runs the body of an export: in the library's floating-point mode, with an error turned into a status
 /// and this thread's error text.
 func guarded(_ body: () throws(LockstepError) -> Void) -> lockstep_status {
@@ -122,9 +130,17 @@ func give<Value, Element>(
 /// Texts that are lent to the caller: each ends with a 0 and stays where it is as long as this lives.
 final class LentTexts {
     private var texts: [String: UnsafeMutableBufferPointer<CChar>] = [:]
+    private let lock: UnsafeMutablePointer<pthread_mutex_t>
+
+    init() {
+        lock = .allocate(capacity: 1)
+        pthread_mutex_init(lock, nil)
+    }
 
     /// A text as the caller sees it.
     func lend(_ text: String) -> UnsafePointer<CChar>? {
+        pthread_mutex_lock(lock)
+        defer { pthread_mutex_unlock(lock) }
         if let known = texts[text] { return UnsafePointer(known.baseAddress) }
         let characters = text.utf8CString
         let copy = UnsafeMutableBufferPointer<CChar>.allocate(capacity: characters.count)
@@ -133,5 +149,9 @@ final class LentTexts {
         return UnsafePointer(copy.baseAddress)
     }
 
-    deinit { for text in texts.values { text.deallocate() } }
+    deinit {
+        for text in texts.values { text.deallocate() }
+        pthread_mutex_destroy(lock)
+        lock.deallocate()
+    }
 }

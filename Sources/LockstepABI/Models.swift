@@ -11,10 +11,6 @@ extension lockstep_model_info: GrowableOptions {
     static var firstSize: Int { MemoryLayout<lockstep_model_info>.size }
 }
 
-extension lockstep_score_options: GrowableOptions {
-    static var firstSize: Int { MemoryLayout<lockstep_score_options>.size }
-}
-
 extension lockstep_engine_options: GrowableOptions {
     static var firstSize: Int { MemoryLayout<lockstep_engine_options>.size }
 }
@@ -24,7 +20,8 @@ final class ModelBox {
     let model: Model
     /// The family's name.
     let family: UnsafePointer<CChar>?
-    private let texts = LentTexts()
+    /// Lent as long as the model lives.
+    let texts = LentTexts()
 
     init(_ model: Model) {
         self.model = model
@@ -139,6 +136,17 @@ public func lockstep_model_load(
     }
 }
 
+@_cdecl("lockstep_observe_loading") @implementation
+public func lockstep_observe_loading(
+    _ observer: lockstep_loading_observer!, _ context: UnsafeMutableRawPointer!
+) {
+    guard let observer else {
+        LoadingProgress.observer = nil
+        return
+    }
+    LoadingProgress.observer = { observer(context, Int64($0), Int64($1)) }
+}
+
 @_cdecl("lockstep_model_get_info") @implementation
 public func lockstep_model_get_info(
     _ info: UnsafeMutablePointer<lockstep_model_info>!, _ model: OpaquePointer!
@@ -161,47 +169,6 @@ public func lockstep_model_get_info(
 public func lockstep_model_destroy(_ model: OpaquePointer!) {
     guard let model else { return }
     Unmanaged<ModelBox>.fromOpaque(UnsafeRawPointer(model)).release()
-}
-
-@_cdecl("lockstep_model_score") @implementation
-public func lockstep_model_score(
-    _ log_probs: UnsafePointer<lockstep_tensor>!, _ entropy: UnsafePointer<lockstep_tensor>!,
-    _ model: OpaquePointer!, _ tokens: UnsafePointer<lockstep_tensor>!,
-    _ offsets: UnsafePointer<lockstep_tensor>!, _ options: UnsafePointer<lockstep_score_options>!
-) -> lockstep_status {
-    guarded { () throws(LockstepError) in
-        let box = try modelBox(model)
-        let options = try scoreOptions(options)
-        let ids = try CheckedTensor(tokens, "tokens")
-        let view = try ids.tokens("[tokens]")
-        guard let out = try optionalVector(log_probs, "log_probs", count: view.count) else {
-            throw invalid("log_probs is NULL")
-        }
-        try box.model.score(
-            tokens: view, offsets: optionalOffsets(offsets, for: ids),
-            options: LogProbOptions(temperature: options.temperature),
-            into: ScoringOutputs(
-                logProbs: out, entropy: optionalVector(entropy, "entropy", count: view.count)),
-            execution: execution(threads: options.threads, options.instruction_set))
-    }
-}
-
-@_cdecl("lockstep_model_logits") @implementation
-public func lockstep_model_logits(
-    _ logits: UnsafePointer<lockstep_tensor>!, _ model: OpaquePointer!,
-    _ tokens: UnsafePointer<lockstep_tensor>!, _ offsets: UnsafePointer<lockstep_tensor>!,
-    _ options: UnsafePointer<lockstep_score_options>!
-) -> lockstep_status {
-    guarded { () throws(LockstepError) in
-        let box = try modelBox(model)
-        let options = try scoreOptions(options)
-        let ids = try CheckedTensor(tokens, "tokens")
-        let view = try ids.tokens("[tokens]")
-        let out = try CheckedTensor(logits, "logits").mutableMatrix([.fp32], "[tokens x vocab]")
-        try box.model.logits(
-            tokens: view, offsets: optionalOffsets(offsets, for: ids), into: out,
-            execution: execution(threads: options.threads, options.instruction_set))
-    }
 }
 
 @_cdecl("lockstep_engine_create") @implementation
@@ -298,18 +265,6 @@ private func engineBox(_ engine: OpaquePointer?) throws(LockstepError) -> Engine
     return Unmanaged<EngineBox>.fromOpaque(UnsafeRawPointer(engine)).takeUnretainedValue()
 }
 
-private func scoreOptions(
-    _ options: UnsafePointer<lockstep_score_options>?
-) throws(LockstepError) -> lockstep_score_options {
-    var defaults = lockstep_score_options()
-    defaults.temperature = 1
-    let options = try read(options, defaults: defaults)
-    guard options.reserved == 0 else {
-        throw invalid("options: reserved is \(options.reserved); leave it 0")
-    }
-    return options
-}
-
 func coreRecipe(
     _ recipe: UnsafePointer<lockstep_recipe>?, _ name: StaticString = "recipe"
 ) throws(LockstepError) -> Recipe {
@@ -336,11 +291,14 @@ private func format(
     case LOCKSTEP_FLOAT32: return .fp32
     case LOCKSTEP_FLOAT16: return .fp16
     case LOCKSTEP_BFLOAT16: return .bf16
+    case LOCKSTEP_FLOAT8_E4M3FN: return .e4m3fn
+    case LOCKSTEP_FLOAT8_E5M2: return .e5m2
     default:
         if let format = emulatedFormat(code) { return format }
         throw invalid(
             "\(recipe): \(name) is \(code); give LOCKSTEP_FLOAT32, LOCKSTEP_FLOAT16, LOCKSTEP_BFLOAT16, "
-                + "LOCKSTEP_E8M + N or LOCKSTEP_E5M + N")
+                + "LOCKSTEP_E8M + N or LOCKSTEP_E5M + N; for parameters and cache also LOCKSTEP_FLOAT8_E4M3FN"
+        )
     }
 }
 
@@ -348,6 +306,8 @@ private func code(_ format: Format) -> Int32 {
     switch format {
     case .fp16: Int32(LOCKSTEP_FLOAT16)
     case .bf16: Int32(LOCKSTEP_BFLOAT16)
+    case .e4m3fn: Int32(LOCKSTEP_FLOAT8_E4M3FN)
+    case .e5m2: Int32(LOCKSTEP_FLOAT8_E5M2)
     default: format.isEmulated ? emulatedCode(format) : Int32(LOCKSTEP_FLOAT32)
     }
 }

@@ -90,6 +90,14 @@ static lockstep_status score(fixture *f) {
                                 given(&f->offsets), &f->score_options);
 }
 
+static lockstep_status score_counting(fixture *f) {
+    lockstep_score_report report;
+    memset(&report, TEST_CANARY, sizeof report);
+    report.struct_size = f->info_size == 0 ? 0 : (uint32_t)sizeof report;
+    return lockstep_model_score_counting(&report, given(&f->log_probs), given(&f->entropy), f->model,
+                                         given(&f->tokens), given(&f->offsets), &f->score_options);
+}
+
 static lockstep_status logits(fixture *f) {
     return lockstep_model_logits(given(&f->logits), f->model, given(&f->tokens), given(&f->offsets),
                                  &f->score_options);
@@ -176,6 +184,93 @@ static void recipes_have_an_order(void) {
     CHECK(recipe.order == 77 && recipe.logits == LOCKSTEP_FLOAT16);
     test_refused(__FILE__, __LINE__, "an order without room", lockstep_recipe_named(&recipe, "bf16+eager"),
                  LOCKSTEP_ERROR_INVALID_ARGUMENT, "struct_size is 24", "", 0);
+}
+
+/* Where nothing overflows, counting is scoring. */
+static void counting_has_the_bits_of_scoring(void) {
+    fixture f, counted;
+    fixture_init(&f);
+    fixture_init(&counted);
+    CHECK_OK(score(&f));
+    lockstep_score_report report;
+    memset(&report, TEST_CANARY, sizeof report);
+    report.struct_size = sizeof report;
+    CHECK_OK(lockstep_model_score_counting(&report, &counted.log_probs.tensor, &counted.entropy.tensor,
+                                           counted.model, &counted.tokens.tensor, &counted.offsets.tensor,
+                                           &counted.score_options));
+    CHECK(memcmp(f.outputs.log_probs, counted.outputs.log_probs, sizeof f.outputs.log_probs) == 0);
+    CHECK(report.overflows == 0 && report.overflow_tokens == 0 && report.overflow_sequence == -1);
+    CHECK(report.sequences == 2 && report.overflow_layer == -1 && report.overflow_operation[0] == 0);
+}
+
+/* Of the recipes with fp8, and what a trainer says of them. */
+static void fp8_is_for_rollout_engines(void) {
+    lockstep_recipe recipe;
+    recipe.struct_size = sizeof recipe;
+    lockstep_model *model = NULL;
+    lockstep_trainer *trainer = NULL;
+    CHECK_OK(lockstep_recipe_named(&recipe, "bf16-fp8weights-fp8cache"));
+    CHECK(recipe.parameters == LOCKSTEP_FLOAT8_E4M3FN && recipe.cache == LOCKSTEP_FLOAT8_E4M3FN);
+    CHECK(recipe.activations == LOCKSTEP_BFLOAT16 && recipe.logits == LOCKSTEP_BFLOAT16);
+    recipe.cache = LOCKSTEP_FLOAT8_E5M2;
+    CHECK_OK(lockstep_model_load(&model, FOLDER, NULL, &recipe));
+    lockstep_model_destroy(model);
+    CHECK(lockstep_trainer_create(&trainer, FOLDER, &recipe, NULL) == LOCKSTEP_ERROR_UNSUPPORTED);
+    CHECK(trainer == NULL && strstr(lockstep_last_error(), "rollout engine") != NULL);
+}
+
+static void count_loading(void *context, int64_t done, int64_t total) {
+    int64_t *seen = context;
+    CHECK(done > seen[0] && done <= total);
+    seen[0] = done;
+    seen[1] = total;
+}
+
+/* Loading is told to the thread that asked, until it says that it wants no more. */
+static void loading_is_told(void) {
+    int64_t seen[2] = {0, 0};
+    lockstep_model *model;
+    lockstep_observe_loading(count_loading, seen);
+    CHECK_OK(lockstep_model_load(&model, FOLDER, NULL, NULL));
+    lockstep_model_info info;
+    info.struct_size = sizeof info;
+    CHECK_OK(lockstep_model_get_info(&info, model));
+    lockstep_model_destroy(model);
+    CHECK(seen[0] == info.parameters && seen[1] == info.parameters);
+    lockstep_observe_loading(NULL, NULL);
+    CHECK_OK(lockstep_model_load(&model, FOLDER, NULL, NULL));
+    lockstep_model_destroy(model);
+    CHECK(seen[0] == info.parameters);
+}
+
+/* An audit has the gradients too, at a loss scale. */
+static void audits_look_at_gradients(void) {
+    int32_t ids[4] = {1, 2, 3, 4};
+    int64_t shape[1] = {4};
+    lockstep_tensor tokens = lockstep_tensor_of(ids, LOCKSTEP_INT32, 1, shape);
+    lockstep_audit *one, *other;
+    size_t count;
+    CHECK_OK(lockstep_audit_create_backward(&one, FOLDER, &tokens, NULL, 1, NULL));
+    CHECK_OK(lockstep_audit_create_backward(&other, FOLDER, &tokens, NULL, 8, NULL));
+    CHECK_OK(lockstep_audit_read(NULL, &count, one, 0));
+    int kinds[4] = {0};
+    for (size_t i = 0; i < count; i++) {
+        lockstep_headroom row, scaled;
+        CHECK_OK(lockstep_audit_read(&row, NULL, one, i));
+        CHECK_OK(lockstep_audit_read(&scaled, NULL, other, i));
+        kinds[row.kind]++;
+        CHECK(strcmp(row.name, scaled.name) == 0 && row.count == scaled.count);
+        CHECK(scaled.largest == row.largest * (row.kind >= LOCKSTEP_HEADROOM_GRADIENT ? 8 : 1));
+    }
+    CHECK(kinds[LOCKSTEP_HEADROOM_WEIGHT] == kinds[LOCKSTEP_HEADROOM_WEIGHT_GRADIENT]);
+    CHECK(kinds[LOCKSTEP_HEADROOM_WEIGHT] > 10 && kinds[LOCKSTEP_HEADROOM_GRADIENT] > 20);
+    lockstep_audit_destroy(one);
+    lockstep_audit_destroy(other);
+    one = NULL;
+    CHECK(lockstep_audit_create_backward(&one, FOLDER, NULL, NULL, 1, NULL) == LOCKSTEP_ERROR_INVALID_ARGUMENT);
+    CHECK(strstr(lockstep_last_error(), "tokens") != NULL);
+    CHECK(lockstep_audit_create_backward(&one, FOLDER, &tokens, NULL, 0, NULL) == LOCKSTEP_ERROR_INVALID_ARGUMENT);
+    CHECK(one == NULL && strstr(lockstep_last_error(), "loss_scale") != NULL);
 }
 
 /* Logits are what scoring takes its log-probs from. */
@@ -336,6 +431,11 @@ static void scoring_refuses(void) {
                                             PLACE(tokens, REQUIRED), PLACE(offsets, 0)};
     REFUSES_SPOILED_ARGUMENTS(score, places);
     REFUSED(score, INVALID_ARGUMENT, "model is NULL", f.model = NULL);
+    ACCEPTED(score_counting, (void)0);
+    REFUSES_SPOILED_ARGUMENTS(score_counting, places);
+    REFUSED(score_counting, INVALID_ARGUMENT, "struct_size", f.info_size = 0);
+    REFUSED(score_counting, INVALID_ARGUMENT, "model is NULL", f.model = NULL);
+    REFUSED(score_counting, INVALID_ARGUMENT, "tokens[2] is 97", f.token_data[2] = VOCAB);
     REFUSED(score, INVALID_ARGUMENT, "tokens[2] is 97", f.token_data[2] = VOCAB);
     REFUSED(score, INVALID_ARGUMENT, "tokens[6] is -1", f.token_data[6] = -1);
     REFUSED(score, INVALID_ARGUMENT, "tokens[0] is 2147483647", f.token_data[0] = INT32_MAX);
@@ -436,6 +536,10 @@ int main(void) {
     CHECK_OK(lockstep_model_load(&shared_model, FOLDER, NULL, NULL));
     TEST(a_model_says_what_it_is);
     TEST(recipes_have_an_order);
+    TEST(counting_has_the_bits_of_scoring);
+    TEST(fp8_is_for_rollout_engines);
+    TEST(loading_is_told);
+    TEST(audits_look_at_gradients);
     TEST(logits_give_the_log_probs_of_scoring);
     TEST(the_engine_has_the_bits_of_scoring);
     TEST(what_was_drawn_can_be_taken_early);

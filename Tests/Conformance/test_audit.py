@@ -99,7 +99,7 @@ def test_what_overflows_is_named(folder, tmp_path):
     result = run(path, "--tokens", log, "--json")
     found = json.loads(result.output)
     assert result.return_value == 1 and not found["fits"] and found["tokens"] == 2
-    over = {(row["layer"], row["name"]) for row in found["rows"] if row["overflowing"] and not row["is_weight"]}
+    over = {(row["layer"], row["name"]) for row in found["rows"] if row["overflowing"] and row["kind"] == "activation"}
     assert {(1, "MLP down"), (1, "residual sum after the MLP")} <= over
     assert "MLP down of layer 1" in run(path, "--tokens", log).output
 
@@ -111,3 +111,53 @@ def test_bad_input_is_told_in_one_line(tmp_path, folder):
     with lockstep.LogWriter(log) as writer:
         writer.append(id=1, rollout=[-1.0], trainer=[-1.0])
     assert "token ids" in str(run(folder(), "--tokens", log).exception)
+
+
+def test_gradients_are_those_of_a_trainer(folder):
+    path, sequences = folder(), [[1, 2, 3, 4], [5, 6]]
+    rows = lockstep.audit_headroom(path, sequences, loss_scale=1024, threads=2)
+    trainer = lockstep.Trainer(path)
+    trainer.accumulate(sequences, np.full(6, -0.25))
+    gradients = trainer.gradients() * np.float32(1024)
+    found = {row.name: row for row in rows if row.kind == "weight gradient"}
+    assert list(found) == [each.name for each in trainer.parameters]
+    for each in trainer.parameters:
+        size, row = np.abs(gradients[each.range]), found[each.name]
+        assert (row.count, row.largest) == (size.size, size.max())
+        assert row.subnormal == np.count_nonzero((size > 0) & (size < 2.0**-14))
+    ops = [row for row in rows if row.kind == "gradient"]
+    # The gradient of the residual stream at the bottom is that of the embedding's rows.
+    assert (ops[-1].layer, ops[-1].name) == (0, "residual sum after attention")
+    assert ops[-1].largest == found["model.embed_tokens.weight"].largest
+    assert {row.count for row in ops if row.name == "MLP norm"} == {6 * 64}
+    # On one thread or several, and at another power of two, the same.
+    for scale, threads in ((1024, 1), (1, 3)):
+        again = [row for row in lockstep.audit_headroom(path, sequences, loss_scale=scale, threads=threads)
+                 if row.kind == "gradient"]
+        assert [(row.name, row.layer, row.count, row.largest * 1024 / scale) for row in again] == [
+            (row.name, row.layer, row.count, row.largest) for row in ops]
+    with pytest.raises(lockstep.InvalidArgumentError, match="tokens"):
+        lockstep.audit_headroom(path, loss_scale=1024)
+    with pytest.raises(lockstep.InvalidArgumentError, match="loss_scale"):
+        lockstep.audit_headroom(path, sequences, loss_scale=-1)
+
+
+def test_the_largest_safe_loss_scale(folder, tmp_path):
+    log = tmp_path / "log.lockstep"
+    with lockstep.LogWriter(log) as writer:
+        writer.append(id=1, rollout=[-1.0] * 5, trainer=[-1.0] * 5, token_ids=[3, 4, 9, 20, 7])
+    path = folder()
+    result = run(path, "--tokens", log, "--backward", "--json")
+    found = json.loads(result.output)
+    largest = max(row["largest"] for row in found["rows"] if "gradient" in row["kind"]) / found["loss_scale"]
+    scale = found["largest_loss_scale"]
+    assert result.return_value == 0 and found["fits"] and scale * largest <= 65504 < 2 * scale * largest
+    # At that scale a trainer in fp16 goes through, at 64 times it does not.
+    for times, overflows in ((1, 0), (64, 1)):
+        trainer = lockstep.Trainer(path, "fp16")
+        done = trainer.accumulate([[3, 4, 9, 20, 7]], np.full(5, -0.25), loss_scale=times * scale)
+        assert done.overflows == overflows
+    text = run(path, "--tokens", log, "--backward", "--loss-scale", 64 * scale)
+    assert "The largest safe loss scale is" in text.output and "would overflow: " in text.output
+    assert text.return_value == 0
+    assert "tokens" in str(run(path, "--backward").exception)

@@ -277,3 +277,83 @@ def test_the_table_of_recipes():
     assert len(rows) == 5
     for name, *formats in rows:
         assert list(lockstep.Model(FOLDER / "llama_untied", name).recipe.values()) == [*formats, "lockstep"]
+
+
+def test_fp8_is_stored_and_rounds_as_numpy_says(tmp_path):
+    """A weight of 8 bits is its row's power of two times a value of e4m3fn: a model of such values is not changed by it."""
+    import ml_dtypes
+
+    source = read_safetensors(FOLDER / "llama_untied" / "model.safetensors")
+    rounded = {}
+    for name, weight in source.items():
+        if "layers" not in name or weight.ndim == 1:
+            rounded[name] = weight.astype(ml_dtypes.bfloat16).astype(np.float32)
+            continue
+        scale = 2.0 ** np.ceil(np.log2(np.abs(weight).max(1, keepdims=True) / 448))
+        rounded[name] = ((weight / scale).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale).astype(np.float32)
+    write_safetensors(tmp_path / "model.safetensors", rounded)
+    shutil.copy(FOLDER / "llama_untied" / "config.json", tmp_path)
+    tokens = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5]]
+    eight = lockstep.Model(FOLDER / "llama_untied", "bf16-fp8weights").score(tokens)
+    for recipe in ("bf16", "bf16-fp8weights"):  # wide or narrow, these values are kept
+        kept = lockstep.Model(tmp_path, recipe).score(tokens)
+        assert (kept.log_probs == eight.log_probs).all() and (kept.entropy == eight.entropy).all()
+    assert (lockstep.Model(FOLDER / "llama_untied", "bf16").score(tokens).log_probs != eight.log_probs).any()
+
+
+@pytest.mark.parametrize("recipe", ["bf16-fp8weights-fp8cache", {"activations": "fp16", "cache": "fp8_e5m2"}])
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen2_bias"])
+def test_fp8_rollouts_have_the_bits_of_scoring(family, recipe):
+    model = lockstep.Model(FOLDER / family, recipe)
+    for capacity, threads in ((1, 1), (6, 2)):
+        for rollout in model.generate([[1, 2, 3], [4] * 90], samples=3, max_tokens=20, capacity=capacity, threads=threads):
+            prompt = [[1, 2, 3], [4] * 90][rollout.id // 3]
+            scores = model.score(np.array(prompt + rollout.tokens.tolist())).log_probs[len(prompt):]
+            assert (scores == rollout.raw_log_probs.astype(np.float32)).all()
+
+
+def test_trainers_refuse_fp8():
+    with pytest.raises(lockstep.UnsupportedError, match="cache is fp8_e4m3fn.*rollout engine"):
+        lockstep.Trainer(FOLDER / "llama_untied", "bf16-fp8cache")
+
+
+def test_overflows_are_counted(folder):
+    weights = {name: each.copy() for name, each in read_safetensors(folder / "model.safetensors").items()}
+    weights["model.embed_tokens.weight"][96] = 6e4
+    weights["model.layers.0.self_attn.o_proj.weight"][0] *= 3e4
+    write_safetensors(folder / "model.safetensors", weights)
+    model = lockstep.Model(folder, "fp16")
+    sequences = [[1, 2, 3], [4, 96, 5], [6, 7]]
+    with pytest.raises(lockstep.NonFiniteError) as error:
+        model.score(sequences)
+    log_probs, entropy, report = model.score(sequences, overflow="count")
+    fine = model.score([sequences[0], sequences[2]])
+    keep = [0, 1, 2, 6, 7]
+    assert (log_probs[keep] == fine.log_probs).all() and (entropy[keep] == fine.entropy).all()
+    assert np.isnan(log_probs[3:6]).all() and np.isnan(entropy[3:6]).all()
+    assert (report.sequences, report.overflows, report.overflow_tokens, report.overflow_sequence) == (3, 1, 3, 1)
+    assert f"{report.overflow_operation} of layer {report.overflow_layer}" in str(error.value)
+    with pytest.raises(lockstep.InvalidArgumentError, match="overflow"):
+        model.score(sequences, overflow="ignore")
+    with pytest.raises(lockstep.InvalidArgumentError, match=r"tokens\[0\]"):
+        model.score([[97]], overflow="count")
+
+
+def test_loading_is_told():
+    told = []
+    model = lockstep.Model(FOLDER / "llama_untied", progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (model.parameters, model.parameters)
+    assert [done for done, _ in told] == sorted({done for done, _ in told}) and len(told) > 10
+    seen = len(told)
+    lockstep.Model(FOLDER / "llama_untied")
+    assert len(told) == seen
+
+    def fails(done, total):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        lockstep.Model(FOLDER / "llama_untied", progress=fails)
+    with lockstep.loading(lambda done, total: told.append((done, total))):
+        lockstep.audit_headroom(FOLDER / "llama_untied")
+        lockstep.Trainer(FOLDER / "llama_untied")
+    assert told[-1][0] == told[-1][1] and len(told) > seen + 20

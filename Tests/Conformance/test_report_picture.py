@@ -23,9 +23,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from conftest import VECTORS
 from report_logs import write_run
 from rollouts import SHIPPED
 
+from lockstep.commands import commands
 from lockstep.logs import open_log
 from lockstep.report import page
 from lockstep.report.diagnosis import Diagnosis
@@ -39,6 +42,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 EXPECTED = Path(__file__).parent / "expected"
 SCHEMES = {"dark": 0, "light": 1}  # as Chromium counts them
 WIDTHS = {"wide": 1100, "phone": 400}
+# Pictures of each report.
+PICTURES = {"logs": 8, "run": 10, "offline": 8, "locate": 2, "scaler": 7}
 TILE = (24, 16)  # blocks a picture is compared in
 # How far a block may be off, of 255, in the mean over a tile. Tones are text as much as pictures: another font moves
 # those of verdicts by up to 11, of pictures by 1.5 (measured with serif and monospaced ones). Colours are clouds, lines
@@ -103,14 +108,27 @@ def theme(text: str, scheme: str) -> dict[str, tuple[int, ...]]:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory) -> dict[str, Path]:
-    """A report on two logs, and one on a training run with many steps."""
+    """A report on two logs, one on a training run with many steps, and the pages of other commands."""
     folder = tmp_path_factory.mktemp("reports")
     logs = {"logs": [(SHIPPED["bf16"], "bf16"), (SHIPPED["fp16"], "fp16")],
             "run": [(write_run(folder / "run.jsonl"), "run")]}
     for name, paths in logs.items():
         diagnoses = [Diagnosis(survey(open_log(path, label=label))) for path, label in paths]
         (folder / f"{name}.html").write_text(page.page(diagnoses, [judge(each) for each in diagnoses]))
-    return {name: folder / f"{name}.html" for name in logs}
+    model, prompts = VECTORS / "models" / "llama_untied", folder / "prompts.txt"
+    prompts.write_text("11 3 58 7\n5 1 2\n96\n20 21 22 23\n")
+    rng = np.random.default_rng(5)
+    maxima = np.exp(rng.normal(-3, 1, 3000))
+    maxima[::400] *= 1e3
+    (folder / "gradients.jsonl").write_text("".join(json.dumps({"max_abs_grad": float(each)}) + "\n" for each in maxima))
+    for name, arguments in {
+        "offline": (model, "--prompts", prompts, "--samples", 8, "--max-tokens", 60, "--recipe", "bf16", "--recipe", "fp16"),
+        "locate": (model, "--trainer", "bf16", "--rollout", "fp16"),
+        "scaler": (folder / "gradients.jsonl",),
+    }.items():
+        done = CliRunner().invoke(commands, [name, *map(str, arguments), "--html", str(folder / f"{name}.html")])
+        assert done.exit_code == 0, done.output
+    return {name: folder / f"{name}.html" for name in PICTURES}
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +149,7 @@ def places(reports, tmp_path_factory) -> dict[str, dict[str, dict]]:
 
 
 @pytest.fixture(scope="module", params=[
-    (report, scheme, width) for report in ("logs", "run") for scheme in SCHEMES for width in WIDTHS],
+    (report, scheme, width) for report in PICTURES for scheme in SCHEMES for width in WIDTHS],
     ids="-".join)
 def view(request, reports, places, tmp_path_factory) -> View:
     report, scheme, name = request.param
@@ -159,7 +177,7 @@ def test_colours_are_the_theme_s(view):
 
 def test_no_picture_is_empty(view):
     """Each has ink in every quarter, and a series' colour, which is no grey, somewhere."""
-    assert len(view.found["pictures"]) == (8 if view.name.startswith("logs") else 10)
+    assert len(view.found["pictures"]) == PICTURES[view.name.split("-")[0]]
     for box in view.found["pictures"]:
         written, picture = view.cut(box, view.written), view.cut(box, view.pixels)
         assert written.shape[1] >= 0.8 * min(view.width, 480) and written.shape[0] > 150

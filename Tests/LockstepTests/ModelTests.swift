@@ -40,7 +40,9 @@ import Testing
         return (0..<count).map { _ in Int32.random(in: 0..<Int32(vocab), using: &random) }
     }
 
-    static let recipes = ["fp32", "fp16", "bf16", "fp16-fp32head", "e8m4", "e5m6"]
+    static let recipes = [
+        "fp32", "fp16", "bf16", "fp16-fp32head", "e8m4", "e5m6", "bf16-fp8weights-fp8cache",
+    ]
 
     @Test(arguments: families, recipes) func theBatchDoesNotShow(family: String, recipe: String) throws {
         let (tokens, _) = try Self.expected(family)
@@ -274,6 +276,108 @@ import Testing
         _ = try Self.score(checkpoint.model(Recipe(.bf16)), tokens)
     }
 
+    /// A sequence in which something overflows is counted, and the others have the bits they have without it.
+    @Test(arguments: [1, 3]) func anOverflowIsCounted(threads: Int) throws {
+        var checkpoint = try TinyCheckpoint("llama_untied")
+        // A token whose MLP overflows, by an embedding of its own.
+        var rows = checkpoint.values("model.embed_tokens.weight").map(Float.init)
+        for k in 0..<64 { rows[96 * 64 + k] = k == 0 ? 6e4 : 0 }
+        checkpoint.set("model.embed_tokens.weight", [97, 64], rows)
+        var down = checkpoint.values("model.layers.0.self_attn.o_proj.weight").map(Float.init)
+        for k in 0..<64 { down[k] = down[k] * 3e4 }
+        checkpoint.set("model.layers.0.self_attn.o_proj.weight", [64, 64], down)
+        let model = try checkpoint.model(Recipe(.fp16))
+        let execution = Execution(threads: threads)
+        let sequences: [[Int32]] = [
+            [3, 5, 8], [1, 96, 7, 9], [5], [11, 96], [96, 2, 2], [4, 4, 4, 4, 6],
+        ]
+        let without = try [0, 2, 5].map { try model.score([sequences[$0]], execution: execution) }
+        let (logProbs, entropy, report) = try model.scoreCountingOverflows(sequences, execution: execution)
+        for (index, alone) in zip([0, 2, 5], without) {
+            #expect(logProbs[index] == alone.logProbs[0] && entropy[index] == alone.entropy[0])
+        }
+        for index in [1, 3, 4] {
+            #expect(throws: LockstepError.self) { try model.score([sequences[index]], execution: execution) }
+            #expect((logProbs[index] + entropy[index]).allSatisfy { $0.isNaN })
+            #expect(logProbs[index].count == sequences[index].count)
+        }
+        #expect(report.sequences == 6 && report.overflows == 3 && report.overflowTokens == 9)
+        #expect(report.overflowSequence == 1 && report.overflowLayer == 0)
+        let error = #expect(throws: LockstepError.self) { try model.score([sequences[1]]) }
+        #expect(error?.message.hasPrefix("\(report.overflowOperation) of layer 0") == true)
+        // Without an overflow it is scoring; what is no overflow is an error still.
+        let fine = [sequences[0], sequences[5]]
+        let (same, _, none) = try model.scoreCountingOverflows(fine, execution: execution)
+        #expect(try same == model.score(fine, execution: execution).logProbs)
+        #expect(none.sequences == 2 && none.overflows == 0 && none.overflowSequence == -1)
+        #expect(none.overflowLayer == -1 && none.overflowOperation.isEmpty)
+        #expect(throws: LockstepError.self) { try model.scoreCountingOverflows([[97]]) }
+    }
+
+    /// The head's logits too, which no layer has.
+    @Test func anOverflowOfTheHeadIsCounted() throws {
+        var checkpoint = try TinyCheckpoint("llama_untied")
+        checkpoint.set(
+            "lm_head.weight", [97, 64], checkpoint.values("lm_head.weight").map { $0 < 0 ? -6e4 : 6e4 })
+        let model = try checkpoint.model(Recipe(.fp16))
+        let (logProbs, _, report) = try model.scoreCountingOverflows([[1, 2, 3], [7]])
+        #expect(logProbs[0].allSatisfy { $0.isNaN } && logProbs[1] == [0])
+        #expect(report.overflows == 1 && report.overflowLayer == 2)
+        #expect(report.overflowOperation == "output head")
+    }
+
+    /// Nothing saturates in a cache of 8 bits: e4m3fn ends at 448.
+    @Test(arguments: [Format.e4m3fn, .e5m2]) func aKeyBeyondAnEightBitCacheIsAnError(format: Format) throws {
+        // Half a step above the largest value.
+        let limit: Float = format == .e4m3fn ? 464 : 61_440
+        for (size, fits) in [(limit.nextDown, true), (limit * 1.01, false)] {
+            var checkpoint = try TinyCheckpoint("qwen2_bias")
+            let name = "model.layers.0.self_attn.v_proj"
+            checkpoint.set("\(name).weight", [32, 64], [Float](repeating: 0, count: 32 * 64))
+            checkpoint.set("\(name).bias", [32], [Float](repeating: size, count: 32))
+            var recipe = Recipe(.fp32)
+            recipe.cache = format
+            let model = try checkpoint.model(recipe)
+            if fits {
+                _ = try Self.score(model, [[1, 2, 3]])
+            } else {
+                let error = #expect(throws: LockstepError.self) { try Self.score(model, [[1, 2, 3]]) }
+                #expect(error?.message.contains("cached keys and values of layer 0") == true)
+                #expect(error?.message.contains("\(format)") == true)
+            }
+        }
+    }
+
+    @Test func trainersTakeNoEightBits() throws {
+        for name in ["bf16-fp8weights", "bf16-fp8cache"] {
+            let error = #expect(throws: LockstepError.self) {
+                try Trainer(path: "\(Self.folder)/llama_untied", recipe: Recipe(named: name))
+            }
+            #expect(error?.kind == .unsupported && error?.message.contains("rollout engine") == true)
+        }
+        // But their snapshots go to a rollout engine that does.
+        let recipe = try Recipe(named: "bf16-fp8weights-fp8cache")
+        let path = "\(Self.folder)/llama_untied"
+        let snapshot = try Trainer(path: path, recipe: Recipe(.bf16)).snapshot(in: recipe)
+        let loaded = try Model(path: path, recipe: recipe)
+        #expect(try Self.score(snapshot, [[1, 2, 3, 4]]) == Self.score(loaded, [[1, 2, 3, 4]]))
+    }
+
+    /// Loading is told tensor by tensor, to the thread that asked for it.
+    @Test func loadingIsTold() throws {
+        nonisolated(unsafe) var told: [(done: Int, total: Int)] = []
+        LoadingProgress.observer = { told.append(($0, $1)) }
+        defer { LoadingProgress.observer = nil }
+        let model = try Model(path: "\(Self.folder)/llama_tied_rope_llama3", recipe: Recipe(.bf16))
+        #expect(told.count > 10 && told.allSatisfy { $0.total == model.parameterCount })
+        #expect(zip(told, told.dropFirst()).allSatisfy { $0.done < $1.done })
+        #expect(told.last?.done == model.parameterCount)
+        LoadingProgress.observer = nil
+        told = []
+        _ = try Model(path: "\(Self.folder)/llama_untied", recipe: Recipe(.bf16))
+        #expect(told.isEmpty)
+    }
+
     /// A failure in the middle leaves the outputs as they were.
     @Test func outputsAreUntouchedByAnOverflow() throws {
         var checkpoint = try TinyCheckpoint("llama_untied")
@@ -308,13 +412,18 @@ import Testing
 
     @Test func recipesAreChecked() throws {
         #expect(throws: LockstepError.self) { try Recipe(named: "fp8") }
-        for name in ["", "fp64", "fp32-fp32head", "e8m24", "e4m3", "-fp32head", "e8m4-fp32head-fp32head"] {
+        for name in [
+            "", "fp64", "fp32-fp32head", "e8m24", "e4m3", "-fp32head", "e8m4-fp32head-fp32head", "fp8_e4m3fn",
+            "bf16-fp8cache-fp8weights", "bf16-fp8", "bf16-", "fp16--fp32head",
+        ] {
             #expect(throws: LockstepError.self) { try Recipe(named: name) }
         }
         for path in [\Recipe.parameters, \.activations, \.cache, \.probabilities, \.logits] {
             for format in [Format.fp64, .e4m3fn, .e5m2] {
                 var recipe = Recipe(.fp32)
                 recipe[keyPath: path] = format
+                if path == \.cache, format != .fp64 { continue }
+                if path == \.parameters, format == .e4m3fn { continue }
                 #expect(throws: LockstepError.self) {
                     try Model(path: "\(Self.folder)/llama_untied", recipe: recipe)
                 }

@@ -39,7 +39,7 @@ import Testing
         order: String, family: String
     ) throws {
         let (tokens, _) = try ModelTests.expected(family)
-        for format in ["fp32", "fp16", "bf16"] {
+        for format in ["fp32", "fp16", "bf16", "bf16-fp8weights-fp8cache"] {
             let model = try Self.model(family, "\(format)+\(order)")
             let alone = try tokens.map { try ModelTests.score(model, [$0])[0] }
             for set in instructionSets {

@@ -7,31 +7,42 @@ import Testing
     /// The weights of a model as arrays.
     private struct Weights {
         let kernels = try! Execution().kernels().pointee
+        /// Whether matrices, read from a model of wide ones, become codes of 8 bits.
+        let narrows: Bool
+        /// What biases are rounded to.
+        let biasFormat: Format
 
-        func matrix(_ head: Head) -> ReferenceTransformer.Matrix {
+        func matrix(_ head: Head, narrows: Bool) -> ReferenceTransformer.Matrix {
             let rows = (0..<head.vocab).map { row in
                 var out = [Float](repeating: 0, count: head.hiddenSize)
                 out.withUnsafeMutableBytes { head.copyRow(row, into: $0.baseAddress!, as: .fp32, kernels) }
-                return out
+                return narrows ? ReferenceFormats.scaledRow(out) : out
             }
             return .init(
-                rows: rows, bias: head.bias.map { bias in (0..<head.vocab).map { Float(bias.double($0)) } })
+                rows: rows,
+                bias: head.bias.map { bias in
+                    (0..<head.vocab).map { ReferenceFormats.rounded(Float(bias.double($0)), biasFormat) }
+                })
         }
 
         func mlp(_ mlp: Model.MLP) -> ReferenceTransformer.MLP {
-            .init(gateAndUp: matrix(mlp.gateAndUp), down: matrix(mlp.down))
+            .init(
+                gateAndUp: matrix(mlp.gateAndUp, narrows: narrows), down: matrix(mlp.down, narrows: narrows))
         }
 
-        func layer(_ layer: Model.Layer) -> ReferenceTransformer.Layer {
+        /// `wide` has the matrices before they became 8 bits.
+        func layer(_ layer: Model.Layer, wide: Model.Layer) -> ReferenceTransformer.Layer {
             let feedForward: ReferenceTransformer.FeedForward =
-                switch layer.feedForward {
-                case .dense(let one): .dense(mlp(one))
-                case .experts(let router, let all): .experts(router: matrix(router), all.map(mlp))
+                switch (layer.feedForward, wide.feedForward) {
+                case (.experts(let router, _), .experts(_, let all)):
+                    .experts(router: matrix(router, narrows: false), all.map(mlp))
+                case (_, .dense(let one)): .dense(mlp(one))
+                default: fatalError("two models of one checkpoint differ")
                 }
             return .init(
-                attentionNorm: layer.attentionNorm, projection: matrix(layer.projection),
-                headNorms: layer.headNorms, output: matrix(layer.output), mlpNorm: layer.mlpNorm,
-                feedForward: feedForward)
+                attentionNorm: layer.attentionNorm, projection: matrix(wide.projection, narrows: narrows),
+                headNorms: layer.headNorms, output: matrix(wide.output, narrows: narrows),
+                mlpNorm: layer.mlpNorm, feedForward: feedForward)
         }
     }
 
@@ -54,30 +65,35 @@ import Testing
         + {
             var recipe = Recipe(.bf16)
             (recipe.cache, recipe.probabilities, recipe.parameters) = (.fp16, .fp32, .fp32)
-            return [recipe]
+            var eightBits = Recipe(.bf16)
+            (eightBits.parameters, eightBits.cache) = (.e4m3fn, .e5m2)
+            return [recipe, try! Recipe(named: "fp16-fp8weights-fp8cache"), eightBits]
         }()
 
     @Test(arguments: ModelTests.families + ["biases"], mixed)
     func forwardEqualsTheScalarLayer(family: String, recipe: Recipe) throws {
-        let model: Model
-        if let other = ModelTests.others.first(where: { $0.0 == family }) {
+        func load(_ recipe: Recipe) throws -> Model {
+            guard let other = ModelTests.others.first(where: { $0.0 == family }) else {
+                return try Model(path: "\(ModelTests.folder)/\(family)", recipe: recipe)
+            }
             var checkpoint = try TinyCheckpoint(other.1)
             other.2(&checkpoint)
-            model = try checkpoint.model(recipe)
-        } else {
-            model = try Model(path: "\(ModelTests.folder)/\(family)", recipe: recipe)
+            return try checkpoint.model(recipe)
         }
+        let model = try load(recipe)
+        let narrows = recipe.parameters == .e4m3fn
+        let wide = narrows ? try load(Recipe(.fp32)) : model
         // Beyond a page of 128 positions where the context allows, and beyond what is worked on at a time.
         let count = min(140, model.configuration.positions)
         let tokens = ModelTests.tokens(count, vocab: model.configuration.vocab, seed: 4)
         let found = try Self.observed(model, tokens)
         let reference = ReferenceTransformer(configuration: model.configuration, recipe: recipe)
-        let weights = Weights()
-        let embedding = weights.matrix(model.embedding).rows
+        let weights = Weights(narrows: narrows, biasFormat: recipe.wideParameters)
+        let embedding = weights.matrix(model.embedding, narrows: false).rows
         var x = tokens.map { embedding[Int($0)].map { ReferenceFormats.rounded($0, recipe.activations) } }
         Self.expect(found["-1 embedding"], x, "embedding")
         for (index, layer) in model.layers.enumerated() {
-            let results = try reference.layer(x, weights.layer(layer))
+            let results = try reference.layer(x, weights.layer(layer, wide: wide.layers[index]))
             let isDense = if case .dense = layer.feedForward { true } else { false }
             for (name, wanted) in [
                 ("attention norm", results.attentionNorm), ("attention projection", results.projection),

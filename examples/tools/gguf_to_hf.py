@@ -1,7 +1,7 @@
 """Writes a Llama model in a GGUF file as a Hugging Face folder: gguf_to_hf.py MODEL.gguf FOLDER
 
 Needs the packages gguf and numpy. Quantised weights are dequantised and stored as fp16: the folder is the model that
-the GGUF file is, not the one that it was made from. The tokenizer is not converted.
+the GGUF file is, not the one that it was made from. Of tokenizers, SmolLM's is written too, as tokenizer.json.
 """
 
 import json
@@ -49,6 +49,28 @@ def configuration(reader, tensors):
         "rope_theta": setting("llama.rope.freq_base", 10000.0),
         "max_position_embeddings": setting("llama.context_length"),
         "tie_word_embeddings": "output.weight" not in tensors, "attention_bias": False, "mlp_bias": False,
+        "bos_token_id": setting("tokenizer.ggml.bos_token_id"), "eos_token_id": setting("tokenizer.ggml.eos_token_id"),
+    }
+
+
+def tokenizer(reader):
+    """tokenizer.json, of the file's metadata: byte-level BPE, each digit by itself; None for another kind."""
+    kind = [reader.get_field(f"tokenizer.ggml.{name}") for name in ("model", "pre")]
+    if [field and field.contents() for field in kind] != ["gpt2", "smollm"]:
+        return None
+    tokens, types, merges = (reader.get_field(f"tokenizer.ggml.{name}").contents() for name in ("tokens", "token_type", "merges"))
+    control = 3
+    special = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
+    bytes_as_text = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None,
+        "added_tokens": [{"id": index, "content": text} | special
+                         for index, (text, type) in enumerate(zip(tokens, types)) if type == control],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, bytes_as_text]},
+        "decoder": bytes_as_text,
+        "model": {"type": "BPE", "vocab": {text: index for index, text in enumerate(tokens)}, "merges": merges,
+                  "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
+                  "fuse_unk": False, "byte_fallback": False},
     }
 
 
@@ -81,6 +103,8 @@ def main(source, folder):
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    if words := tokenizer(reader):
+        (folder / "tokenizer.json").write_text(json.dumps(words, ensure_ascii=False) + "\n", encoding="utf-8")
     text = json.dumps(header).encode()
     with open(folder / "model.safetensors", "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)

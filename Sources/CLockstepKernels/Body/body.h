@@ -38,6 +38,7 @@ const lsk_kernels LSK_TABLE = {
     .pack_strips = pack_strips,
     .pack_strips_transposed = pack_strips_transposed,
     .pack_panel = pack_panel,
+    .widen_panel = widen_panel,
     .pack_panel_transposed = pack_panel_transposed,
     .add_bias = add_bias,
     .rms_norm = rms_norm,

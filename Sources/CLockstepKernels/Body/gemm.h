@@ -173,6 +173,15 @@ static void pack_panel(float *panel, const void *x, int32_t format, ptrdiff_t ro
     }
 }
 
+// The panel of k rows of 32 codes of e4m3fn, each column times its scale: exact, as the scales are powers of two.
+static void widen_panel(float *panel, const uint8_t *codes, const float *scales, ptrdiff_t k) {
+    for (ptrdiff_t j = 0; j < LSK_PANEL; j += LSK_LANES) {
+        const vf scale = vf_load(scales + j);
+        for (ptrdiff_t at = j; at < k * LSK_PANEL; at += LSK_PANEL)
+            vf_store(panel + at, widen_lanes((const char *)codes + at, LSK_E4M3FN) * scale);
+    }
+}
+
 // Transposes a square of LSK_LANES registers in place: log2(LSK_LANES) rounds of swapping halves of pairs.
 LSK_INLINE void transpose(vf v[LSK_LANES]) {
 #if LSK_LANES == 16

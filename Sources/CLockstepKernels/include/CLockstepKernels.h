@@ -135,6 +135,8 @@ typedef struct {
                                    ptrdiff_t k);
     void (*pack_panel)(float *panel, const void *x, int32_t format, ptrdiff_t row_stride, ptrdiff_t n,
                        ptrdiff_t k);
+    // The panel of `k` rows of 32 codes of e4m3fn, each column times its scale: exact for powers of two.
+    void (*widen_panel)(float *panel, const uint8_t *codes, const float *scales, ptrdiff_t k);
     void (*pack_panel_transposed)(float *panel, const void *x, int32_t format, ptrdiff_t row_stride,
                                   ptrdiff_t n, ptrdiff_t k);
     void (*add_bias)(float *c, ptrdiff_t c_stride, const float *bias, ptrdiff_t m, ptrdiff_t n);

@@ -31,6 +31,8 @@ final class Attention: @unchecked Sendable {
     private var probabilityRows: PackedRows
     private var softmax: ScoreSoftmax
     private let tile: Scratch<Float>
+    /// A panel of keys or values of 8 bits, widened.
+    private let panel: Scratch<Float>
     /// Of a tiled softmax: what a row's earlier tiles are multiplied by, tile by tile, and 1 / the sum of its terms.
     private var corrections: Scratch<Float>
     private let inverseSums: Scratch<Float>
@@ -58,6 +60,8 @@ final class Attention: @unchecked Sendable {
         probabilityRows = try PackedRows(kernels, rows: 0, depth: 0)
         softmax = try ScoreSoftmax(kernels, recipe.probabilities, positions: 0)
         tile = try Scratch(count: rows * Int(LSK_PANEL))
+        let depth = max(configuration.headSize, KeyValueCache.pagePositions)
+        panel = try Scratch(count: recipe.cache.byteCount == 1 ? depth * Int(LSK_PANEL) : 0)
         corrections = try Scratch(count: 0)
         inverseSums = try Scratch(count: rows)
         try reserve(positions: positions)
@@ -106,8 +110,8 @@ final class Attention: @unchecked Sendable {
         for position in stride(from: 0, to: positions.upperBound, by: Int(LSK_PANEL)) {
             kernels.multiply(
                 scores.base + position, capacity, queryRows.from(), size, 0,
-                cache.keys(layer: layer, head: head, position: position), recipe.cache.rawValue, rows, size, 0
-            )
+                widened(cache.keys(layer: layer, head: head, position: position), size), panelFormat.rawValue,
+                rows, size, 0)
         }
         var failures = 0
         for row in 0..<rows {
@@ -187,13 +191,26 @@ final class Attention: @unchecked Sendable {
         _ rows: Int, _ count: Int, element: Int, head: Int, layer: Int, _ cache: KeyValueCache
     ) {
         for first in stride(from: 0, to: count, by: KeyValueCache.pagePositions) {
+            let part = min(KeyValueCache.pagePositions, count - first)
+            let values = cache.values(
+                layer: layer, head: head, page: first / KeyValueCache.pagePositions, element: element)
             kernels.multiply(
-                tile.base, Int(LSK_PANEL), probabilityRows.from(), count, first,
-                cache.values(
-                    layer: layer, head: head, page: first / KeyValueCache.pagePositions, element: element),
-                recipe.cache.rawValue, rows, min(KeyValueCache.pagePositions, count - first),
-                first > 0 ? 1 : 0)
+                tile.base, Int(LSK_PANEL), probabilityRows.from(), count, first, widened(values, part),
+                panelFormat.rawValue, rows, part, first > 0 ? 1 : 0)
         }
+    }
+
+    /// What the kernels multiply by.
+    private var panelFormat: Format { recipe.cache.byteCount == 1 ? .fp32 : recipe.cache }
+
+    /// A panel of `depth` rows of the cache; of 8 bits, as floats.
+    private func widened(_ cached: UnsafeRawPointer, _ depth: Int) -> UnsafeRawPointer {
+        if recipe.cache.byteCount > 1 { return cached }
+        var counts = lsk_convert_counts()
+        kernels.convert(
+            panel.base, Format.fp32.rawValue, cached, recipe.cache.rawValue, depth * Int(LSK_PANEL),
+            LSK_NEAREST_EVEN, 0, 0, &counts)
+        return UnsafeRawPointer(panel.base)
     }
 
     /// The same by tiles of 64 positions, what was summed before scaled to each; divided by the sum of the terms at last.
@@ -206,10 +223,12 @@ final class Attention: @unchecked Sendable {
                 for row in 0..<rows { scale(row, by: corrections.base[correction(row, first)]) }
             }
             let (page, place) = first.quotientAndRemainder(dividingBy: KeyValueCache.pagePositions)
+            let part = min(Attention.keyTile, count - first)
+            let values = cache.values(layer: layer, head: head, page: page, element: element)
             kernels.multiply(
                 tile.base, Int(LSK_PANEL), probabilityRows.from(), count, first,
-                cache.values(layer: layer, head: head, page: page, element: element) + place * panelBytes,
-                recipe.cache.rawValue, rows, min(Attention.keyTile, count - first), first > 0 ? 1 : 0)
+                widened(values + place * panelBytes, part), panelFormat.rawValue, rows, part,
+                first > 0 ? 1 : 0)
         }
         for row in 0..<rows { scale(row, by: inverseSums.base[row]) }
     }

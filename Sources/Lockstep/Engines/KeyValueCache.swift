@@ -85,27 +85,30 @@ final class KeyValueCache {
         withUnsafeTemporaryAllocation(byteCount: headSize * format.byteCount, alignment: 64) { row in
             for head in 0..<heads {
                 let offset = head * headSize * source.byteCount
-                convert(keys + offset, source, to: row.baseAddress!, kernels)
-                failures += kernels.non_finite_values(row.baseAddress!, format.rawValue, headSize)
+                failures += convert(keys + offset, source, to: row.baseAddress!, kernels)
                 scatterKey(row.baseAddress!, into: page + head * keyBytes, place)
-                convert(values + offset, source, to: row.baseAddress!, kernels)
-                failures += kernels.non_finite_values(row.baseAddress!, format.rawValue, headSize)
+                failures += convert(values + offset, source, to: row.baseAddress!, kernels)
                 placeValue(row.baseAddress!, into: page + heads * keyBytes + head * valueBytes, place)
             }
         }
         return Int(failures)
     }
 
+    /// Rounds a head's keys or values; returns how many are infinite or NaN then.
     private func convert(
         _ from: UnsafeRawPointer, _ source: Format, to row: UnsafeMutableRawPointer, _ kernels: lsk_kernels
-    ) {
+    ) -> Int64 {
         if source == format {
             row.copyMemory(from: from, byteCount: headSize * format.byteCount)
-            return
+        } else {
+            var counts = lsk_convert_counts()
+            kernels.convert(
+                row, format.rawValue, from, source.rawValue, headSize, LSK_NEAREST_EVEN, 0, 0, &counts)
+            if format.byteCount == 1 {
+                return counts.overflow + kernels.non_finite_values(from, source.rawValue, headSize)
+            }
         }
-        var counts = lsk_convert_counts()
-        kernels.convert(
-            row, format.rawValue, from, source.rawValue, headSize, LSK_NEAREST_EVEN, 0, 0, &counts)
+        return kernels.non_finite_values(row, format.rawValue, headSize)
     }
 
     private func scatterKey(_ row: UnsafeRawPointer, into keys: UnsafeMutablePointer<UInt8>, _ place: Int) {
@@ -116,7 +119,11 @@ final class KeyValueCache {
             let to = UnsafeMutableRawPointer(keys).assumingMemoryBound(to: Element.self) + first
             for k in 0..<headSize { to[k * panel] = from[k] }
         }
-        if format.byteCount == 4 { scatter(UInt32.self) } else { scatter(UInt16.self) }
+        switch format.byteCount {
+        case 4: scatter(UInt32.self)
+        case 2: scatter(UInt16.self)
+        default: scatter(UInt8.self)
+        }
     }
 
     private func placeValue(_ row: UnsafeRawPointer, into values: UnsafeMutablePointer<UInt8>, _ place: Int) {

@@ -31,13 +31,27 @@ extension Model {
         try withLockstepFloatMode { () throws(LockstepError) in
             let layout = try SequenceLayout(rows: 1, columns: tokens.count, offsets: offsets, of: "tokens")
             try check(tokens, layout)
-            if tokens.count == 0 { return }
-            let hidden = try hiddenStates(tokens, layout, execution)
+            var place: Overflow?
+            try score(tokens, layout, options, into: outputs, execution, &place)
+        }
+    }
+
+    /// Scores sequences that were checked; after an overflow `place` says where it was.
+    func score(
+        _ tokens: TokenView, _ layout: SequenceLayout, _ options: LogProbOptions,
+        into outputs: ScoringOutputs, _ execution: Execution, _ place: inout Overflow?
+    ) throws(LockstepError) {
+        if tokens.count == 0 { return }
+        let hidden = try hiddenStates(tokens, layout, execution, &place)
+        do throws(LockstepError) {
             try logProbs(
                 of: MatrixView(
                     hidden.base, recipe.activations.storage, rows: tokens.count,
                     columns: configuration.hiddenSize),
                 tokens, layout, options, into: outputs, execution)
+        } catch {
+            if error.kind == .nonFinite { place = Overflow(layer: layers.count, operation: "output head") }
+            throw error
         }
     }
 
@@ -64,7 +78,8 @@ extension Model {
                         + "rows one after another")
             }
             guard tokens.count > 0, let out = logits.base?.assumingMemoryBound(to: Float.self) else { return }
-            let hidden = try hiddenStates(tokens, layout, execution)
+            var place: Overflow?
+            let hidden = try hiddenStates(tokens, layout, execution, &place)
             let limit = min(Forward.rowLimit, tokens.count)
             let forward = try Forward(self, rows: limit, positions: 0, execution)
             let rule = try LogProbOptions(logitsFormat: recipe.logits).rule()
@@ -118,16 +133,18 @@ extension Model {
             let layout = try SequenceLayout(rows: 1, columns: tokens.count, offsets: offsets, of: "tokens")
             try check(tokens, layout)
             if tokens.count == 0 { return }
-            _ = try hiddenStates(tokens, layout, execution, observe: body)
+            var place: Overflow?
+            _ = try hiddenStates(tokens, layout, execution, &place, observe: body)
         }
     }
 
     /// What the output head is applied to, for every token: a layer at a time over all of them.
     private func hiddenStates(
-        _ tokens: TokenView, _ layout: SequenceLayout, _ execution: Execution,
+        _ tokens: TokenView, _ layout: SequenceLayout, _ execution: Execution, _ place: inout Overflow?,
         observe: ((Int, StaticString, UnsafeRawPointer, Int) -> Void)? = nil
     ) throws(LockstepError) -> Scratch<UInt8> {
         let pass = try TeacherForcedPass(self, tokens, layout, execution)
+        defer { place = pass.overflow }
         pass.forward.observe = observe
         let rows = try pass.makeRows()
         pass.embed(into: rows.base)
@@ -198,9 +215,10 @@ extension Model {
     /// The error for a value that left the recipe's range.
     func overflow(_ place: Overflow) -> LockstepError {
         let layer = place.layer < layers.count ? "layer \(place.layer)" : "the end"
+        let format = "\(place.operation)".hasPrefix("cached") ? recipe.cache : recipe.activations
         return LockstepError(
             .nonFinite,
-            "\(place.operation) of \(layer): a value is infinite or NaN as \(recipe.activations); use a recipe with "
+            "\(place.operation) of \(layer): a value is infinite or NaN as \(format); use a recipe with "
                 + "a wider format, or look at the model's headroom")
     }
 }

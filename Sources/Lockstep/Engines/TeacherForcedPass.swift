@@ -7,6 +7,8 @@ final class TeacherForcedPass {
     /// Runs of at most 512 rows, and the sequences' parts in them.
     let chunks: [Chunk]
     private let tokens: TokenView
+    /// Where a value left the recipe's range, after the error that says so.
+    private(set) var overflow: Overflow?
 
     /// Rows that are worked on together.
     struct Chunk {
@@ -66,6 +68,7 @@ final class TeacherForcedPass {
         do throws(Overflow) {
             try forward.layer(index, cacheLayer: 0, rows + chunk.first * rowBytes, chunk.spans)
         } catch {
+            overflow = error
             throw model.overflow(error)
         }
     }
@@ -76,6 +79,7 @@ final class TeacherForcedPass {
         do throws(Overflow) {
             try forward.finalNorm(place, chunk.count, into: place)
         } catch {
+            overflow = error
             throw model.overflow(error)
         }
     }

@@ -130,7 +130,8 @@ final class TileMultiplier: @unchecked Sendable {
         _ rows: PackedRows, _ k: Range<Int>, first: Int, count: Int, into tile: UnsafeMutablePointer<Float>
     ) {
         // So few rows that converting the packed head first would cost more than it saves.
-        if case .packed(let head) = columns, rows.rows <= 3 * kernels.strip_rows {
+        // Codes of 8 bits are widened first, however few there are.
+        if case .packed(let head) = columns, rows.rows <= 3 * kernels.strip_rows, head.scales == nil {
             multiplyDirectly(rows, k, head, first: first, count: count, into: tile)
         } else {
             multiplyPanels(rows, k, first: first, count: count, into: tile)
@@ -182,9 +183,18 @@ final class TileMultiplier: @unchecked Sendable {
                 panel.base, weight.row(column) + k * weight.format.byteCount, weight.format.rawValue,
                 weight.rowStride, width, depth)
         case .packed(let head):
+            let codes = head.panel(column / TileMultiplier.panelWidth, k: k)
+            if let scales = head.scales {
+                scales.withUnsafeBufferPointer {
+                    kernels.widen_panel(
+                        panel.base, codes.assumingMemoryBound(to: UInt8.self), $0.baseAddress! + column, depth
+                    )
+                }
+                return
+            }
             kernels.pack_panel(
-                panel.base, head.panel(column / TileMultiplier.panelWidth, k: k), head.format.rawValue,
-                TileMultiplier.panelWidth, TileMultiplier.panelWidth, depth)
+                panel.base, codes, head.format.rawValue, TileMultiplier.panelWidth, TileMultiplier.panelWidth,
+                depth)
         }
     }
 }

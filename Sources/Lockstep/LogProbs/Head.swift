@@ -8,8 +8,10 @@ public final class Head: @unchecked Sendable {
     public let vocab: Int
     /// Columns of the weight.
     public let hiddenSize: Int
-    /// Format of the weight: fp32, fp16 or bf16.
+    /// Format of the weight: fp32, fp16 or bf16; e4m3fn, of a model's matrices alone.
     public let format: Format
+    /// What the codes of each row stand for is multiplied by, in e4m3fn: powers of two; zeros follow the last row.
+    let scales: [Float]?
     /// Whether a product is formed of each half of the hidden size by itself, then their sum.
     let splitsProducts: Bool
     private let panels: UnsafeMutableRawPointer
@@ -24,15 +26,18 @@ public final class Head: @unchecked Sendable {
         try self.init(weight: weight, bias: bias, in: PanelMemory(isShared: false))
     }
 
+    /// `scales`, of weights in e4m3fn: one for each row, and zeros up to a whole panel.
     init(
-        weight: MatrixView, bias: VectorView?, in memory: PanelMemory, splitsProducts: Bool = false
+        weight: MatrixView, bias: VectorView?, in memory: PanelMemory, splitsProducts: Bool = false,
+        scales: [Float]? = nil
     ) throws(LockstepError) {
-        try checkFormat(weight.format, "weight")
+        if scales == nil { try checkFormat(weight.format, "weight") }
         try checkBias(bias, vocab: weight.rows)
         vocab = weight.rows
         hiddenSize = weight.columns
         format = weight.format
         self.splitsProducts = splitsProducts
+        self.scales = scales
         let panelCount = (vocab + Int(LSK_PANEL) - 1) / Int(LSK_PANEL)
         let (bytes, overflow) = (panelCount * Int(LSK_PANEL)).multipliedReportingOverflow(
             by: weight.columns * weight.format.byteCount)
@@ -48,10 +53,13 @@ public final class Head: @unchecked Sendable {
             let source = weight.base! + first * weight.rowStride * format.byteCount
             let target = UnsafeMutableRawPointer(mutating: self.panel(panel, k: 0))
             let rows = min(Int(LSK_PANEL), vocab - first)
-            if format == .fp32 {
+            switch format.byteCount {
+            case 4:
                 Head.interleave(UInt32.self, source, weight.rowStride, rows: rows, depth: hiddenSize, target)
-            } else {
+            case 2:
                 Head.interleave(UInt16.self, source, weight.rowStride, rows: rows, depth: hiddenSize, target)
+            default:
+                Head.interleave(UInt8.self, source, weight.rowStride, rows: rows, depth: hiddenSize, target)
             }
         }
     }
@@ -64,7 +72,7 @@ public final class Head: @unchecked Sendable {
         UnsafeRawPointer(panels) + (index * hiddenSize + k) * Int(LSK_PANEL) * format.byteCount
     }
 
-    /// Writes a row of the weight, as it was before it was packed.
+    /// Writes a row of the weight, as it was before it was packed; not of e4m3fn.
     func copyRow(
         _ row: Int, into target: UnsafeMutableRawPointer, as wanted: Format, _ kernels: lsk_kernels
     ) {

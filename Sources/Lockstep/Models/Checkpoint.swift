@@ -8,6 +8,9 @@ final class Checkpoint {
     let configuration: ModelConfiguration
     private var tensors: [String: (file: SafeTensors, tensor: SafeTensors.Tensor)] = [:]
     private var unread: Set<String> = []
+    /// Values read so far, and the thread's observer of that.
+    private var done = 0
+    private let observer = LoadingProgress.observer
 
     /// Opens a folder and reads config and headers.
     ///
@@ -65,6 +68,14 @@ final class Checkpoint {
         guard let (file, tensor) = tensors[name] else { return }
         unread.remove(name)
         try file.read(tensor, name, shape: shape, as: format, into: target)
+        tell(shape)
+    }
+
+    private func tell(_ shape: [Int]) {
+        guard let observer else { return }
+        let total = parameterCount
+        done = min(done + shape.reduce(1, *), total)
+        observer(done, total)
     }
 
     /// Throws unless a tensor is there and has a shape: before memory is asked for that it would not fill.
@@ -82,6 +93,7 @@ final class Checkpoint {
             var headroom = Headroom(.weight, key)
             try place.file.readFloats(place.tensor) { headroom.add($0) }
             found.append(headroom)
+            tell(place.tensor.shape)
         }
         return found
     }

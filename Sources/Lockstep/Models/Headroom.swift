@@ -4,16 +4,20 @@ public struct Headroom: Equatable, Sendable {
     /// What the values are.
     public enum Kind: Int32, Sendable {
         /// A tensor of the checkpoint.
-        case weight = 0
+        case weight = 1
         /// What an operation of the forward pass gave.
-        case activation = 1
+        case activation = 0
+        /// What the backward pass of an operation gave: the gradient of what it was given, times the loss scale.
+        case gradient = 2
+        /// The gradient of a tensor, times the loss scale.
+        case weightGradient = 3
     }
 
     /// What the values are.
     public let kind: Kind
     /// The tensor's name, or the operation's.
     public let name: String
-    /// The layer of an operation; -1 for a tensor.
+    /// The layer of an operation: -1 the embedding, the number of layers what follows them; -1 for a tensor.
     public let layer: Int
     /// How many values were looked at.
     public internal(set) var count = 0
@@ -32,6 +36,16 @@ public struct Headroom: Equatable, Sendable {
         self.kind = kind
         self.name = name
         self.layer = layer
+    }
+
+    /// Adds what others were found to be.
+    mutating func merge(_ other: Headroom) {
+        count += other.count
+        largest = max(largest, other.largest)
+        subnormal += other.subnormal
+        vanishing += other.vanishing
+        overflowing += other.overflowing
+        nonFinite += other.nonFinite
     }
 
     /// Adds floats.
@@ -59,10 +73,13 @@ public struct Headroom: Equatable, Sendable {
     }
 }
 
-/// Collects the headroom of what the operations of a forward pass give.
+/// Collects the headroom of what the operations of a pass give.
 final class HeadroomCollector {
+    private let kind: Headroom.Kind
     private var places: [String: Int] = [:]
     private(set) var found: [Headroom] = []
+
+    init(_ kind: Headroom.Kind) { self.kind = kind }
 
     /// Adds what an operation of a layer gave, in float32.
     func add(_ layer: Int, _ operation: StaticString, _ values: UnsafeRawPointer, _ count: Int) {
@@ -70,32 +87,9 @@ final class HeadroomCollector {
         let place = places[key] ?? found.count
         if place == found.count {
             places[key] = place
-            found.append(Headroom(.activation, "\(operation)", layer: layer))
+            found.append(Headroom(kind, "\(operation)", layer: layer))
         }
         found[place].add(
             UnsafeBufferPointer(start: values.assumingMemoryBound(to: Float.self), count: count))
     }
-}
-
-/// The FP16 headroom of a checkpoint: of each tensor, and, given sequences of tokens, of what each operation of each
-/// layer gives for them, computed in float32.
-///
-/// - Parameters:
-///   - path: a Hugging Face folder.
-///   - tokens: sequences as in `Model.score`; nil for the weights alone.
-///   - offsets: the bounds of the sequences, as there.
-///   - execution: threads and instruction set; the result does not depend on them.
-/// - Throws: as `Model.init` and `Model.score`.
-/// - Returns: tensors by name, then operations by layer in the order they are done.
-public func auditHeadroom(
-    path: String, tokens: TokenView? = nil, offsets: TokenView? = nil, execution: Execution = .init()
-) throws(LockstepError) -> [Headroom] {
-    let weights = try Checkpoint(path: path).headroom()
-    guard let tokens else { return weights }
-    let model = try Model(path: path, recipe: Recipe(.fp32))
-    let collector = HeadroomCollector()
-    try model.observe(tokens: tokens, offsets: offsets, execution: execution) {
-        collector.add($0, $1, $2, $3)
-    }
-    return weights + collector.found
 }

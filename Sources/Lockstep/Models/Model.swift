@@ -1,3 +1,5 @@
+import CLockstepKernels
+
 /// A model's weights, once, in the layout the kernels read and the recipe's format.
 ///
 /// Safe to use from many threads.
@@ -145,10 +147,10 @@ private struct WeightLoader {
         let heads = names.headNorms(index)
         return Model.Layer(
             attentionNorm: try vector(names.attentionNorm(index), c.hiddenSize),
-            projection: try matrix(names.projection(index)),
+            projection: try matrix(names.projection(index), as: recipe.parameters),
             headNorms: c.hasQueryNorm
                 ? (try vector(heads.query, c.headSize), try vector(heads.key, c.headSize)) : nil,
-            output: try matrix(names.output(index)),
+            output: try matrix(names.output(index), as: recipe.parameters),
             mlpNorm: try vector(names.mlpNorm(index), c.hiddenSize),
             feedForward: try feedForward(names, index))
     }
@@ -165,7 +167,9 @@ private struct WeightLoader {
     private func mlp(
         _ names: (gateAndUp: WeightNames.Matrix, down: WeightNames.Matrix)
     ) throws(LockstepError) -> Model.MLP {
-        Model.MLP(gateAndUp: try matrix(names.gateAndUp), down: try matrix(names.down))
+        Model.MLP(
+            gateAndUp: try matrix(names.gateAndUp, as: recipe.parameters),
+            down: try matrix(names.down, as: recipe.parameters))
     }
 
     /// A norm's weight.
@@ -173,19 +177,25 @@ private struct WeightLoader {
     /// It is rounded to the parameters' format, and kept as floats.
     func vector(_ name: String, _ count: Int) throws(LockstepError) -> [Float] {
         try source.check(name, shape: [count])
-        let stored = try Scratch<UInt8>(count: count * recipe.parameters.byteCount)
-        try source.read(name, shape: [count], as: recipe.parameters, into: stored.base)
-        let view = VectorView(stored.base, recipe.parameters, count: count)
+        let format = recipe.wideParameters
+        let stored = try Scratch<UInt8>(count: count * format.byteCount)
+        try source.read(name, shape: [count], as: format, into: stored.base)
+        let view = VectorView(stored.base, format, count: count)
         return (0..<count).map { Float(view.double($0)) }
     }
 
-    /// Weights of one input, one below the other.
-    func matrix(_ matrix: WeightNames.Matrix) throws(LockstepError) -> Head {
-        let (format, columns) = (recipe.parameters, matrix.columns)
+    /// Weights of one input, one below the other; biases stay in the wide format.
+    func matrix(
+        _ matrix: WeightNames.Matrix, as wanted: Format? = nil
+    ) throws(LockstepError) -> Head {
+        let (wide, columns) = (recipe.wideParameters, matrix.columns)
+        // Weights that become 8 bits are rounded once, from float32.
+        let isNarrow = wanted == .e4m3fn
+        let format = isNarrow ? .fp32 : wide
         for (name, count) in matrix.parts { try source.check("\(name).weight", shape: [count, columns]) }
         let rows = matrix.rows
         let weights = try Scratch<UInt8>(count: rows * columns * format.byteCount)
-        let biases = try Scratch<UInt8>(count: rows * format.byteCount)
+        let biases = try Scratch<UInt8>(count: rows * wide.byteCount)
         var first = 0
         for (name, count) in matrix.parts {
             try source.read(
@@ -193,13 +203,45 @@ private struct WeightLoader {
                 into: weights.base + first * columns * format.byteCount)
             if matrix.hasBias {
                 try source.read(
-                    "\(name).bias", shape: [count], as: format, into: biases.base + first * format.byteCount)
+                    "\(name).bias", shape: [count], as: wide, into: biases.base + first * wide.byteCount)
             }
             first += count
         }
+        let bias = matrix.hasBias ? VectorView(biases.base, wide.storage, count: rows) : nil
+        let scales = isNarrow ? try narrow(weights.base, rows: rows, columns: columns) : nil
         return try Head(
-            weight: MatrixView(weights.base, format.storage, rows: rows, columns: columns),
-            bias: matrix.hasBias ? VectorView(biases.base, format.storage, count: rows) : nil, in: memory,
-            splitsProducts: recipe.order.splitsProducts)
+            weight: MatrixView(
+                weights.base, isNarrow ? .e4m3fn : format.storage, rows: rows, columns: columns),
+            bias: bias, in: memory, splitsProducts: recipe.order.splitsProducts, scales: scales)
     }
+
+    /// Turns rows of floats into codes of e4m3fn, in place, and tells their scales, zeros up to a whole panel.
+    private func narrow(
+        _ weights: UnsafeMutablePointer<UInt8>, rows: Int, columns: Int
+    ) throws(LockstepError) -> [Float] {
+        let kernels = try Execution().kernels().pointee
+        let width = Int(LSK_PANEL)
+        var scales = [Float](repeating: 0, count: (rows + width - 1) / width * width)
+        let floats = UnsafeMutableRawPointer(weights).assumingMemoryBound(to: Float.self)
+        for row in 0..<rows {
+            let values = UnsafeMutableBufferPointer(start: floats + row * columns, count: columns)
+            let scale = rowScale(largest: values.reduce(0) { max($0, $1.magnitude) })
+            for column in 0..<columns { values[column] /= scale }
+            var counts = lsk_convert_counts()
+            kernels.convert(
+                weights + row * columns, Format.e4m3fn.rawValue, values.baseAddress!, Format.fp32.rawValue,
+                columns, LSK_NEAREST_EVEN, 0, 0, &counts)
+            scales[row] = scale
+        }
+        return scales
+    }
+}
+
+/// The scale of a row whose largest magnitude is known: the smallest power of two with which e4m3fn, to 448, holds it.
+///
+/// Not below 2^-100, so that a row of tiny values has no infinite quotients.
+func rowScale(largest: Float) -> Float {
+    if largest == 0 { return 1 }
+    let power = Float(sign: .plus, exponent: largest.exponent - 8, significand: 1)
+    return max(largest > 448 * power ? 2 * power : power, 0x1p-100)
 }

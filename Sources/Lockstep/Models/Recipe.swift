@@ -4,10 +4,13 @@
 /// rounded. Two engines give the same bits if, and only if, their recipes are equal.
 public struct Recipe: Equatable, Sendable, CustomStringConvertible {
     /// Weights; norms' too.
+    ///
+    /// e4m3fn, of a rollout engine alone, is of the layers' matrices: 8 bits a weight and a power of two for each row.
+    /// What is left (embedding, head, norms, biases, the router of experts) is then as `activations`.
     public var parameters: Format
     /// What passes from operation to operation.
     public var activations: Format
-    /// Keys and values kept for later tokens.
+    /// Keys and values kept for later tokens; of a rollout engine also e4m3fn or e5m2, with a scale of 1.
     public var cache: Format
     /// Attention probabilities.
     public var probabilities: Format
@@ -27,24 +30,28 @@ public struct Recipe: Equatable, Sendable, CustomStringConvertible {
         (gradients, self.order) = (format, order)
     }
 
-    /// The recipe of a name: `fp32`, `fp16`, `bf16`, an emulated format (`e8m5`), or one of them but the first with
-    /// `-fp32head`; then `+` and the name of an order, if it is another than `lockstep`: `bf16+eager`.
+    /// The recipe of a name: `fp32`, `fp16`, `bf16`, an emulated format (`e8m5`); then `-fp8weights`, `-fp8cache` (both
+    /// e4m3fn) and, of all but fp32, `-fp32head`; then `+` and the name of an order, if it is another than `lockstep`:
+    /// `bf16+eager`, `bf16-fp8weights-fp8cache`.
     ///
     /// - Throws: `.invalidArgument` saying which there are.
     public init(named name: String) throws(LockstepError) {
         let parts = name.split(separator: "+", maxSplits: 1, omittingEmptySubsequences: false).map(
             String.init)
-        let hasWideHead = parts[0].hasSuffix("-fp32head")
-        guard let format = Format(String(parts[0].dropLast(hasWideHead ? 9 : 0))), Recipe.isKnown(format),
-            !hasWideHead || format != .fp32
-        else {
-            throw LockstepError(
-                .invalidArgument,
-                "recipe: '\(parts[0])' is not known; give fp32, fp16, bf16, e8mN (N from 1 to 23) or e5mN (1 to 10), "
-                    + "all but fp32 with -fp32head too")
+        var suffixes = parts[0].split(separator: "-", omittingEmptySubsequences: false)[...]
+        guard let format = suffixes.popFirst().flatMap({ Format(String($0)) }), Recipe.isKnown(format) else {
+            throw Recipe.unknown(parts[0])
         }
         self.init(format)
-        if hasWideHead { logits = .fp32 }
+        func take(_ suffix: String) -> Bool {
+            let isNext = suffixes.first.map { $0 == suffix } ?? false
+            if isNext { suffixes.removeFirst() }
+            return isNext
+        }
+        if take("fp8weights") { parameters = .e4m3fn }
+        if take("fp8cache") { cache = .e4m3fn }
+        if format != .fp32, take("fp32head") { logits = .fp32 }
+        guard suffixes.isEmpty else { throw Recipe.unknown(parts[0]) }
         if parts.count == 1 { return }
         guard let order = Order.allCases.first(where: { $0.name == parts[1] }) else {
             let known = Order.allCases.map(\.name).joined(separator: ", ")
@@ -52,6 +59,13 @@ public struct Recipe: Equatable, Sendable, CustomStringConvertible {
                 .invalidArgument, "recipe: the order '\(parts[1])' is not known; give one of \(known)")
         }
         self.order = order
+    }
+
+    private static func unknown(_ name: String) -> LockstepError {
+        LockstepError(
+            .invalidArgument,
+            "recipe: '\(name)' is not known; give fp32, fp16, bf16, e8mN (N from 1 to 23) or e5mN (1 to 10), then "
+                + "-fp8weights, -fp8cache and, of all but fp32, -fp32head, as you want")
     }
 
     /// Whether engines of the two give the same bits: gradients do not enter.
@@ -64,12 +78,12 @@ public struct Recipe: Equatable, Sendable, CustomStringConvertible {
     /// Its name, or where it has none the format of each part and the order.
     public var description: String {
         let suffix = order == .lockstep ? "" : "+" + order.name
-        var known = Recipe(parameters, order)
-        if Recipe.isKnown(parameters) {
-            if self == known { return parameters.description + suffix }
-            known.logits = .fp32
-            if self == known { return parameters.description + "-fp32head" + suffix }
-        }
+        var (known, name) = (Recipe(activations, order), activations.description)
+        if parameters == .e4m3fn { (known.parameters, name) = (.e4m3fn, name + "-fp8weights") }
+        if cache == .e4m3fn { (known.cache, name) = (.e4m3fn, name + "-fp8cache") }
+        if self == known { return name + suffix }
+        known.logits = .fp32
+        if self == known { return name + "-fp32head" + suffix }
         let said = gradients == activations ? formats.dropLast() : formats[...]
         let parts = said.map { $0.name.description + " " + $0.format.description }
         return parts.joined(separator: ", ") + suffix
@@ -87,11 +101,33 @@ public struct Recipe: Equatable, Sendable, CustomStringConvertible {
         [.fp32, .fp16, .bf16].contains(format) || format.isEmulated
     }
 
+    /// The format of parameters that 8 bits are not for.
+    var wideParameters: Format { parameters == .e4m3fn ? activations : parameters }
+
     /// Throws unless the kernels know all formats.
     func check() throws(LockstepError) {
         for (name, format) in formats where !Recipe.isKnown(format) {
+            let narrow: [Format] =
+                switch "\(name)" {
+                case "parameters": [.e4m3fn]
+                case "cache": [.e4m3fn, .e5m2]
+                default: []
+                }
+            if narrow.contains(format) { continue }
+            let more = narrow.map { ", \($0)" }.joined()
             throw LockstepError(
-                .unsupported, "recipe: \(name) is \(format); known are fp32, fp16, bf16, e8mN and e5mN")
+                .unsupported, "recipe: \(name) is \(format); known are fp32, fp16, bf16, e8mN and e5mN\(more)"
+            )
+        }
+    }
+
+    /// Throws for what only a rollout engine can have.
+    func checkTrained() throws(LockstepError) {
+        try check()
+        for (name, format) in formats where format.byteCount == 1 {
+            throw LockstepError(
+                .unsupported,
+                "recipe: \(name) is \(format); a trainer has no fp8: give it to the rollout engine alone")
         }
     }
 }

@@ -45,6 +45,15 @@ public enum ReferenceFormats {
         return Float(bitPattern: UInt32(Lockstep.convert(bits: bits, from: format, to: .fp32).bits))
     }
 
+    /// A row of weights as a recipe with parameters in e4m3fn has them: each value over the row's scale rounded, times the
+    /// scale, which is the smallest power of two from 2^-100 on with which the largest magnitude is at most 448.
+    static func scaledRow(_ row: [Float]) -> [Float] {
+        var scale: Float = 0x1p-100
+        let largest = row.map(\.magnitude).max() ?? 0
+        while largest / scale > 448 { scale *= 2 }
+        return row.map { rounded($0 / scale, .e4m3fn) * scale }
+    }
+
     /// The bits of one element.
     private static func load(_ address: UnsafeRawPointer, _ format: Format) -> UInt64 {
         switch format.byteCount {

@@ -32,6 +32,8 @@ final class SequencePass: @unchecked Sendable {
     private let attention: AttentionBackward
     private let turningBack: RotaryTable
     let head: HeadPass
+    /// Told the gradient of what an operation was given: layer, operation, values, how many.
+    var observe: ((Int, StaticString, UnsafeRawPointer, Int) -> Void)?
     /// The gradient of the residual stream: [tokens x hidden].
     let residual: Scratch<Float>
     /// Gradients of the operations' results: [tokens x hidden], and two of [tokens x the widest].
@@ -151,6 +153,7 @@ final class SequencePass: @unchecked Sendable {
         do throws(Overflow) {
             try head.runBackward(
                 rows.base, tokens, dLogProb: dLogProb, dEntropy: dEntropy, into: narrow.base)
+            observe?(c.layers, "output head", narrow.base, count * c.hiddenSize)
             try norm(
                 last.base, count, trained.model.finalNorm, to: trained.finalNorm, narrow.base,
                 c.layers, "final norm")
@@ -178,8 +181,12 @@ final class SequencePass: @unchecked Sendable {
         }
     }
 
-    func check(_ failures: Int, _ layer: Int, _ operation: StaticString) throws(Overflow) {
+    func check(
+        _ failures: Int, _ layer: Int, _ operation: StaticString, _ values: UnsafePointer<Float>? = nil,
+        _ count: Int = 0
+    ) throws(Overflow) {
         if failures > 0 { throw Overflow(layer: layer, operation: operation) }
+        if let values { observe?(layer, operation, values, count) }
     }
 
     private func layerBackward(_ index: Int, _ count: Int) throws(Overflow) {
@@ -205,7 +212,7 @@ final class SequencePass: @unchecked Sendable {
             residual.base, count, by: layer.output.transposed, into: inner.base, index, "attention output")
         var failures = attention.run(results.projected, count, inner.base, into: wide.base)
         failures += round(wide.base, count * c.projectionWidth)
-        try check(failures, index, "attention")
+        try check(failures, index, "attention", wide.base, count * c.projectionWidth)
         try turnBack(layer, model, results, count, index)
         try weightGradient(
             wide.base, c.projectionWidth, results.attentionNormed, count, c.hiddenSize, layer.projection,
@@ -237,7 +244,8 @@ final class SequencePass: @unchecked Sendable {
             kernels.silu_multiply_backward(
                 out, out + width, gate, gate + width, inner.base + row * width, width)
         }
-        try check(round(wide.base, count * 2 * width), index, "MLP activation")
+        try check(
+            round(wide.base, count * 2 * width), index, "MLP activation", wide.base, count * 2 * width)
         try weightGradient(
             wide.base, 2 * width, x, count, c.hiddenSize, mlp.gateAndUp, index, "MLP gate and up")
         try multiply(
@@ -260,7 +268,7 @@ final class SequencePass: @unchecked Sendable {
         }
         var failures = Int(
             kernels.store_rounded(wide.base, width, gradientFormat, wide.base, width, count, turned))
-        try check(failures, index, "rotation")
+        try check(failures, index, "rotation", wide.base, count * width)
         guard let norms = model.headNorms, let unnormed = results.unnormedHeads else { return }
         let x = widen(unnormed, count * width)
         for (heads, weight, target) in [
@@ -274,7 +282,7 @@ final class SequencePass: @unchecked Sendable {
         }
         failures += Int(
             kernels.store_rounded(wide.base, width, gradientFormat, wide.base, width, count, turned))
-        try check(failures, index, "head norm")
+        try check(failures, index, "head norm", wide.base, count * width)
     }
 
     // MARK: Operations
@@ -287,7 +295,8 @@ final class SequencePass: @unchecked Sendable {
     ) throws(Overflow) {
         let x = widen(x, count * c.hiddenSize)
         let failures = normRows(count, c.hiddenSize, weight, to: target, { $0 * c.hiddenSize }, x, d)
-        try check(failures + round(d, count * c.hiddenSize), index, operation)
+        try check(
+            failures + round(d, count * c.hiddenSize), index, operation, d, count * c.hiddenSize)
     }
 
     /// Norms of `width` values at places, one row after another: the weight's gradient is a chain over them.
@@ -324,7 +333,7 @@ final class SequencePass: @unchecked Sendable {
     ) throws(Overflow) {
         let total = count * c.hiddenSize
         kernels.add_times(residual.base, residual.base, d, 1, Format.fp32.rawValue, total)
-        try check(round(residual.base, total), index, operation)
+        try check(round(residual.base, total), index, operation, residual.base, total)
     }
 
     /// d [count x rows of the weight] times the weight, rounded or as floats.
@@ -344,7 +353,7 @@ final class SequencePass: @unchecked Sendable {
                     out + first, transposed.vocab, format, multiplier.tile.base, TileMultiplier.width, count,
                     columns))
         }
-        try check(failures, index, operation)
+        try check(failures, index, operation, out, count * transposed.vocab)
     }
 
     func weightGradient(

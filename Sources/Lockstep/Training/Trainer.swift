@@ -67,7 +67,7 @@ public final class Trainer: @unchecked Sendable {
     private var trained: TrainedModel
     private var isStale = false
     private var sums: [GradientSums] = []
-    private var passes: [SequencePass] = []
+    private(set) var passes: [SequencePass] = []
     private var capacity = 0
     private var addedTokens = 0
 
@@ -109,7 +109,7 @@ public final class Trainer: @unchecked Sendable {
     private init(
         _ weights: TrainedWeights, _ recipe: Recipe, _ options: TrainerOptions
     ) throws(LockstepError) {
-        try recipe.check()
+        try recipe.checkTrained()
         guard recipe.order == .lockstep else {
             throw LockstepError(
                 .unsupported,
@@ -257,7 +257,7 @@ public final class Trainer: @unchecked Sendable {
     }
 
     /// Makes room for the workers, and for the longest sequence.
-    private func prepare(for layout: SequenceLayout) throws(LockstepError) {
+    func prepare(for layout: SequenceLayout) throws(LockstepError) {
         let longest = (0..<layout.sequences).map { layout.length(of: $0) }.max() ?? 0
         if sums.isEmpty {
             let isShared = threads > 1 && parameters.count > Trainer.ownSumsLimit / 16

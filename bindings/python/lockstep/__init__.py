@@ -20,6 +20,7 @@ log-probs for PyTorch's autograd.
 from . import _library
 from ._accumulator import MismatchAccumulator
 from ._advantages import advantages, overlong_penalty
+from ._audit import Headroom, audit_headroom
 from ._causes import Cause, CauseEvidence
 from ._corrections import Correction, Rejection, RejectionCount, WeightStatistics, correct
 from ._errors import (
@@ -32,13 +33,14 @@ from ._log_probs import (
     Head, LinearGradients, LogProbs, linear_log_probs, linear_log_probs_backward, log_probs,
     log_probs_backward,
 )
+from ._loading import loading
 from ._locate import Difference, Location, dump, locate, measure_difference
 from ._metrics import metrics
 from ._mismatch import (
     LOG_RATIO_QUANTILES, Divergence, Estimate, ExactMismatch, Mismatch, exact_mismatch, mismatch,
     mismatch_profile, mismatch_sequences,
 )
-from ._models import ORDERS, Headroom, Model, Recipe, Rollout, RolloutEngine, Scores, audit_headroom
+from ._models import ORDERS, CountedScores, Model, Overflows, Recipe, Rollout, RolloutEngine, Scores
 from ._monitor import Alarm, Monitor, Reading
 from ._objectives import (
     Objective, ObjectiveCounts, ObjectiveLoss, ObjectiveReport, adapted_kl_coefficient, covariance_select,
@@ -57,17 +59,17 @@ from .certificate import Certificate, certify
 
 __all__ = [
     "AdamW", "AdamWStep", "Advice", "Alarm", "Backward", "BadDataError", "Cause", "CauseEvidence", "Certificate",
-    "ConvertCounts", "Converted", "Correction", "Difference", "Divergence", "Environment", "Estimate",
+    "ConvertCounts", "Converted", "Correction", "CountedScores", "Difference", "Divergence", "Environment", "Estimate",
     "ExactMismatch", "FileError", "GradientNorm", "Head", "Headroom", "InternalError", "InvalidArgumentError",
     "LOG_RATIO_QUANTILES", "LinearGradients", "Location", "LockstepError", "LogHeader", "LogProbs", "LogReader",
     "LogRecords", "LogSummary", "LogWriter", "LossScaler", "Mismatch", "MismatchAccumulator", "Model", "Monitor",
     "NonFiniteError", "ORDERS", "Objective", "ObjectiveCounts", "ObjectiveLoss", "ObjectiveReport",
-    "OutOfMemoryError", "Parameter", "Preset", "Reading", "Recipe", "Rejection", "RejectionCount", "Replay",
+    "OutOfMemoryError", "Overflows", "Parameter", "Preset", "Reading", "Recipe", "Rejection", "RejectionCount", "Replay",
     "Rollout", "RolloutEngine", "Run", "ScalerReport", "Scores", "StepMetrics", "SupervisedMetrics",
     "SupervisedRun", "Task", "Trainer", "UnsupportedError", "WeightStatistics", "adamw_step",
     "adapted_kl_coefficient", "advantages", "advise", "audit_headroom", "certify", "convert", "correct",
     "covariance_select", "dump", "exact_mismatch", "gradient_norm", "has_instruction_set", "kl_penalty",
-    "learning_rate", "linear_log_probs", "linear_log_probs_backward", "locate", "log_probs", "log_probs_backward",
+    "learning_rate", "linear_log_probs", "linear_log_probs_backward", "loading", "locate", "log_probs", "log_probs_backward",
     "loss_scaler_names", "measure_difference", "metrics", "mismatch", "mismatch_profile", "mismatch_sequences",
     "objective_loss", "overlong_penalty", "perfectible", "preset", "presets", "replay_loss_scaler", "task_names",
     "ulp_distance",

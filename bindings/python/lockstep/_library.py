@@ -716,9 +716,28 @@ class Rollout(Structure):
     ]
 
 
+class ScoreReport(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("overflow_layer", c_int32), ("sequences", c_int64), ("overflows", c_int64),
+        ("overflow_tokens", c_int64), ("overflow_sequence", c_int64), ("overflow_operation", c_char_p),
+    ]
+
+
+HEADROOM_ACTIVATION = 0
+HEADROOM_WEIGHT = 1
+HEADROOM_GRADIENT = 2
+HEADROOM_WEIGHT_GRADIENT = 3
+HEADROOM_KINDS = {
+    HEADROOM_ACTIVATION: "activation", HEADROOM_WEIGHT: "weight", HEADROOM_GRADIENT: "gradient",
+    HEADROOM_WEIGHT_GRADIENT: "weight gradient",
+}
+
+LoadingObserver = ctypes.CFUNCTYPE(None, c_void_p, c_int64, c_int64)
+
+
 class Headroom(Structure):
     _fields_ = [
-        ("name", c_char_p), ("is_weight", c_int32), ("layer", c_int32), ("count", c_int64),
+        ("name", c_char_p), ("kind", c_int32), ("layer", c_int32), ("count", c_int64),
         ("largest", c_double), ("subnormal", c_int64), ("vanishing", c_int64), ("overflowing", c_int64),
         ("non_finite", c_int64),
     ]
@@ -990,6 +1009,9 @@ SIGNATURES = {
     "lockstep_model_destroy": (None, [c_void_p]),
     "lockstep_model_score": (
         c_int32, [_tensor, _tensor, c_void_p, _tensor, _tensor, POINTER(ScoreOptions)]),
+    "lockstep_model_score_counting": (
+        c_int32, [POINTER(ScoreReport), _tensor, _tensor, c_void_p, _tensor, _tensor, POINTER(ScoreOptions)]),
+    "lockstep_observe_loading": (None, [LoadingObserver, c_void_p]),
     "lockstep_model_logits": (c_int32, [_tensor, c_void_p, _tensor, _tensor, POINTER(ScoreOptions)]),
     "lockstep_engine_create": (c_int32, [POINTER(c_void_p), c_void_p, POINTER(EngineOptions)]),
     "lockstep_engine_add": (c_int32, [c_void_p, _tensor, c_void_p, c_size_t]),
@@ -1009,6 +1031,8 @@ SIGNATURES = {
     "lockstep_trainer_destroy": (None, [c_void_p]),
     "lockstep_audit_create": (
         c_int32, [POINTER(c_void_p), c_char_p, _tensor, _tensor, POINTER(ScoreOptions)]),
+    "lockstep_audit_create_backward": (
+        c_int32, [POINTER(c_void_p), c_char_p, _tensor, _tensor, c_double, POINTER(ScoreOptions)]),
     "lockstep_audit_read": (c_int32, [POINTER(Headroom), POINTER(c_size_t), c_void_p, c_size_t]),
     "lockstep_audit_destroy": (None, [c_void_p]),
     "lockstep_scaler_options_named": (c_int32, [POINTER(ScalerOptions), c_char_p]),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ctypes import byref, c_int32, c_size_t, c_uint64, c_void_p, sizeof
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from . import _library as c
 from ._batch import Log, layout
 from ._errors import InvalidArgumentError
 from ._library import check, choice, int32, integer, library, real
+from ._loading import loading
 from ._tensors import EMULATED, FORMATS, Array, View, empty, format_code, view
 
 _PARTS = ("parameters", "activations", "cache", "probabilities", "logits")
@@ -36,10 +36,11 @@ class Recipe(Mapping[str, str]):
     """The precision of a model's computation: the format of each part, and the order of arithmetic.
 
     Args:
-        recipe: a name, "fp32", "fp16", "bf16", "e8m5" and its like, and all but the first with "-fp32head", for another
-            order than "lockstep" with "+split-k", "+flash", "+eager" or "+fused" after it; or a dict with any of
-            "parameters", "activations", "cache", "probabilities", "logits" as a format, the rest fp32, "gradients" (of
-            activations, for a `Trainer`; as activations if not given) and "order".
+        recipe: a name, "fp32", "fp16", "bf16", "e8m5" and its like; with "-fp8weights", "-fp8cache" (fp8_e4m3fn both, for
+            rollout engines) and, all but the first, "-fp32head" after it; for another order than "lockstep" with
+            "+split-k", "+flash", "+eager" or "+fused" at the end; or a dict with any of "parameters" (also fp8_e4m3fn),
+            "activations", "cache" (also fp8_e4m3fn, fp8_e5m2), "probabilities", "logits" as a format, the rest fp32,
+            "gradients" (of activations, for a `Trainer`; as activations if not given) and "order".
 
     Raises:
         InvalidArgumentError: an unknown name, part, format or order.
@@ -109,6 +110,31 @@ class Scores(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Overflows:
+    """What `Model.score` met where it counts overflows."""
+
+    #: Sequences that were scored.
+    sequences: int
+    #: Sequences in which a value left the recipe's range, and their tokens.
+    overflows: int
+    overflow_tokens: int
+    #: The first of them, its layer (-1 the embedding, the number of layers what follows them) and operation; -1, -1
+    #: and "" without.
+    overflow_sequence: int
+    overflow_layer: int
+    overflow_operation: str
+
+
+class CountedScores(NamedTuple):
+    """What `Model.score` returns with ``overflow="count"``."""
+
+    #: As of `Scores`; NaN for all tokens of a sequence in which something overflowed.
+    log_probs: Array
+    entropy: Array
+    report: Overflows
+
+
+@dataclass(frozen=True)
 class Rollout:
     """A sequence that was drawn."""
 
@@ -126,74 +152,6 @@ class Rollout:
     finish: str
 
 
-@dataclass(frozen=True)
-class Headroom:
-    """How the magnitudes of some values lie in the range of fp16: 2^-24, over 2^-14 (normal), to 65,504."""
-
-    #: The tensor's name, or the operation's.
-    name: str
-    #: True for a tensor of the checkpoint, False for what an operation gave.
-    is_weight: bool
-    #: Of an operation: -1 the embedding, the number of layers what follows them.
-    layer: int
-    #: Values looked at.
-    count: int
-    #: The largest magnitude of a finite value.
-    largest: float
-    #: Values not 0 with fewer than 11 bits in fp16 (below 2^-14); of these, those that become 0 (at most 2^-25).
-    subnormal: int
-    vanishing: int
-    #: Finite values that become infinite in fp16 (65,520 and more); values that are infinite or NaN.
-    overflowing: int
-    non_finite: int
-
-    @property
-    def bits(self) -> float:
-        """log2(65,504 / largest): factors of 2 that are left; below 0 it overflows; inf if all values are 0."""
-        return math.log2(65504 / self.largest) if self.largest else math.inf
-
-
-def audit_headroom(
-    path: str | os.PathLike[str], tokens: Log | None = None, offsets: Array | None = None, *, threads: int = 0,
-) -> list[Headroom]:
-    """The FP16 headroom of a checkpoint: of each tensor, and of what each operation gives for some tokens.
-
-    Args:
-        path: a Hugging Face folder, as in `Model`.
-        tokens: sequences as in `Model.score`, run in float32; without, the weights alone.
-        offsets: as in `Model.score`.
-        threads: 0 is one for each processor this process may use.
-
-    Returns:
-        Tensors by name, then operations by layer in the order they are done.
-
-    Raises:
-        as `Model` and `Model.score`.
-
-    Example:
-        >>> rows = audit_headroom(checkpoint, [[1, 5, 9]])                  # doctest: +SKIP
-        >>> min(rows, key=lambda row: row.bits).name                        # doctest: +SKIP
-        'residual sum after the MLP'
-    """
-    ids, bounds = _tokens(tokens, offsets) if tokens is not None else (None, None)
-    options = c.ScoreOptions(sizeof(c.ScoreOptions), int32(threads, "threads"), 0, 0, 1.0)
-    handle = c_void_p()
-    check(library.lockstep_audit_create(
-        byref(handle), os.fsencode(path), None if ids is None else ids.tensor(),
-        None if bounds is None else bounds.tensor(), options))
-    try:
-        count, row, found = c_size_t(), c.Headroom(), []
-        check(library.lockstep_audit_read(None, byref(count), handle, 0))
-        for index in range(count.value):
-            check(library.lockstep_audit_read(row, None, handle, index))
-            found.append(Headroom(
-                row.name.decode(), bool(row.is_weight), row.layer, row.count, row.largest, row.subnormal,
-                row.vanishing, row.overflowing, row.non_finite))
-        return found
-    finally:
-        library.lockstep_audit_destroy(handle)
-
-
 class Model:
     """A decoder-only transformer from a Hugging Face folder.
 
@@ -204,6 +162,7 @@ class Model:
         path: the folder.
         recipe: a `Recipe`, or what makes one: "fp16", "bf16-fp32head", "e8m5", "bf16+eager", {"cache": "fp16"}...
         adapter: a folder with a LoRA adapter in PEFT's layout, merged into the weights.
+        progress: as in `loading`.
 
     Raises:
         FileError, BadDataError: the folder cannot be read, or is not what it should be; file and tensor are named.
@@ -214,14 +173,22 @@ class Model:
 
     def __init__(
         self, path: str | os.PathLike[str], recipe: str | Mapping[str, str] = "fp32", *,
-        adapter: str | os.PathLike[str] | None = None,
+        adapter: str | os.PathLike[str] | None = None, progress: Callable[[int, int], None] | None = None,
     ) -> None:
         #: The format of each part, and the order.
         self.recipe: Recipe = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
         handle = c_void_p()
-        check(library.lockstep_model_load(
-            byref(handle), os.fsencode(path), None if adapter is None else os.fsencode(adapter),
-            self.recipe._raw))
+
+        def load() -> None:
+            check(library.lockstep_model_load(
+                byref(handle), os.fsencode(path), None if adapter is None else os.fsencode(adapter),
+                self.recipe._raw))
+
+        if progress is None:
+            load()
+        else:
+            with loading(progress):
+                load()
         self._take(handle)
 
     @classmethod
@@ -248,8 +215,8 @@ class Model:
 
     def score(
         self, tokens: Log, offsets: Array | None = None, *, temperature: float = 1.0, threads: int = 0,
-        instruction_set: str = "best",
-    ) -> Scores:
+        instruction_set: str = "best", overflow: str = "error",
+    ) -> Scores | CountedScores:
         """Log-prob of each token given those before it in its sequence, teacher-forced.
 
         The bits depend on a sequence's tokens and the recipe alone.
@@ -261,13 +228,16 @@ class Model:
             temperature: divides the logits; in [1e-6, 1e6].
             threads: 0 is one for each processor this process may use.
             instruction_set: see `has_instruction_set`.
+            overflow: "error", or "count": a sequence in which a value leaves the recipe's range gets NaN throughout, the
+                others have the bits they have without it.
 
         Returns:
-            Scores(log_probs, entropy), packed [tokens], of the caller's kind of array.
+            Scores(log_probs, entropy), packed [tokens], of the caller's kind of array; with "count"
+            CountedScores(log_probs, entropy, report).
 
         Raises:
             InvalidArgumentError: a token outside the vocabulary, an empty sequence, one longer than the context.
-            NonFiniteError: a value left the recipe's range; layer and operation are named.
+            NonFiniteError: a value left the recipe's range, with "error"; layer and operation are named.
 
         Example:
             >>> model = Model(checkpoint)                                      # doctest: +SKIP
@@ -278,10 +248,16 @@ class Model:
         outputs = [empty(ids.shape, c.FLOAT32, ids) for _ in range(2)]
         written = [view(each, name, written=True) for each, name in zip(outputs, ("log_probs", "entropy"))]
         options = _score_options(threads, instruction_set, temperature)
-        check(library.lockstep_model_score(
-            written[0].tensor(), written[1].tensor(), self._handle, ids.tensor(),
-            None if bounds is None else bounds.tensor(), options))
-        return Scores(*outputs)
+        given = (written[0].tensor(), written[1].tensor(), self._handle, ids.tensor(),
+                 None if bounds is None else bounds.tensor(), options)
+        if not choice({"error": 0, "count": 1}, overflow, "overflow"):
+            check(library.lockstep_model_score(*given))
+            return Scores(*outputs)
+        report = c.ScoreReport(sizeof(c.ScoreReport))
+        check(library.lockstep_model_score_counting(report, *given))
+        return CountedScores(*outputs, Overflows(
+            report.sequences, report.overflows, report.overflow_tokens, report.overflow_sequence, report.overflow_layer,
+            report.overflow_operation.decode()))
 
     def logits(
         self, tokens: Log, offsets: Array | None = None, *, threads: int = 0, instruction_set: str = "best",

@@ -118,19 +118,22 @@ def run(folder: Path, prompts: Sequence[Sequence[int]], recipes: Sequence[str], 
         done += work
         progress(text, min(1.0, done / total))
 
+    def load(recipe: Recipe) -> Model:
+        return Model(folder, recipe, progress=lambda read, values: advance(f"loading {recipe}: {read / values:.0%}", 0))
+
     found: list[Pair] = []
     for each in engines:
-        drawn = [_draw(folder, Recipe(_name(recipe, each.rollout)), prompts, settings, threads, advance)
+        drawn = [_draw(load(Recipe(_name(recipe, each.rollout))), prompts, settings, threads, advance)
                  for recipe in recipes]
         pairs: dict[tuple[int, int], Pair] = {}
         for column, recipe in enumerate(recipes):
-            trainer = Model(folder, _name(recipe, each.trainer))
+            trainer = load(Recipe(_name(recipe, each.trainer)))
             for row, rollouts in enumerate(drawn):
                 advance(f"{each.name}: {trainer.recipe} scores what {rollouts.recipe} drew", 1)
                 path = logs / f"{each.name}.{recipes[row]}-{recipe}.lockstep"
                 _write(path, folder, rollouts, trainer, settings, threads)
                 label = f"{rollouts.recipe} → {trainer.recipe}"
-                kl = _exact_kl(folder, rollouts, trainer, threads, advance) if exact_kl else None
+                kl = _exact_kl(load(rollouts.recipe), rollouts, trainer, threads, advance) if exact_kl else None
                 pairs[row, column] = Pair(
                     each, rollouts.recipe, trainer.recipe, survey(open_log(path, label=label), threads=threads), kl)
         found += [pairs[place] for place in sorted(pairs)]
@@ -141,9 +144,9 @@ def _name(recipe: str, order: str) -> str:
     return recipe if order == "lockstep" else f"{recipe}+{order}"
 
 
-def _draw(folder: Path, recipe: Recipe, prompts: Sequence[Sequence[int]], settings: Settings, threads: int,
+def _draw(model: Model, prompts: Sequence[Sequence[int]], settings: Settings, threads: int,
           advance: Callable[[str, float], None]) -> _Drawn:
-    model = Model(folder, recipe)
+    recipe = model.recipe
     engine = RolloutEngine(model, seed=settings.seed, stop_ids=settings.stop_ids, max_tokens=settings.max_tokens,
                            capacity=_CAPACITY, threads=threads)
     count = settings.samples
@@ -181,9 +184,8 @@ def _write(path: Path, folder: Path, drawn: _Drawn, trainer: Model, settings: Se
                        mask=np.arange(len(sequence)) >= prompt, prompt_tokens=prompt)
 
 
-def _exact_kl(folder: Path, drawn: _Drawn, trainer: Model, threads: int,
+def _exact_kl(rollout: Model, drawn: _Drawn, trainer: Model, threads: int,
               advance: Callable[[str, float], None]) -> float:
-    rollout = Model(folder, drawn.recipe)
     total, count = 0.0, 0
     for sequence, said in zip(drawn.sequences, drawn.rollouts, strict=True):
         # The logits that a token was drawn from follow the token before it.

@@ -24,7 +24,7 @@ from ..dumps import compare_dumps, open_dump
 from ..report.locate import Finding, of_dumps, of_engines
 from ..report.rows import number, percent
 from ..report.terminal import printable
-from .shared import BadInput, ReadOptions, read_options, sequences_of, told
+from .shared import BadInput, ReadOptions, loading_bar, read_options, sequences_of, told
 
 SCHEMA = "lockstep-locate/1"
 
@@ -115,10 +115,11 @@ def _dumps(first: Path, second: Path) -> Finding:
 
 def _engines(model: Path, trainer: str, rollout: str, tokens: Path | None, limit: int, ranges: tuple[str, ...],
              threads: int, reading: ReadOptions) -> Finding:
-    first = lockstep.Model(model, _recipe(trainer))
-    layers = _ranges(ranges, first.layers)
-    second = lockstep.Model(model, _recipe(rollout))
-    reference = lockstep.Model(model, "fp32") if layers else None
+    with loading_bar():
+        first = lockstep.Model(model, _recipe(trainer))
+        layers = _ranges(ranges, first.layers)
+        second = lockstep.Model(model, _recipe(rollout))
+        reference = lockstep.Model(model, "fp32") if layers else None
     sequences = _drawn(second, threads) if tokens is None else sequences_of(tokens, reading, limit)
     with _progress("running") as progress:
         location = lockstep.locate(first, second, sequences, reference=reference, layers=layers, threads=threads,

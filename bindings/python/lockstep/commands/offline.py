@@ -20,7 +20,7 @@ from ..offline import (
 from ..offline import Progress as Tell
 from ..report import offline as report
 from ..report.terminal import WIDEST_PROSE, printable
-from .shared import told
+from .shared import loading_bar, told
 
 _orders = click.Choice(ORDERS)
 
@@ -90,7 +90,11 @@ def offline(model: Path, prompts: Path | None, samples: int, max_tokens: int, se
         for path in (as_json, logs):
             if path is not None and not path.absolute().parent.is_dir():
                 raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
-        known = read_prompts(prompts, model) if prompts else own_prompts(model, samples, seed, threads)
+        if prompts:
+            known = read_prompts(prompts, model)
+        else:
+            with loading_bar():
+                known = own_prompts(model, samples, seed, threads)
         if not prompts:
             settings = replace(settings, samples=1)
         with _folder(logs) as folder, _progress() as progress:

@@ -219,6 +219,31 @@ def progress(size: int) -> Iterator[Callable[[int], None] | None]:
 
 
 @contextmanager
+def loading_bar() -> Iterator[None]:
+    """A progress bar on stderr while checkpoints are loaded, where somebody watches and they are large."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    bar = Progress(TextColumn("loading"), BarColumn(), TimeRemainingColumn(), console=console, transient=True)
+    task = bar.add_task("loading", total=None)
+
+    def tell(done: int, total: int) -> None:
+        if 2 * total < LARGE:  # of 16 bits
+            return
+        bar.start()  # again and again does no harm
+        bar.update(task, completed=done, total=total)
+        if done == total:
+            bar.stop()
+
+    try:
+        with lockstep.loading(tell):
+            yield
+    finally:
+        bar.stop()
+
+
+@contextmanager
 def told() -> Iterator[None]:
     """Errors of the input as one line and exit status 2, never a traceback."""
     try:

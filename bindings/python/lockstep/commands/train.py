@@ -19,7 +19,7 @@ from rich.table import Table
 
 import lockstep
 
-from .shared import BadInput, told
+from .shared import BadInput, loading_bar, told
 
 METRICS = "metrics.jsonl"
 # Digits of the view, by metric.
@@ -217,15 +217,18 @@ def train(task_name: str, size: int, task_seed: int, perfectible: int, model: Pa
             if model is None:
                 raise BadInput("--perfectible asks for problems that the starting model can solve now and then; give"
                                " --model")
+            with loading_bar():
+                start_model = lockstep.Model(model)
             problems = lockstep.perfectible(
-                lockstep.Model(model), lockstep.Environment(task, seed=task_seed), count=perfectible, seed=task_seed,
+                start_model, lockstep.Environment(task, seed=task_seed), count=perfectible, seed=task_seed,
                 threads=threads)
-        run = lockstep.Run(
-            lockstep.Environment(task, seed=task_seed, problems=problems), algorithm=algorithm, trainer=trainer,
-            rollout=rollout, model=model, model_seed=model_seed, lora_rank=lora_rank,
-            lora_alpha=2 * lora_rank if lora_alpha is None else lora_alpha, prompts=prompts, samples=samples,
-            updates=updates, learning_rate=learning_rate, temperature=temperature, scaler=scaler, seed=seed,
-            threads=threads)
+        with loading_bar():
+            run = lockstep.Run(
+                lockstep.Environment(task, seed=task_seed, problems=problems), algorithm=algorithm, trainer=trainer,
+                rollout=rollout, model=model, model_seed=model_seed, lora_rank=lora_rank,
+                lora_alpha=2 * lora_rank if lora_alpha is None else lora_alpha, prompts=prompts, samples=samples,
+                updates=updates, learning_rate=learning_rate, temperature=temperature, scaler=scaler, seed=seed,
+                threads=threads)
         start = _begin(out, resume, run, allow_older)
         metrics = _drive(run, steps, start, out, save_every, quiet, lambda: run.save(out))
         if metrics:
@@ -261,9 +264,10 @@ def pretrain(task_name: str, size: int, error_rate: float, model: Path | None, m
     The model is DIR/model, a Hugging Face folder, the same bits every time. Exit status: 0 done, 2 bad input.
     """
     with told():
-        run = lockstep.SupervisedRun(
-            lockstep.Task(task_name, size=size), steps=steps, batch=batch, recipe=recipe, model=model,
-            model_seed=model_seed, seed=seed, error_rate=error_rate, learning_rate=learning_rate, threads=threads)
+        with loading_bar():
+            run = lockstep.SupervisedRun(
+                lockstep.Task(task_name, size=size), steps=steps, batch=batch, recipe=recipe, model=model,
+                model_seed=model_seed, seed=seed, error_rate=error_rate, learning_rate=learning_rate, threads=threads)
         start = _begin(out, resume, run, allow_older)
         metrics = _drive(run, steps, start, out, save_every, quiet, lambda: run.save(out))
         if not (out / "model").exists():
