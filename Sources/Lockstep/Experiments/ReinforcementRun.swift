@@ -332,6 +332,7 @@ public final class ReinforcementRun {
         metrics.k3 = mismatch.k3.value
         metrics.meanAbsLogRatio = mismatch.meanAbsLogRatio.value
         metrics.maxAbsLogRatio = mismatch.maxAbsLogRatio
+        metrics.maxAbsProbDiff = mismatch.maxAbsProbDiff
         metrics.ess = mismatch.ess
         metrics.sequenceESS = mismatch.sequenceESS
         metrics.sequenceLogRatioStd = mismatch.sequenceLogRatioStd

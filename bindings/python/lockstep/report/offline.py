@@ -15,8 +15,8 @@ from rich.text import Text
 import lockstep
 
 from ..offline import Engines, Pair, Settings
+from ..step_lines import finite
 from .diagnosis import Diagnosis
-from .machine import finite
 from .rows import NOTHING, Cell, Kind, cell, number, quotient
 
 SCHEMA = "lockstep-offline/1"
