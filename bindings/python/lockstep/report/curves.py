@@ -32,6 +32,7 @@ class Panel:
 class Figure:
     """Panels with one key."""
 
+    name: str
     heading: str
     caption: str
     keys: tuple[tuple[Markup, str], ...]
@@ -41,7 +42,7 @@ class Figure:
 def figure(name: str, heading: str, caption: str, labels: Sequence[str], panels: Sequence[Panel]) -> Figure:
     """A figure of the panels; `labels` are those of their lines, `name` tells its pictures from others'."""
     return Figure(
-        heading, caption, tuple((Markup(plots.key(index, name)), label) for index, label in enumerate(labels)),
+        name, heading, caption, tuple((Markup(plots.key(index, name)), label) for index, label in enumerate(labels)),
         tuple(Markup(draw(panel, f"{name}-{index}")) for index, panel in enumerate(panels)))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -18,7 +19,25 @@ from .blocks import Block, Line
 from .blocks import render as render_blocks
 from .rows import NOTHING, Kind, cell, quotient
 
+if TYPE_CHECKING:
+    from .curves import Figure  # matplotlib, for which nobody should wait who wants no page
+
 SCHEMA = "lockstep-sanity/1"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is asked of the runs."""
+
+    name: str
+    expectations: Sequence[str]
+    """What a reader may expect, before the result."""
+    not_reproduced: Sequence[str]
+    """What the paper found and a model of this size does not show."""
+    findings: Callable[[Sequence[Cell]], list[str]]
+    """What is found beyond what holds of every study."""
+    figures: Callable[[Sequence[Cell]], list[Figure]]
+
 
 #: What is in a cell of the table: name, kind, value.
 FIGURES: tuple[tuple[str, Kind, Callable[[Cell], Any]], ...] = (
@@ -39,7 +58,6 @@ FIGURES: tuple[tuple[str, Kind, Callable[[Cell], Any]], ...] = (
     ("updates skipped", "count", lambda each: each.total("skipped")),
 )
 
-#: What a reader may expect, before the result.
 EXPECTATIONS = (
     "Rounding to m mantissa bits is noise that goes with 2⁻ᵐ: BF16 (7 bits) over FP16 (10) is 8 in |d| and in gradients, and 64 "
     "in KL.",
@@ -48,7 +66,6 @@ EXPECTATIONS = (
     "FP16 needs a loss scale, which skips an update now and then.",
 )
 
-#: What the paper found and a model of this size does not show.
 NOT_REPRODUCED = (
     "A gap in reward between BF16 and FP16: none was ever significant at this scale, whatever the algorithm.",
     "Collapse of BF16 runs, and a mismatch that grows in training: the KL stayed where it began, or fell.",
@@ -75,13 +92,15 @@ def by_pair(cells: Sequence[Cell], algorithm: str) -> dict[str, Cell]:
     return {each.pair.name: each for each in cells if each.algorithm == algorithm}
 
 
-def findings(cells: Sequence[Cell]) -> list[str]:
+def formats(cells: Sequence[Cell]) -> list[str]:
+    """BF16 over FP16, by algorithm."""
+    rows = (by_pair(cells, algorithm) for algorithm in dict.fromkeys(each.algorithm for each in cells))
+    return [_formats(row["bf16"], row["fp16"]) for row in rows if "bf16" in row and "fp16" in row]
+
+
+def findings(study: Study, cells: Sequence[Cell]) -> list[str]:
     """What was found, in sentences: what happened, whatever was expected."""
-    lines = []
-    for algorithm in dict.fromkeys(each.algorithm for each in cells):
-        row = by_pair(cells, algorithm)
-        if "bf16" in row and "fp16" in row:
-            lines.append(_formats(row["bf16"], row["fp16"]))
+    lines = study.findings(cells)
     same = [each for each in cells if each.pair.must_be_zero]
     if wrong := [f"{each.pair.name} ({each.title})" for each in same if each.differs]:
         lines.append(f"NOT ZERO: engines of one recipe differ, in {', '.join(wrong)}. That is an error in Lockstep: "
@@ -136,23 +155,23 @@ def setting_lines(cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def render(cells: Sequence[Cell]) -> Group:
+def render(study: Study, cells: Sequence[Cell]) -> Group:
     """Tables and prose, for `rich.console.Console.print`."""
     columns, blocks = tables(cells)
     parts: list[RenderableType] = [
         render_blocks("mean over seeds ± standard error", columns, blocks), Text()]
-    for title, lines in prose(cells):
+    for title, lines in prose(study, cells):
         parts += [Text(title, "bold"), *(Text(f"· {line}") for line in lines), Text()]
     return Group(*parts)
 
 
-def prose(cells: Sequence[Cell]) -> list[tuple[str, Sequence[str]]]:
+def prose(study: Study, cells: Sequence[Cell]) -> list[tuple[str, Sequence[str]]]:
     """What is printed with the table, by headings."""
-    return [("What was run", setting_lines(cells)), ("What was found", findings(cells)),
-            ("What was expected", EXPECTATIONS), ("What does not reproduce at this scale", NOT_REPRODUCED)]
+    return [("What was run", setting_lines(cells)), ("What was found", findings(study, cells)),
+            ("What was expected", study.expectations), ("What does not reproduce at this scale", study.not_reproduced)]
 
 
-def document(cells: Sequence[Cell]) -> dict[str, Any]:
+def document(study: Study, cells: Sequence[Cell]) -> dict[str, Any]:
     """Plain dicts, lists, numbers and strings. NaN and infinities are None, as JSON has neither."""
     def plain(value: Any) -> Any:
         return value._asdict() if isinstance(value, lockstep.Estimate) else value
@@ -161,7 +180,7 @@ def document(cells: Sequence[Cell]) -> dict[str, Any]:
         "schema": SCHEMA, "lockstep_version": lockstep.__version__,
         "config": {key: value for key, value in cells[0].outcomes[0].job.config.items()
                    if key not in ("pair", "algorithm", "seed")},
-        "findings": findings(cells),
+        "study": study.name, "findings": findings(study, cells),
         "cells": [{
             "pair": each.pair.name, "trainer": each.pair.trainer, "rollout": each.pair.rollout,
             "algorithm": each.algorithm, "seeds": [outcome.job.seed for outcome in each.outcomes],
@@ -170,17 +189,17 @@ def document(cells: Sequence[Cell]) -> dict[str, Any]:
     })
 
 
-def page(cells: Sequence[Cell]) -> str:
+def page(study: Study, cells: Sequence[Cell]) -> str:
     """The report as one HTML document. The same runs give the same bytes."""
     from .page import template
 
     columns, blocks = tables(cells)
     return template("sanity.html").render(
-        prose=prose(cells), columns=columns, blocks=blocks, figures=figures(cells),
+        prose=prose(study, cells), columns=columns, blocks=blocks, figures=study.figures(cells),
         failed=any(each.pair.must_be_zero and each.differs for each in cells))
 
 
-def figures(cells: Sequence[Cell]) -> list[Any]:
+def figures(cells: Sequence[Cell]) -> list[Figure]:
     """The paper's figures: rewards, mismatch, ablation of formats, and gradients."""
     from .curves import Panel, figure
 
@@ -228,3 +247,6 @@ def figures(cells: Sequence[Cell]) -> list[Any]:
                "and in fp32: rounding alone.", plain or names,
                panels(plain or names, "relative error", lambda each: each.probe_band("pass_error"), algorithms, log=True))]
     return out
+
+
+PRECISION = Study("precision", EXPECTATIONS, NOT_REPRODUCED, formats, figures)

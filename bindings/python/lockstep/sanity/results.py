@@ -32,6 +32,20 @@ class Outcome:
     failed: str | None
     """How it diverged, if it did."""
 
+    def at_end(self, name: str) -> float:
+        """The mean of a metric over the last fifth of the steps."""
+        return _mean(self.steps.get(name, np.empty(0))[-window(self.job.settings):])
+
+    def over_run(self, name: str) -> float:
+        """The mean of a metric over all steps."""
+        return _mean(self.steps.get(name, np.empty(0)))
+
+    def probed(self, name: str) -> float:
+        """The median of a probe's figure."""
+        known = self.probes.get(name, np.empty(0))
+        known = known[np.isfinite(known)]
+        return float(np.median(known)) if len(known) else math.nan
+
 
 def read(job: Job, out: Path) -> Outcome:
     """What is in a run's file."""
@@ -80,14 +94,18 @@ class Cell:
         error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
         return Estimate(float(np.mean(values)), error)
 
+    def spread(self, figure: Callable[[Outcome], float]) -> tuple[float, float, float]:
+        """Mean, least and most over the seeds' values."""
+        values = [value for value in map(figure, self.outcomes) if not math.isnan(value)] or [math.nan]
+        return float(np.mean(values)), min(values), max(values)
+
     def at_end(self, name: str) -> Estimate:
         """The mean of a metric over the last fifth of the steps."""
-        last = window(self.settings)
-        return self.over_seeds(lambda outcome: _mean(outcome.steps.get(name, np.empty(0))[-last:]))
+        return self.over_seeds(lambda outcome: outcome.at_end(name))
 
     def over_run(self, name: str) -> Estimate:
         """The mean of a metric over all steps."""
-        return self.over_seeds(lambda outcome: _mean(outcome.steps.get(name, np.empty(0))))
+        return self.over_seeds(lambda outcome: outcome.over_run(name))
 
     def largest(self, name: str) -> Estimate:
         """The largest value of a metric in a run."""
@@ -95,8 +113,7 @@ class Cell:
 
     def probed(self, name: str) -> Estimate:
         """The median of a probe's figure over a run."""
-        return self.over_seeds(lambda outcome: float(np.nanmedian(outcome.probes[name]))
-                               if np.isfinite(outcome.probes.get(name, math.nan)).any() else math.nan)
+        return self.over_seeds(lambda outcome: outcome.probed(name))
 
     def best(self) -> Estimate:
         """The best mean reward of consecutive steps."""
