@@ -132,7 +132,7 @@ public final class ReinforcementRun {
         return (0..<options.prompts).map { slot in
             if left.isEmpty { left = all }
             let word = philox.block(UInt64(slot), high: 1 << 63 | UInt64(step))[0]
-            return left.remove(at: Int(UInt64(word) * UInt64(left.count) >> 32))
+            return left.remove(at: Int((UInt64(word) * UInt64(left.count)) >> 32))
         }
     }
 
