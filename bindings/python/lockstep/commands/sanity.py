@@ -121,7 +121,7 @@ def sanity(study: str, quick: bool, pairs: tuple[str, ...] | None, algorithms: t
         from ..report.sheet import sheet
 
         start = model or experiment.starting_model()
-        if not (start / "config.json").exists():
+        if model is None and not (start / "config.json").exists():
             raise BadInput("the built-in starting model is not installed; give --model")
         out.mkdir(parents=True, exist_ok=True)
         page.check_path(out / "report.html")

@@ -62,7 +62,7 @@ EXPECTATIONS = (
     "Rounding to m mantissa bits is noise that goes with 2⁻ᵐ: BF16 (7 bits) over FP16 (10) is 8 in |d| and in gradients, and 64 "
     "in KL.",
     "Engines of one recipe are one policy: their log-probs differ in no bit, in any format.",
-    f"Every algorithm learns the task in every format: {LEARNED} after some 300 to 500 steps of the full experiment.",
+    f"GRPO learns the task in every format: a mean reward of {LEARNED} within the 500 steps of the full experiment.",
     "FP16 needs a loss scale, which skips an update now and then.",
 )
 

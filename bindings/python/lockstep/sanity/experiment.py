@@ -148,8 +148,9 @@ def jobs(pairs: Sequence[Pair], algorithms: Sequence[str], seeds: int, settings:
     numbers = lockstep.perfectible(
         lockstep.Model(model), settings.environment(), count=settings.problems, seed=settings.task_seed,
         threads=threads)
+    weights = digest(model)
     mixed = algorithms if mixed_algorithms is None else [name for name in algorithms if name in mixed_algorithms]
     return [
-        Job(pair, algorithm, seed, settings, model, digest(model), tuple(numbers))
+        Job(pair, algorithm, seed, settings, model, weights, tuple(numbers))
         for seed in range(seeds) for algorithm in algorithms for pair in pairs
         if not pair.is_mixed or algorithm in mixed]

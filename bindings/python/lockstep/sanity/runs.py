@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -142,6 +143,8 @@ def carry_out_all(jobs: Sequence[Job], out: Path, *, processes: int,
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    with suppress(OSError):
+        (out / "checkpoints").rmdir()
 
 
 def _lines(path: Path) -> int:
