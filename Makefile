@@ -23,7 +23,7 @@ say = @echo '== $(1)'
 
 .DEFAULT_GOAL := help
 .PHONY: help build library test test-swift test-c test-aarch64 test-install test-python test-examples abi \
-	lint demo check-real pretrain check-pretrain bench install uninstall clean
+	lint demo check-long check-real pretrain check-pretrain bench install uninstall clean
 
 ## help: this list
 help:
@@ -89,10 +89,11 @@ lint: | swift-present
 	$(SWIFT) format lint --strict -r Package.swift Sources Tests examples/swift
 	@echo '1 passed, 0 failed'
 
-## demo: the training-inference mismatch of a real model, BF16 against FP16
+## demo: the training-inference mismatch of a real model, BF16 against FP16; and the paper's experiment, quick; minutes
 demo: $(BIN)/lockstep
 	$(BIN)/lockstep diagnose examples/data/smollm2-135m.bf16.jsonl.gz examples/data/smollm2-135m.fp16.jsonl.gz \
 	    --html build/demo.html
+	$(BIN)/lockstep sanity --quick --out build/sanity
 
 ## pretrain: trains examples/data/chain-sft, the model that the built-in experiment starts from, anew; minutes
 pretrain: $(BIN)/lockstep
@@ -104,6 +105,11 @@ pretrain: $(BIN)/lockstep
 ## check-pretrain: examples/data/chain-sft is what pretrain makes, bit for bit; minutes
 check-pretrain: pretrain
 	git diff --exit-code --stat -- examples/data/chain-sft
+
+## check-long: BF16, FP16 and FP32 learn the built-in task, 500 steps each; writes benchmarks/results/sanity.json; minutes
+check-long: $(BIN)/lockstep
+	$(BIN)/lockstep sanity --pairs bf16,fp16,fp32 --algorithms grpo --seeds 1 --out build/sanity-long
+	$(BIN)/python Tests/long/check_sanity.py build/sanity-long benchmarks/results/sanity.json
 
 ## check-real: a real model (SmolLM2-135M, from PyPI): rollouts have the bits of scoring, other engines do not; minutes
 check-real: $(BIN)/lockstep $(REAL)/hf/config.json

@@ -2707,11 +2707,12 @@ typedef struct {
     double monitor_score;          /* of the early warning: section 5 */
     int32_t monitor;               /* LOCKSTEP_MONITOR_... */
     int32_t monitor_statistic;
+    double max_abs_prob_diff;      /* |pi - mu| */
 } lockstep_run_metrics;
 
 #define LOCKSTEP_RUN_METRICS_INIT                                                                            \
     { sizeof(lockstep_run_metrics), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, \
-      0, 0, 0 }
+      0, 0, 0, 0 }
 
 /* A run. One call at a time. Free with lockstep_run_destroy. */
 typedef struct lockstep_run lockstep_run;

@@ -241,6 +241,7 @@ extension lockstep_run_metrics {
             sequence_log_ratio_std: core.sequenceLogRatioStd, entropy: core.entropy, loss: core.loss,
             clip_share: core.clipShare, share_masked: core.shareMasked, gradient_norm: core.gradientNorm,
             learning_rate: core.learningRate, loss_scale: core.lossScale, monitor_score: core.monitorScore,
-            monitor: core.monitor.rawValue, monitor_statistic: core.monitorStatistic.rawValue)
+            monitor: core.monitor.rawValue, monitor_statistic: core.monitorStatistic.rawValue,
+            max_abs_prob_diff: core.maxAbsProbDiff)
     }
 }

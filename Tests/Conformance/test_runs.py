@@ -254,6 +254,22 @@ def test_callbacks_are_a_task(tmp_path):
         assert same(one.step(), other.step())
 
 
+def test_problems_are_drawn_from_the_whole_set():
+    """Different ones in a step, and over the steps about as often each."""
+    asked: list[int] = []
+    run = make(functions(prompts=lambda problem: asked.append(problem) or [problem % 7, 1, 2],
+                         problems=range(100, 112)))
+    seen: list[int] = []
+    for _ in range(30):
+        run.step()
+        drawn = set(asked)
+        assert len(drawn) == 4 and drawn <= set(range(100, 112))
+        seen += drawn
+        asked.clear()
+    counts = [seen.count(problem) for problem in range(100, 112)]
+    assert sum(counts) == 120 and min(counts) >= 3 and max(counts) <= 20, counts  # 10 each, 2.6 standard deviation
+
+
 def test_a_reward_that_raises(tmp_path):
     """The step, problem and sample are named, what was raised is the cause, and the step can be taken again."""
     bad = [True]

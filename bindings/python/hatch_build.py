@@ -1,4 +1,4 @@
-"""Builds the shared library and puts it into the wheel."""
+"""Builds the shared library and puts it into the wheel, with the built-in starting model."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import sysconfig
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 LIBRARY = "liblockstep.so.1"
+# What `lockstep sanity` starts from.
+STARTING_MODEL = "chain-sft"
 
 
 class CustomBuildHook(BuildHookInterface):
     """Runs bindings/c/build-library.sh before a wheel is packed.
 
     A standard wheel carries the library inside the package. An editable one leaves it in build/,
-    where the package looks for it, so that rebuilding the library is enough.
+    where the package looks for it, so that rebuilding the library is enough. So for the model in examples/.
     """
 
     def initialize(self, version: str, build_data: dict) -> None:
@@ -24,6 +26,8 @@ class CustomBuildHook(BuildHookInterface):
         subprocess.run(["sh", script, folder], check=True)  # says so itself where Swift is missing
         if version != "editable":
             build_data["force_include"][os.path.join(folder, LIBRARY)] = f"lockstep/{LIBRARY}"
+            model = os.path.join(self.root, "examples", "data", STARTING_MODEL)
+            build_data["force_include"][model] = f"lockstep/sanity/{STARTING_MODEL}"
         # Any Python 3 on this platform: ctypes needs no Python ABI.
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["pure_python"] = False

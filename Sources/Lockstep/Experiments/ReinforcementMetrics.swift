@@ -24,6 +24,8 @@ public struct ReinforcementMetrics: Equatable, Sendable {
     public var meanAbsLogRatio = Double.nan
     /// The largest.
     public var maxAbsLogRatio = Double.nan
+    /// The largest |pi - mu|.
+    public var maxAbsProbDiff = Double.nan
     /// Effective sample size of the tokens' ratios, as a share.
     public var ess = Double.nan
     /// The same of the sequences' ratios.
@@ -68,7 +70,8 @@ public struct ReinforcementMetrics: Equatable, Sendable {
             ("step", Double(step)), ("responses", Double(responses)), ("tokens", Double(tokens)),
             ("reward_mean", rewardMean), ("share_right", shareRight), ("equal_groups", Double(equalGroups)),
             ("response_length", responseLength), ("share_truncated", shareTruncated), ("k3", k3),
-            ("mean_abs_log_ratio", meanAbsLogRatio), ("max_abs_log_ratio", maxAbsLogRatio), ("ess", ess),
+            ("mean_abs_log_ratio", meanAbsLogRatio), ("max_abs_log_ratio", maxAbsLogRatio),
+            ("max_abs_prob_diff", maxAbsProbDiff), ("ess", ess),
             ("sequence_ess", sequenceESS), ("sequence_log_ratio_std", sequenceLogRatioStd),
             ("entropy", entropy), ("loss", loss), ("clip_share", clipShare), ("share_masked", shareMasked),
             ("gradient_norm", gradientNorm), ("learning_rate", learningRate), ("updates", Double(updates)),

@@ -132,7 +132,7 @@ public final class ReinforcementRun {
         return (0..<options.prompts).map { slot in
             if left.isEmpty { left = all }
             let word = philox.block(UInt64(slot), high: 1 << 63 | UInt64(step))[0]
-            return left.remove(at: Int(UInt64(word) * UInt64(left.count) >> 32))
+            return left.remove(at: Int((UInt64(word) * UInt64(left.count)) >> 32))
         }
     }
 
@@ -332,6 +332,7 @@ public final class ReinforcementRun {
         metrics.k3 = mismatch.k3.value
         metrics.meanAbsLogRatio = mismatch.meanAbsLogRatio.value
         metrics.maxAbsLogRatio = mismatch.maxAbsLogRatio
+        metrics.maxAbsProbDiff = mismatch.maxAbsProbDiff
         metrics.ess = mismatch.ess
         metrics.sequenceESS = mismatch.sequenceESS
         metrics.sequenceLogRatioStd = mismatch.sequenceLogRatioStd

@@ -880,7 +880,7 @@ class RunMetrics(Structure):
         ("sequence_ess", c_double), ("sequence_log_ratio_std", c_double), ("entropy", c_double),
         ("loss", c_double), ("clip_share", c_double), ("share_masked", c_double), ("gradient_norm", c_double),
         ("learning_rate", c_double), ("loss_scale", c_double), ("monitor_score", c_double),
-        ("monitor", c_int32), ("monitor_statistic", c_int32),
+        ("monitor", c_int32), ("monitor_statistic", c_int32), ("max_abs_prob_diff", c_double),
     ]
 
 

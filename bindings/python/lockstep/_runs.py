@@ -58,6 +58,8 @@ class StepMetrics:
     k3: float
     mean_abs_log_ratio: float
     max_abs_log_ratio: float
+    #: |pi - mu|.
+    max_abs_prob_diff: float
     ess: float
     sequence_ess: float
     sequence_log_ratio_std: float

@@ -21,6 +21,7 @@ from .diagnose import diagnose
 from .locate import locate
 from .offline import offline
 from .presets import presets
+from .sanity import sanity
 from .scaler import scaler
 from .train import pretrain, train
 from .watch import watch
@@ -37,5 +38,6 @@ def commands() -> None:
             stream.reconfigure(errors="replace")
 
 
-for command in (diagnose, certify, advise, watch, convert, presets, audit, offline, locate, scaler, train, pretrain):
+for command in (diagnose, certify, advise, watch, convert, presets, audit, offline, locate, scaler, train, pretrain,
+                sanity):
     commands.add_command(command)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -19,6 +16,7 @@ from rich.table import Table
 
 import lockstep
 
+from ..step_lines import StepLines
 from .shared import BadInput, loading_bar, told
 
 METRICS = "metrics.jsonl"
@@ -42,33 +40,6 @@ class RecipeName(click.ParamType):
         except lockstep.InvalidArgumentError as error:
             self.fail(str(error), param, context)
         return value
-
-
-class Metrics:
-    """The steps of a run as lines of JSON: written one by one, and cut back to a checkpoint when a run goes on."""
-
-    def __init__(self, path: Path, last_step: int) -> None:
-        kept = []
-        if path.exists() and last_step:
-            kept = [line for line in path.read_text().splitlines(keepends=True) if _step(line) <= last_step]
-        unfinished = path.with_suffix(".new")
-        unfinished.write_text("".join(kept))
-        os.replace(unfinished, path)
-        self._file = path.open("a", encoding="utf-8")
-
-    def add(self, metrics: dict[str, Any]) -> None:
-        plain = {name: None if isinstance(value, float) and not math.isfinite(value) else value
-                 for name, value in metrics.items()}
-        self._file.write(json.dumps(plain) + "\n")
-        self._file.flush()
-
-
-def _step(line: str) -> float:
-    """The step of a line; infinite where the line was cut off."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return math.inf
 
 
 def _view(progress: Progress, metrics: dict[str, Any], means: dict[str, deque], seconds: float) -> Table:
@@ -95,7 +66,7 @@ def _view(progress: Progress, metrics: dict[str, Any], means: dict[str, deque], 
 def _drive(run: Any, steps: int, start: int, out: Path, save_every: int, quiet: bool,
            save: Callable[[], None]) -> dict[str, Any]:
     """Takes the steps that are left; the last metrics."""
-    metrics_file = Metrics(out / METRICS, start)
+    metrics_file = StepLines(out / METRICS, start)
     console = Console(stderr=True)
     progress = Progress(
         TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), console=console)

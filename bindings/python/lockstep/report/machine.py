@@ -9,6 +9,7 @@ from typing import Any
 
 import lockstep
 
+from ..step_lines import finite
 from .diagnosis import Diagnosis
 from .verdict import LENGTHS, Verdict, compare
 
@@ -64,12 +65,3 @@ def _comparison(first: Diagnosis, second: Diagnosis) -> dict[str, Any]:
         "k3_ratio": ratio("k3"),
         "text": compare(first, second),
     }
-
-
-def finite(value: Any) -> Any:
-    """Plain values, with None for what is not finite."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

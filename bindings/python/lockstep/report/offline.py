@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from markupsafe import Markup
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 import lockstep
 
 from ..offline import Engines, Pair, Settings
+from ..step_lines import finite
+from .blocks import Block, Line
+from .blocks import render as render_blocks
 from .diagnosis import Diagnosis
-from .machine import finite
 from .rows import NOTHING, Cell, Kind, cell, number, quotient
 
 SCHEMA = "lockstep-offline/1"
@@ -24,22 +24,6 @@ SCHEMA = "lockstep-offline/1"
 ROWS: tuple[tuple[str, str, Kind], ...] = (
     ("mean_abs_log_ratio", "mean |d|", "number"), ("k3", "KL, k3", "number"), ("exact_kl", "KL, exact", "number"),
     ("sequence_ess", "ESS, sequences", "plain"), ("share_differing", "bits differ", "share"))
-
-
-@dataclass(frozen=True)
-class Line:
-    """A statistic of one rollout recipe beside every trainer recipe."""
-
-    name: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class Block:
-    """The lines of one rollout recipe."""
-
-    rollout: str
-    lines: tuple[Line, ...]
 
 
 @dataclass(frozen=True)
@@ -110,15 +94,8 @@ def render(pairs: Sequence[Pair]) -> Group:
     """Tables and findings, for `rich.console.Console.print`."""
     parts: list[RenderableType] = []
     for ablation in ablations(pairs):
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), title_justify="left",
-                      title=f"{ablation.engines.name} engines, rollout (rows) → trainer (columns)", title_style="bold")
-        table.add_column("", no_wrap=True)
-        for name in ablation.trainers:
-            table.add_column(name, justify="right", no_wrap=True)
-        for block in ablation.blocks:
-            table.add_row(Text(block.rollout, "bold"))
-            for line in block.lines:
-                table.add_row("  " + line.name, *map(str, line.cells))
+        table = render_blocks(f"{ablation.engines.name} engines, rollout (rows) → trainer (columns)",
+                              ablation.trainers, ablation.blocks)
         parts += [table, Text()]
     return Group(*parts, *map(Text, findings(pairs)))
 

@@ -9,7 +9,7 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 import lockstep
@@ -43,14 +43,15 @@ def check_path(path: Path) -> None:
 
 def template(name: str) -> Template:
     """A page of this folder, everything in it escaped."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True)
-    environment.filters.update(number=number, percent=percent, sure=sure)
     folder = files(__package__)
+    environment = Environment(
+        loader=FunctionLoader(lambda part: folder.joinpath(part).read_text(encoding="utf-8")), autoescape=True,
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(number=number, percent=percent, sure=sure)
     environment.globals.update(
         generator=Markup(GENERATOR), version=lockstep.__version__,
         style=Markup(folder.joinpath("style.css").read_text(encoding="utf-8")))
-    return environment.from_string(folder.joinpath(name).read_text(encoding="utf-8"))
+    return environment.get_template(name)
 
 
 def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options: Sequence[str] = ()) -> str:
