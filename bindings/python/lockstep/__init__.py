@@ -49,7 +49,9 @@ from ._optimizer import (
     loss_scaler_names, replay_loss_scaler,
 )
 from ._presets import Preset, preset, presets
-from ._runs import Environment, Run, StepMetrics, SupervisedMetrics, SupervisedRun, perfectible
+from ._runs import (
+    Environment, RolloutRequest, Run, StepMetrics, SupervisedMetrics, SupervisedRun, draw_rollouts, perfectible,
+)
 from ._tasks import Task, task_names
 from ._trainer import Backward, Parameter, Trainer
 from .advice import Advice, advise
@@ -63,7 +65,7 @@ __all__ = [
     "LogRecords", "LogSummary", "LogWriter", "LossScaler", "Mismatch", "MismatchAccumulator", "Model", "Monitor",
     "NonFiniteError", "ORDERS", "Objective", "ObjectiveCounts", "ObjectiveLoss", "ObjectiveReport",
     "OutOfMemoryError", "Parameter", "Preset", "Reading", "Recipe", "Rejection", "RejectionCount", "Replay",
-    "Rollout", "RolloutEngine", "Run", "ScalerReport", "Scores", "StepMetrics", "SupervisedMetrics",
+    "Rollout", "RolloutEngine", "RolloutRequest", "Run", "ScalerReport", "Scores", "StepMetrics", "SupervisedMetrics",
     "SupervisedRun", "Task", "Trainer", "UnsupportedError", "WeightStatistics", "adamw_step",
     "adapted_kl_coefficient", "advantages", "advise", "audit_headroom", "certify", "convert", "correct",
     "covariance_select", "dump", "exact_mismatch", "gradient_norm", "has_instruction_set", "kl_penalty",
