@@ -1948,6 +1948,11 @@ typedef void (*lockstep_loading_observer)(void *context, int64_t done, int64_t t
  * must not call this function. */
 void lockstep_observe_loading(lockstep_loading_observer observer, void *context);
 
+/* The same of bytes in memory, such as lockstep_run_policy writes: a safetensors file whose metadata has config.json under
+ * "config". They are not needed afterwards. */
+lockstep_status lockstep_model_load_bytes(lockstep_model **model, const void *bytes, size_t size,
+                                          const lockstep_recipe *recipe);
+
 lockstep_status lockstep_model_get_info(lockstep_model_info *info, const lockstep_model *model);
 
 /* Frees a model. NULL is a no-op. */
@@ -2723,6 +2728,41 @@ lockstep_status lockstep_run_create(lockstep_run **run, const lockstep_run_optio
 /* Takes a step. What callbacks refuse leaves the run as it was, and the step can be taken again; a policy that diverged
  * (LOCKSTEP_ERROR_NON_FINITE, naming what first) ends it: every further step says so. */
 lockstep_status lockstep_run_step(lockstep_run_metrics *metrics, lockstep_run *run);
+
+/* Responses that the next step needs, to one prompt: so many sequences, with ids from first_id on, drawn at the temperature
+ * with the seed. An engine (section 10) of the run's policy and of its rollout recipe gives the bits that the step would
+ * draw, on any machine. Growable: set struct_size before the call; only that many bytes are written. */
+typedef struct {
+    uint32_t struct_size;
+    int32_t max_tokens;      /* of a response */
+    int64_t step;            /* from 1 */
+    int64_t problem;
+    uint64_t first_id;
+    int64_t samples;
+    const int32_t *prompt;   /* [prompt_count] as stop_ids, the run's, valid until the next call with it */
+    size_t prompt_count;
+    const int32_t *stop_ids; /* [stop_id_count] */
+    size_t stop_id_count;
+    double temperature;
+    uint64_t seed;
+} lockstep_rollout_request;
+
+#define LOCKSTEP_ROLLOUT_REQUEST_INIT { sizeof(lockstep_rollout_request), 0, 0, 0, 0, 0, NULL, 0, NULL, 0, 0.0, 0 }
+
+/* Reads request `index` of the next step, and the number of them; each may be NULL. They stay the same until that step was
+ * taken, and may call back for prompts. */
+lockstep_status lockstep_run_request(lockstep_rollout_request *request, size_t *count, lockstep_run *run,
+                                     size_t index);
+
+/* Gives responses to requests of step `step`, drawn elsewhere, as lockstep_engine_take has them (kept_mass is not read);
+ * the step draws the prompts of which not all were given. Those of another step, whose policy was another, are refused, as
+ * are those that differ from what was given before for an id; nothing is taken then. */
+lockstep_status lockstep_run_give(lockstep_run *run, int64_t step, const lockstep_rollout *rollouts, size_t count);
+
+/* Writes the policy as it is, for lockstep_model_load_bytes: a safetensors file, whose metadata has config.json under
+ * "config", of weights in fp16 or bf16 if the rollout recipe's parameters are that, else in fp32. `size` holds the room in
+ * `bytes`, and gets their number; with `bytes` NULL only that. */
+lockstep_status lockstep_run_policy(void *bytes, size_t *size, lockstep_run *run);
 
 /* The mean reward of `samples` responses to each of `count` problems, by the policy as it is.
  *

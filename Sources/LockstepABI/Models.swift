@@ -147,6 +147,20 @@ public func lockstep_observe_loading(
     LoadingProgress.observer = { observer(context, Int64($0), Int64($1)) }
 }
 
+@_cdecl("lockstep_model_load_bytes") @implementation
+public func lockstep_model_load_bytes(
+    _ model: UnsafeMutablePointer<OpaquePointer?>!, _ bytes: UnsafeRawPointer!, _ size: Int,
+    _ recipe: UnsafePointer<lockstep_recipe>!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        guard let model else { throw invalid("model is NULL; give the address of a lockstep_model pointer") }
+        guard let bytes else { throw invalid("bytes is NULL; give what lockstep_run_policy wrote") }
+        guard size >= 0 else { throw invalid("size is \(UInt(bitPattern: size)); give the number of bytes") }
+        model.pointee = handOver(
+            try Model(bytes: UnsafeRawBufferPointer(start: bytes, count: size), recipe: coreRecipe(recipe)))
+    }
+}
+
 @_cdecl("lockstep_model_get_info") @implementation
 public func lockstep_model_get_info(
     _ info: UnsafeMutablePointer<lockstep_model_info>!, _ model: OpaquePointer!

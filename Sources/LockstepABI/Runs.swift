@@ -15,6 +15,63 @@ extension lockstep_run_metrics: GrowableOptions {
     static var firstSize: Int { MemoryLayout<lockstep_run_metrics>.size }
 }
 
+extension lockstep_rollout_request: GrowableOptions {
+    static var firstSize: Int { MemoryLayout<lockstep_rollout_request>.size }
+}
+
+/// What a lockstep_run or a lockstep_supervised points to.
+final class RunBox<Run: TrainingRun> {
+    let run: Run
+    /// Ids that are lent until the next call.
+    private var lent: [UnsafeMutableBufferPointer<Int32>] = []
+
+    init(_ run: Run) { self.run = run }
+
+    deinit { takeBack() }
+
+    /// Ids as the caller sees them.
+    func lend(_ ids: [Int32]) -> UnsafePointer<Int32>? {
+        let copy = UnsafeMutableBufferPointer<Int32>.allocate(capacity: ids.count)
+        _ = copy.initialize(from: ids)
+        lent.append(copy)
+        return UnsafePointer(copy.baseAddress)
+    }
+
+    func takeBack() {
+        for ids in lent { ids.deallocate() }
+        lent = []
+    }
+
+    /// A handle of a run.
+    static func handOver(_ run: Run) -> OpaquePointer {
+        OpaquePointer(Unmanaged.passRetained(RunBox(run)).toOpaque())
+    }
+
+    static func of(_ pointer: OpaquePointer?, _ maker: StaticString) throws(LockstepError) -> RunBox {
+        guard let pointer else { throw invalid("run is NULL; make one with \(maker)") }
+        return Unmanaged<RunBox>.fromOpaque(UnsafeRawPointer(pointer)).takeUnretainedValue()
+    }
+
+    static func destroy(_ pointer: OpaquePointer?) {
+        guard let pointer else { return }
+        Unmanaged<RunBox>.fromOpaque(UnsafeRawPointer(pointer)).release()
+    }
+}
+
+/// Saves either kind of run.
+func save(_ run: TrainingRun, _ folder: UnsafePointer<CChar>?, _ kept: Int64) throws(LockstepError) {
+    try run.save(to: text(folder, "folder"), keeping: Int(kept))
+}
+
+/// Resumes either kind of run.
+func resume(
+    _ run: TrainingRun, _ step: UnsafeMutablePointer<Int64>?, _ folder: UnsafePointer<CChar>?,
+    _ allowOlder: Int32
+) throws(LockstepError) {
+    _ = try run.resume(from: text(folder, "folder"), ResumeOptions(allowsOlder: allowOlder != 0))
+    step?.pointee = Int64(run.stepsTaken)
+}
+
 @_cdecl("lockstep_run_create") @implementation
 public func lockstep_run_create(
     _ run: UnsafeMutablePointer<OpaquePointer?>!, _ options: UnsafePointer<lockstep_run_options>!,
@@ -24,7 +81,7 @@ public func lockstep_run_create(
         guard let run else { throw invalid("run is NULL; give the address of a lockstep_run pointer") }
         let core = try ReinforcementRun(
             ReinforcementOptions(options), environment: Environment(environment))
-        run.pointee = OpaquePointer(Unmanaged.passRetained(core).toOpaque())
+        run.pointee = RunBox.handOver(core)
     }
 }
 
@@ -35,6 +92,69 @@ public func lockstep_run_step(
     guarded { () throws(LockstepError) in
         try checkGrowable(metrics, "metrics")
         try write(lockstep_run_metrics(coreRun(run).step()), to: metrics, "metrics")
+    }
+}
+
+@_cdecl("lockstep_run_request") @implementation
+public func lockstep_run_request(
+    _ request: UnsafeMutablePointer<lockstep_rollout_request>!, _ count: UnsafeMutablePointer<Int>!,
+    _ run: OpaquePointer!, _ index: Int
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        if request != nil { try checkGrowable(request, "request") }
+        let box = try runBox(run)
+        let all = try box.run.requests()
+        if request != nil {
+            guard all.indices.contains(index) else {
+                throw invalid("index is \(UInt(bitPattern: index)); the step has \(all.count) requests")
+            }
+            box.takeBack()
+            let (found, settings) = (all[index], box.run.samplingSettings)
+            let stops = settings.stopIDs.sorted()
+            try write(
+                lockstep_rollout_request(
+                    struct_size: 0, max_tokens: Int32(settings.maxTokens), step: Int64(found.step),
+                    problem: Int64(found.problem), first_id: found.ids.lowerBound,
+                    samples: Int64(found.ids.count),
+                    prompt: box.lend(found.prompt), prompt_count: found.prompt.count,
+                    stop_ids: box.lend(stops), stop_id_count: stops.count,
+                    temperature: settings.temperature, seed: settings.seed),
+                to: request, "request")
+        }
+        count?.pointee = all.count
+    }
+}
+
+@_cdecl("lockstep_run_give") @implementation
+public func lockstep_run_give(
+    _ run: OpaquePointer!, _ step: Int64, _ rollouts: UnsafePointer<lockstep_rollout>!, _ count: Int
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        let core = try coreRun(run)
+        guard (0...1 << 20).contains(count) else {
+            throw invalid("count is \(UInt(bitPattern: count)); give 1,048,576 at most")
+        }
+        try checkArray(rollouts, "rollouts", count: count)
+        var all: [Rollout] = []
+        for index in 0..<count { all.append(try Rollout(rollouts[index], "rollouts[\(index)]")) }
+        try core.give(all, step: Int(step))
+    }
+}
+
+@_cdecl("lockstep_run_policy") @implementation
+public func lockstep_run_policy(
+    _ bytes: UnsafeMutableRawPointer!, _ size: UnsafeMutablePointer<Int>!, _ run: OpaquePointer!
+) -> lockstep_status {
+    guarded { () throws(LockstepError) in
+        try checkArray(size, "size", count: 1)
+        let policy = try coreRun(run).policy()
+        if let bytes {
+            guard size.pointee >= policy.count else {
+                throw invalid("size is \(size.pointee) but there are \(policy.count); ask with bytes NULL")
+            }
+            try policy.write(to: bytes)
+        }
+        size.pointee = policy.count
     }
 }
 
@@ -58,7 +178,7 @@ public func lockstep_run_save(
     _ run: OpaquePointer!, _ folder: UnsafePointer<CChar>!, _ kept: Int64
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
-        try coreRun(run).save(to: text(folder, "folder"), keeping: Int(kept))
+        try save(coreRun(run), folder, kept)
     }
 }
 
@@ -68,16 +188,13 @@ public func lockstep_run_resume(
     _ allow_older: Int32
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
-        let core = try coreRun(run)
-        _ = try core.resume(from: text(folder, "folder"), ResumeOptions(allowsOlder: allow_older != 0))
-        step?.pointee = Int64(core.stepsTaken)
+        try resume(coreRun(run), step, folder, allow_older)
     }
 }
 
 @_cdecl("lockstep_run_destroy") @implementation
 public func lockstep_run_destroy(_ run: OpaquePointer!) {
-    guard let run else { return }
-    Unmanaged<ReinforcementRun>.fromOpaque(UnsafeRawPointer(run)).release()
+    RunBox<ReinforcementRun>.destroy(run)
 }
 
 @_cdecl("lockstep_find_perfectible") @implementation
@@ -98,8 +215,11 @@ public func lockstep_find_perfectible(
 }
 
 private func coreRun(_ run: OpaquePointer?) throws(LockstepError) -> ReinforcementRun {
-    guard let run else { throw invalid("run is NULL; make one with lockstep_run_create") }
-    return Unmanaged<ReinforcementRun>.fromOpaque(UnsafeRawPointer(run)).takeUnretainedValue()
+    try runBox(run).run
+}
+
+private func runBox(_ run: OpaquePointer?) throws(LockstepError) -> RunBox<ReinforcementRun> {
+    try RunBox.of(run, "lockstep_run_create")
 }
 
 private func problemNumbers(
@@ -224,6 +344,25 @@ extension Algorithm {
         }
         if given.advantages != nil { advantages = try advantageOptions(given.advantages) }
         objective = try objectiveOptions(given.objective).0
+    }
+}
+
+extension Rollout {
+    /// One of the caller's.
+    fileprivate init(_ given: lockstep_rollout, _ name: String) throws(LockstepError) {
+        guard (0...1 << 20).contains(given.token_count), let finish = Finish(rawValue: given.finish) else {
+            throw invalid(
+                "\(name): token_count is \(given.token_count) and finish \(given.finish); give up to 1,048,576 tokens and "
+                    + "a LOCKSTEP_FINISH_ value")
+        }
+        let count = Int(given.token_count)
+        guard let tokens = given.tokens, let raw = given.raw_log_probs,
+            let processed = given.processed_log_probs
+        else { throw invalid("\(name): tokens, raw_log_probs or processed_log_probs is NULL") }
+        self.init(
+            id: given.id, tokens: Array(UnsafeBufferPointer(start: tokens, count: count)),
+            rawLogProbs: Array(UnsafeBufferPointer(start: raw, count: count)),
+            processedLogProbs: Array(UnsafeBufferPointer(start: processed, count: count)), finish: finish)
     }
 }
 

@@ -34,7 +34,7 @@ public func lockstep_supervised_create(
         core.learner.schedule.peak = given.learning_rate
         core.execution.threads = Int(given.threads)
         let made = try SupervisedRun(core, task: coreTask(given.task))
-        run.pointee = OpaquePointer(Unmanaged.passRetained(made).toOpaque())
+        run.pointee = RunBox.handOver(made)
     }
 }
 
@@ -59,7 +59,7 @@ public func lockstep_supervised_save(
     _ run: OpaquePointer!, _ folder: UnsafePointer<CChar>!, _ kept: Int64
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
-        try coreRun(run).save(to: text(folder, "folder"), keeping: Int(kept))
+        try save(coreRun(run), folder, kept)
     }
 }
 
@@ -69,9 +69,7 @@ public func lockstep_supervised_resume(
     _ allow_older: Int32
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
-        let core = try coreRun(run)
-        _ = try core.resume(from: text(folder, "folder"), ResumeOptions(allowsOlder: allow_older != 0))
-        step?.pointee = Int64(core.stepsTaken)
+        try resume(coreRun(run), step, folder, allow_older)
     }
 }
 
@@ -84,11 +82,9 @@ public func lockstep_supervised_save_model(
 
 @_cdecl("lockstep_supervised_destroy") @implementation
 public func lockstep_supervised_destroy(_ run: OpaquePointer!) {
-    guard let run else { return }
-    Unmanaged<SupervisedRun>.fromOpaque(UnsafeRawPointer(run)).release()
+    RunBox<SupervisedRun>.destroy(run)
 }
 
 private func coreRun(_ run: OpaquePointer?) throws(LockstepError) -> SupervisedRun {
-    guard let run else { throw invalid("run is NULL; make one with lockstep_supervised_create") }
-    return Unmanaged<SupervisedRun>.fromOpaque(UnsafeRawPointer(run)).takeUnretainedValue()
+    try RunBox.of(run, "lockstep_supervised_create").run
 }

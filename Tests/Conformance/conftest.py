@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -37,3 +38,13 @@ def torch():
 def ml_dtypes():
     """ml_dtypes: NumPy's bf16 and fp8."""
     return pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """Ray; tests that need it are skipped where it is not installed."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: make test RAY=1")
+    pytest.importorskip("ray.data", reason="Ray Data is not installed: make test RAY=1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    yield ray
+    ray.shutdown()

@@ -13,6 +13,7 @@ import sys
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from clusters import paths, start
 from conftest import ROOT
 from rollouts import SHIPPED, sequence, write
 
@@ -260,12 +261,6 @@ def test_a_non_finite_token_leaves_the_survey_as_it_was(tmp_path):
     assert found.to_bytes() == before
 
 
-def paths():
-    """PYTHONPATH of another process that is to find this package."""
-    return os.pathsep.join(filter(None, [os.path.dirname(os.path.dirname(lockstep.__file__)),
-                                         os.environ.get("PYTHONPATH")]))
-
-
 def table_of(folder):
     pyarrow = pytest.importorskip("pyarrow")
     columns = {"trainer": [], "rollout": [], "mask": [], "token_ids": [], "step": []}
@@ -324,22 +319,6 @@ def test_the_examples_with_arrow_and_arrays(folder, tmp_path):
 
 
 # Ray
-
-@pytest.fixture(scope="module")
-def ray():
-    ray = pytest.importorskip("ray", reason="Ray is not installed: make test RAY=1")
-    pytest.importorskip("ray.data", reason="Ray Data is not installed: make test RAY=1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    yield ray
-    ray.shutdown()
-
-
-def start(ray, workers):
-    ray.shutdown()
-    ray.init(num_cpus=workers, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False,
-             logging_level="ERROR", runtime_env={"env_vars": {"PYTHONPATH": paths(), **{
-                 name: os.environ[name] for name in ("LOCKSTEP_LIBRARY",) if name in os.environ}}})
-
 
 def same_by_ray(folder, of_one, **options):
     """Reads the log on the cluster, and compares with one process."""

@@ -53,7 +53,11 @@ final class Learner {
     }
 
     /// Takes the gradients added since the last update: clip, AdamW, loss scale; or, if one is not finite, skips.
-    func update() throws(LockstepError) -> AdamWReport {
+    ///
+    /// - Parameter passed: what the backward pass met.
+    /// - Throws: `.nonFinite` naming layer and operation for a gradient that is not finite while the loss scale is at its
+    ///   floor: skipping on would change nothing.
+    func update(after passed: BackwardReport) throws(LockstepError) -> AdamWReport {
         let buffer = UnsafeMutableBufferPointer(start: gradients.base, count: gradients.count)
         try trainer.gradients(into: buffer)
         let rate = try options.schedule.rate(step: optimizer.step + 1)
@@ -62,8 +66,24 @@ final class Learner {
                 masters, gradients: UnsafeBufferPointer(buffer), learningRate: rate, maxNorm: options.maxNorm,
                 execution: execution)
         }
+        if report.skipped, scaler.report.isAtFloor { throw overflow(passed) }
         scaler.update(foundNonFinite: report.skipped)
         trainer.clearGradients()
         return report
+    }
+
+    private func overflow(_ passed: BackwardReport) -> LockstepError {
+        var place = "its sum over sequences"
+        if passed.overflows > 0 {
+            let layers = trainer.configuration.layers
+            let layer =
+                passed.overflowLayer < 0
+                ? "the embedding" : passed.overflowLayer < layers ? "layer \(passed.overflowLayer)" : "the end"
+            place = "first that of \(passed.overflowOperation) of \(layer), sequence \(passed.overflowSequence)"
+        }
+        return LockstepError(
+            .nonFinite,
+            "the gradient is not finite (\(place)), twice or more at a loss scale that can fall no further, "
+                + "\(scaler.scale); use gradients of a wider format, a lower learning rate, or a scaler with more room")
     }
 }

@@ -2,22 +2,19 @@
 ///
 /// It is a pure function of its options and its environment: the same bits on any number of threads, driven whole or
 /// step by step, without a break or from checkpoints (docs/ReinforcementLearning.md). One call at a time.
-public final class ReinforcementRun {
+public final class ReinforcementRun: TrainingRun {
     /// What it is a function of.
     public let options: ReinforcementOptions
     /// Where prompts and rewards come from.
     public let environment: Environment
-    /// Steps taken.
-    public internal(set) var stepsTaken = 0
     /// The early warning.
     public internal(set) var monitor: MismatchMonitor
-    let learner: Learner
     let sampler: RolloutSampler
     /// The starting model, if the objective compares the policy with it.
     private let reference: Model?
     let execution: Execution
-    /// What stopped the run.
-    private var failure: LockstepError?
+    /// The step that comes next, once it was asked for.
+    var plan: StepPlan?
 
     /// Begins a run.
     ///
@@ -40,7 +37,7 @@ public final class ReinforcementRun {
             threads: options.execution.threads, instructionSet: options.execution.instructionSet)
         let snapshot = try trainer.snapshot()
         reference = options.algorithm.needsReference ? snapshot : nil
-        learner = try Learner(trainer, options.learner)
+        let learner = try Learner(trainer, options.learner)
         sampler = try RolloutSampler(
             try trainer.snapshot(in: options.rollout), ReinforcementRun.settings(options, environment),
             execution)
@@ -48,18 +45,16 @@ public final class ReinforcementRun {
         self.options = options
         self.environment = environment
         self.execution = execution
+        super.init(learner, options.model)
     }
 
-    private static func settings(
+    static func settings(
         _ options: ReinforcementOptions, _ environment: Environment
     ) -> SamplingSettings {
         SamplingSettings(
             temperature: options.temperature, seed: options.seed, stopIDs: environment.stopIDs,
             maxTokens: environment.maxTokens)
     }
-
-    /// The trainer; its masters are the run's.
-    public var trainer: Trainer { learner.trainer }
 
     /// Takes a number of steps, and tells `observe` of each; it says whether to go on.
     ///
@@ -80,50 +75,37 @@ public final class ReinforcementRun {
     public func step() throws(LockstepError) -> ReinforcementMetrics {
         try checkIsWell()
         return try withLockstepFloatMode { () throws(LockstepError) in
-            let number = stepsTaken + 1
-            let problems = drawProblems(step: number)
-            var prompts: [[Int32]] = []
-            for problem in problems {
-                prompts.append(try environment.checkedPrompt(problem, for: trainer.configuration))
-            }
-            let samples = try stopping { () throws(LockstepError) in
-                try sample(problems, prompts, step: number)
-            }
+            let plan = try planned()
+            let number = plan.step
+            let samples = try stopping { () throws(LockstepError) in try sample(plan) }
             let rewards = try self.rewards(of: samples, step: number)
             return try stopping { () throws(LockstepError) in
                 let metrics = try learn(samples, rewards, step: number)
                 stepsTaken = number
+                self.plan = nil
                 return metrics
             }
         }
     }
 
-    /// Throws what stopped the run, if anything did.
-    func checkIsWell() throws(LockstepError) {
-        if let failure { throw failure }
-    }
+    override var configuration: [(name: String, value: String)] { settings }
 
-    /// Remembers a failure, after which no step can be taken.
-    private func stopping<Result>(
-        _ body: () throws(LockstepError) -> Result
-    ) throws(LockstepError) -> Result {
-        do throws(LockstepError) {
-            return try body()
-        } catch {
-            let stopped = LockstepError(
-                error.kind, "step \(stepsTaken + 1): the run diverged and has stopped: \(error.message)")
-            failure = stopped
-            throw stopped
+    override func monitorBytes() -> [UInt8]? { monitor.bytes }
+
+    override func setMonitor(_ bytes: [UInt8]?, _ path: String) throws(LockstepError) {
+        guard let bytes else {
+            throw LockstepError(.badData, "\(path): is no checkpoint of a reinforcement learning run")
         }
+        monitor = try MismatchMonitor(bytes: bytes)
     }
 
     // MARK: Draws
 
     /// What rollout ids of a step begin at; those of evaluations have the highest but one bit.
-    private func firstID(step: Int) -> UInt64 { UInt64(step) << 20 }
+    func firstID(step: Int) -> UInt64 { UInt64(step) << 20 }
 
     /// The problems of a step: the next ones, or draws without repetition from those there are.
-    private func drawProblems(step: Int) -> [Int] {
+    func drawProblems(step: Int) -> [Int] {
         guard let all = environment.problems else {
             return (0..<options.prompts).map { (step - 1) * options.prompts + $0 }
         }
@@ -136,20 +118,23 @@ public final class ReinforcementRun {
         }
     }
 
-    private func sample(
-        _ problems: [Int], _ prompts: [[Int32]], step: Int
-    ) throws(LockstepError) -> [RunBatch.Sample] {
-        var groups: [RolloutSampler.Group] = []
-        for (slot, prompt) in prompts.enumerated() {
-            groups.append(
-                RolloutSampler.Group(
-                    prompt: prompt, firstID: firstID(step: step) + UInt64(slot * options.samples),
-                    count: options.samples))
+    /// What was given of a step, and what it draws itself: prompts with a response that was not given.
+    private func sample(_ plan: StepPlan) throws(LockstepError) -> [RunBatch.Sample] {
+        let missing = plan.requests.filter { request in request.ids.contains { plan.given[$0] == nil } }
+        var drawn: [UInt64: Rollout] = [:]
+        if !missing.isEmpty {
+            let groups = missing.map {
+                RolloutSampler.Group(prompt: $0.prompt, firstID: $0.ids.lowerBound, count: $0.ids.count)
+            }
+            let model = try learner.trainer.snapshot(in: options.rollout)
+            for rollout in try sampler.sample(groups, from: model) { drawn[rollout.id] = rollout }
         }
-        let rollouts = try sampler.sample(groups, from: learner.trainer.snapshot(in: options.rollout))
-        return rollouts.enumerated().map { index, rollout in
-            let slot = index / options.samples
-            return RunBatch.Sample(problem: problems[slot], prompt: prompts[slot], rollout: rollout)
+        return plan.requests.flatMap { request in
+            request.ids.compactMap { id in
+                (drawn[id] ?? plan.given[id]).map {
+                    RunBatch.Sample(problem: request.problem, prompt: request.prompt, rollout: $0)
+                }
+            }
         }
     }
 
@@ -290,17 +275,17 @@ public final class ReinforcementRun {
                 entropyGradient: wantsEntropy ? slice.mutableMatrix(.entropyGradient) : nil,
                 execution: execution)
         }
-        guard report.loss.isFinite else {
-            throw LockstepError(.nonFinite, "the loss is \(report.loss)")
+        if !report.loss.isFinite || slice.firstNonFinite(.gradient) != nil {
+            throw LockstepError(.nonFinite, slice.whyNotFinite(loss: report.loss))
         }
-        try learner.trainer.accumulate(
+        let passed = try learner.trainer.accumulate(
             tokens: slice.tokens, offsets: slice.offsetView,
             LogProbGradients(
                 logProbs: slice.vector(.gradient),
                 entropy: wantsEntropy ? slice.vector(.entropyGradient) : nil),
             lossScale: learner.scaler.scale, temperature: options.temperature)
         metrics.learningRate = try options.learner.schedule.rate(step: learner.optimizer.step + 1)
-        let taken = try learner.update()
+        let taken = try learner.update(after: passed)
         if taken.skipped {
             metrics.skipped += 1
         } else {

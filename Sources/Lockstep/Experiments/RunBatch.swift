@@ -118,4 +118,29 @@ final class RunSlice {
     var maskView: MaskView { MaskView(maskBase, rows: 1, columns: count) }
     var keptView: MaskView { MaskView(keptBase, rows: 1, columns: count) }
     var mutableKept: MutableMaskView { MutableMaskView(keptBase, rows: 1, columns: count) }
+
+    /// The first counted token of whose column the value is NaN or infinite: sequence, and place in it.
+    func firstNonFinite(_ column: RunBatch.Column) -> (sequence: Int, position: Int)? {
+        let values = values(column)
+        guard let place = (0..<count).first(where: { maskBase[$0] != 0 && !values[$0].isFinite }) else {
+            return nil
+        }
+        let index = (0..<sequences.count).first { offsets.base[$0 + 1] > place } ?? 0
+        return (sequences.lowerBound + index, place - Int(offsets.base[index]))
+    }
+
+    /// What of a loss was first not finite, in the order it comes to be.
+    func whyNotFinite(loss: Double) -> String {
+        let columns: [(RunBatch.Column, StaticString)] = [
+            (.rollout, "log-prob of the rollout engine"), (.trainer, "log-prob of the trainer"),
+            (.reference, "log-prob of the reference"), (.advantage, "advantage"), (.weight, "weight"),
+            (.current, "log-prob of the policy"), (.gradient, "gradient"),
+        ]
+        for (column, name) in columns {
+            guard let (sequence, position) = firstNonFinite(column) else { continue }
+            return "the loss is \(loss); first not finite is the \(name), of sequence \(sequence) at position "
+                + "\(position), \(values(column)[Int(offsets.base[sequence - sequences.lowerBound]) + position])"
+        }
+        return "the loss is \(loss), of finite log-probs, advantages and weights: their sum is too large"
+    }
 }

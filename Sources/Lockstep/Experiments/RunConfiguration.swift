@@ -2,7 +2,7 @@
 // written so that they read back to the same bits.
 
 extension ReinforcementRun {
-    var configuration: [(name: String, value: String)] {
+    var settings: [(name: String, value: String)] {
         var all: [(name: String, value: String)] = [
             ("environment", environment.name), ("max_tokens", "\(environment.maxTokens)"),
             ("stop_ids", list(environment.stopIDs.sorted())),
@@ -20,7 +20,7 @@ extension ReinforcementRun {
 }
 
 extension SupervisedRun {
-    var configuration: [(name: String, value: String)] {
+    var settings: [(name: String, value: String)] {
         [
             ("task", task.name), ("longest_response", "\(task.longestResponse)"),
             ("trainer", options.recipe.summary),

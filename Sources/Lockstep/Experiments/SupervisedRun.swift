@@ -1,7 +1,7 @@
 /// Supervised training on demonstrations of a task: the cross-entropy of the responses' tokens.
 ///
 /// A pure function of its options and task, as a reinforcement learning run is.
-public final class SupervisedRun {
+public final class SupervisedRun: TrainingRun {
     /// What it is a function of.
     public struct Options: Sendable {
         /// The model it starts from.
@@ -57,9 +57,6 @@ public final class SupervisedRun {
     public let options: Options
     /// The task.
     public let task: VerifiableTask
-    /// Steps taken.
-    public internal(set) var stepsTaken = 0
-    let learner: Learner
 
     /// Begins a run.
     ///
@@ -72,19 +69,23 @@ public final class SupervisedRun {
                     + "65,536 at most")
         }
         _ = try task.demonstration(0, seed: options.seed, errorRate: options.errorRate)
-        learner = try Learner(options.model.trainer(options.recipe, options.execution), options.learner)
+        let learner = try Learner(
+            options.model.trainer(options.recipe, options.execution), options.learner)
         self.options = options
         self.task = task
+        super.init(learner, options.model)
     }
 
-    /// The trainer; its masters are the run's.
-    public var trainer: Trainer { learner.trainer }
+    override var configuration: [(name: String, value: String)] { settings }
 
     /// Takes a step on the next demonstrations.
     ///
+    /// A failure ends the run: each further step throws it again.
+    ///
     /// - Throws: `.nonFinite` naming layer and operation, or tensor, if values leave their formats.
     public func step() throws(LockstepError) -> Metrics {
-        try withLockstepFloatMode { () throws(LockstepError) in
+        try checkIsWell()
+        return try withLockstepFloatMode { () throws(LockstepError) in
             var (tokens, offsets, gradients): ([Int32], [Int64], [Double]) = ([], [0], [])
             for index in 0..<options.batch {
                 let problem = stepsTaken * options.batch + index
@@ -97,31 +98,41 @@ public final class SupervisedRun {
                 offsets.append(Int64(tokens.count))
             }
             let counted = gradients.count { $0 != 0 }
-            var metrics = Metrics()
-            metrics.loss = try accumulate(tokens, offsets, gradients.map { -$0 / Double(counted) })
-            metrics.learningRate = try options.learner.schedule.rate(step: learner.optimizer.step + 1)
-            let report = try learner.update()
-            _ = try learner.trainer.snapshot()
+            let metrics = try stopping { () throws(LockstepError) in
+                try learn(tokens, offsets, gradients.map { -$0 / Double(counted) }, counted)
+            }
             stepsTaken += 1
-            metrics.step = stepsTaken
-            metrics.tokens = counted
-            metrics.gradientNorm = report.norm
-            metrics.isSkipped = report.skipped
-            metrics.lossScale = learner.scaler.scale
             return metrics
         }
+    }
+
+    private func learn(
+        _ tokens: [Int32], _ offsets: [Int64], _ weights: [Double], _ counted: Int
+    ) throws(LockstepError) -> Metrics {
+        var metrics = Metrics()
+        let passed: BackwardReport
+        (metrics.loss, passed) = try accumulate(tokens, offsets, weights)
+        metrics.learningRate = try options.learner.schedule.rate(step: learner.optimizer.step + 1)
+        let report = try learner.update(after: passed)
+        _ = try learner.trainer.snapshot()
+        metrics.step = stepsTaken + 1
+        metrics.tokens = counted
+        metrics.gradientNorm = report.norm
+        metrics.isSkipped = report.skipped
+        metrics.lossScale = learner.scaler.scale
+        return metrics
     }
 
     /// Adds the gradient of the sum of weights times log-probs, and returns that sum.
     private func accumulate(
         _ tokens: [Int32], _ offsets: [Int64], _ weights: [Double]
-    ) throws(LockstepError) -> Double {
+    ) throws(LockstepError) -> (Double, BackwardReport) {
         var logProbs = [Double](repeating: 0, count: tokens.count)
-        try tokens.withTokenView { (tokens) throws(LockstepError) in
+        let report = try tokens.withTokenView { (tokens) throws(LockstepError) in
             try offsets.withUnsafeBufferPointer { (offsets) throws(LockstepError) in
                 try weights.withVectorView { (weights) throws(LockstepError) in
                     try logProbs.withMutableVectorView { (logProbs) throws(LockstepError) in
-                        _ = try learner.trainer.accumulate(
+                        try learner.trainer.accumulate(
                             tokens: tokens,
                             offsets: TokenView(offsets.baseAddress, byteCount: 8, count: offsets.count),
                             LogProbGradients(logProbs: weights), lossScale: learner.scaler.scale,
@@ -130,6 +141,6 @@ public final class SupervisedRun {
                 }
             }
         }
-        return zip(logProbs, weights).reduce(0) { $0 + $1.0 * $1.1 }
+        return (zip(logProbs, weights).reduce(0) { $0 + $1.0 * $1.1 }, report)
     }
 }

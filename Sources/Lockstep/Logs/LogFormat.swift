@@ -84,7 +84,7 @@ enum LogFrame {
     case damaged(String, end: Int?)
 }
 
-extension LogSource {
+extension ByteSource {
     /// Reads the header: where frames begin, and what it says.
     func header() throws(LockstepError) -> (header: LogHeader, end: Int) {
         guard let prefix = try bytes(at: 0, count: min(LogFormat.headerPrefix, size)), prefix.count > 0 else {
@@ -168,7 +168,7 @@ extension LogSource {
         func word(_ offset: Int) -> UInt32 {
             UInt32(littleEndian: prefix.loadUnaligned(fromByteOffset: offset, as: UInt32.self))
         }
-        guard let kind = LogSource.kind(ofPrefix: prefix) else {
+        guard let kind = ByteSource.kind(ofPrefix: prefix) else {
             // A file system may have made the file longer before it wrote the bytes: they read as zeros.
             if try isZero(from: position) { return .cutOff(bytes: size - position) }
             return .damaged("no record begins here", end: nil)
@@ -207,7 +207,7 @@ extension LogSource {
     private func isZero(from position: Int) throws(LockstepError) -> Bool {
         var place = position
         while place < size {
-            guard let chunk = try bytes(at: place, count: min(LogSource.chunk, size - place)) else {
+            guard let chunk = try bytes(at: place, count: min(ByteSource.chunk, size - place)) else {
                 return false
             }
             guard chunk.allSatisfy({ $0 == 0 }) else { return false }
@@ -222,13 +222,13 @@ extension LogSource {
     func nextFrame(from position: Int) throws(LockstepError) -> Int {
         var place = position
         while size - place >= LogFormat.framePrefix {
-            let count = min(LogSource.chunk, size - place)
+            let count = min(ByteSource.chunk, size - place)
             guard let chunk = try bytes(at: place, count: count) else { break }
             let last = count - LogFormat.framePrefix
             let first = UInt8(truncatingIfNeeded: LogFormat.marker)
             for offset in 0...last where chunk[offset] == first {
                 let prefix = UnsafeRawBufferPointer(rebasing: chunk[offset..<offset + LogFormat.framePrefix])
-                if LogSource.kind(ofPrefix: prefix) != nil { return place + offset }
+                if ByteSource.kind(ofPrefix: prefix) != nil { return place + offset }
             }
             place += last + 1
         }

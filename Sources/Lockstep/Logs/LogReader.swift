@@ -37,7 +37,7 @@ public final class LogReader {
     /// What the log says of itself.
     public let header: LogHeader
 
-    private let source: LogSource
+    private let source: ByteSource
     private let damage: Damage
     private let start: Int
     private var decoder = LogDecoder()
@@ -53,17 +53,17 @@ public final class LogReader {
     /// - Throws: `.file` if it cannot be read, `.badData` if it is no log or its header is damaged,
     ///   `.unsupported` if it is of a newer format.
     public convenience init(path: String, damage: Damage = .strict) throws(LockstepError) {
-        try self.init(LogSource(file: SystemFile(path, 0)), damage)
+        try self.init(ByteSource(file: SystemFile(path, 0)), damage)
     }
 
     /// Opens a log in memory, which must outlive the reader.
     public convenience init(
         borrowing bytes: UnsafeRawBufferPointer, damage: Damage = .strict
     ) throws(LockstepError) {
-        try self.init(LogSource(memory: bytes), damage)
+        try self.init(ByteSource(memory: bytes, "the log in memory"), damage)
     }
 
-    private init(_ source: LogSource, _ damage: Damage) throws(LockstepError) {
+    private init(_ source: ByteSource, _ damage: Damage) throws(LockstepError) {
         self.source = source
         self.damage = damage
         (header, start) = try source.header()

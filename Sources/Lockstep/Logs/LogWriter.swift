@@ -68,7 +68,7 @@ public final class LogWriter {
             throw LockstepError(
                 .file, "\(path): another writer has this log open; give each process a file of its own")
         }
-        let source = try LogSource(file: file)
+        let source = try ByteSource(file: file)
         // A header without its end is the work of a writer that died at once: nothing can be lost.
         if try source.isCutOffInHeader() {
             do throws(LockstepError) {
@@ -99,7 +99,7 @@ public final class LogWriter {
     }
 
     /// Finds the end of a log that is there, removing what was not written whole.
-    private func goOn(_ source: LogSource, _ header: LogHeader?) throws(LockstepError) {
+    private func goOn(_ source: ByteSource, _ header: LogHeader?) throws(LockstepError) {
         let (found, start) = try source.header()
         if let field = header?.difference(from: found) {
             throw LockstepError(

@@ -21,17 +21,33 @@ final class Checkpoint {
         let index = "\(path)/model.safetensors.index.json"
         let names: Set<String> =
             SystemFile.exists(index) ? try Checkpoint.shards(index) : ["model.safetensors"]
-        for name in names.sorted() {
-            let file = try SafeTensors(path: "\(path)/\(name)")
-            for (key, tensor) in file.tensors {
-                if let other = tensors[key] {
-                    throw LockstepError(
-                        .badData, "\(file.name): tensor '\(key)' is in \(other.file.name) too")
-                }
-                tensors[key] = (file, tensor)
-            }
-        }
+        for name in names.sorted() { try add(try SafeTensors(path: "\(path)/\(name)")) }
         unread = Set(tensors.keys)
+    }
+
+    /// The same in memory: a safetensors file whose metadata has config.json as `config`.
+    init(bytes: UnsafeRawBufferPointer) throws(LockstepError) {
+        path = "bytes"
+        let file = try SafeTensors(bytes: bytes, path)
+        guard let text = file.metadata["config"] else {
+            throw LockstepError(.badData, "\(path): are no model's: their metadata has no config")
+        }
+        let json = try Array(text.utf8).withUnsafeBufferPointer { (text) throws(LockstepError) in
+            try JSON(parsing: UnsafeRawBufferPointer(text), "bytes: config")
+        }
+        configuration = try ModelConfiguration(json, "\(path): config")
+        try add(file)
+        unread = Set(tensors.keys)
+    }
+
+    private func add(_ file: SafeTensors) throws(LockstepError) {
+        for (key, tensor) in file.tensors {
+            if let other = tensors[key] {
+                throw LockstepError(
+                    .badData, "\(file.name): tensor '\(key)' is in \(other.file.name) too")
+            }
+            tensors[key] = (file, tensor)
+        }
     }
 
     /// The files of an index; they stand in its folder.

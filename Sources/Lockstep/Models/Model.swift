@@ -90,7 +90,7 @@ protocol TensorSource {
 }
 
 /// A checkpoint with an adapter merged into its weights as they are read.
-private struct MergedCheckpoint: TensorSource {
+struct MergedCheckpoint: TensorSource {
     let checkpoint: Checkpoint
     let adapter: Adapter?
 

@@ -16,17 +16,17 @@ final class SafeTensors {
         var format: Format? { SafeTensors.formats[dtype] }
     }
 
-    /// The file's path.
+    /// The file's path, or what messages call the bytes.
     let name: String
     /// By their names.
     let tensors: [String: Tensor]
     /// What the file says of itself.
     let metadata: [String: String]
-    private let file: SystemFile
+    private let source: ByteSource
 
     /// The reference implementation refuses longer headers too.
     private static let headerLimit = 100_000_000
-    private static let formats: [String: Format] = [
+    static let formats: [String: Format] = [
         "F64": .fp64, "F32": .fp32, "F16": .fp16, "BF16": .bf16, "F8_E4M3": .e4m3fn, "F8_E5M2": .e5m2,
     ]
     private static let byteCounts: [String: Int] = [
@@ -38,10 +38,18 @@ final class SafeTensors {
     ///
     /// - Throws: `.file` if the system refuses it; `.badData` for bytes that are not a safetensors file, naming
     ///   the tensor.
-    init(path: String) throws(LockstepError) {
-        let file = try SystemFile(path, SystemFile.readOnly)
-        let size = try file.size()
-        let header = try SafeTensors.header(of: file, size: size)
+    convenience init(path: String) throws(LockstepError) {
+        try self.init(ByteSource(file: SystemFile(path, SystemFile.readOnly)))
+    }
+
+    /// The same of bytes in memory, which must stay there as long as tensors are read.
+    convenience init(bytes: UnsafeRawBufferPointer, _ name: String) throws(LockstepError) {
+        try self.init(ByteSource(memory: bytes, name))
+    }
+
+    private init(_ source: ByteSource) throws(LockstepError) {
+        let path = source.name
+        let header = try SafeTensors.header(of: source)
         guard case .object(let members) = header.value else {
             throw LockstepError(.badData, "\(path): the header is not an object of tensors")
         }
@@ -57,33 +65,27 @@ final class SafeTensors {
                 tensors[key] = try SafeTensors.tensor(value, "\(path): tensor '\(key)'", dataAt: header.end)
             }
         }
-        try SafeTensors.checkPlaces(tensors, header.end..<size, path)
-        self.file = file
+        try SafeTensors.checkPlaces(tensors, header.end..<source.size, path)
+        self.source = source
         self.tensors = tensors
         self.metadata = metadata
         name = path
     }
 
-    private static func header(
-        of file: SystemFile, size: Int
-    ) throws(LockstepError) -> (value: JSON, end: Int) {
-        var length: UInt64 = 0
-        let got = try withUnsafeMutableBytes(of: &length) { (bytes) throws(LockstepError) in
-            try file.read(into: bytes.baseAddress!, at: 0, count: 8)
-        }
-        length = UInt64(littleEndian: length)
-        guard got == 8, length >= 2, length <= UInt64(headerLimit), Int(length) <= size - 8 else {
+    private static func header(of source: ByteSource) throws(LockstepError) -> (value: JSON, end: Int) {
+        let length = try source.bytes(at: 0, count: 8)?.loadUnaligned(as: UInt64.self)
+        guard let length = length.map(UInt64.init(littleEndian:)), length >= 2,
+            length <= UInt64(headerLimit), Int(length) <= source.size - 8
+        else {
             throw LockstepError(
                 .badData,
-                "\(file.name): is not a safetensors file, or was cut off: its \(size) bytes do not hold the "
+                "\(source.name): is not a safetensors file, or was cut off: its \(source.size) bytes do not hold the "
                     + "header they announce")
         }
-        let text = try Scratch<UInt8>(count: Int(length))
-        guard try file.read(into: text.base, at: 8, count: text.count) == text.count else {
-            throw LockstepError(.badData, "\(file.name): was cut short while it was read")
+        guard let text = try source.bytes(at: 8, count: Int(length)) else {
+            throw LockstepError(.badData, "\(source.name): was cut short while it was read")
         }
-        let bytes = UnsafeRawBufferPointer(start: text.base, count: text.count)
-        return (try JSON(parsing: bytes, "\(file.name): header"), 8 + text.count)
+        return (try JSON(parsing: text, "\(source.name): header"), 8 + text.count)
     }
 
     private static func tensor(
@@ -181,17 +183,16 @@ final class SafeTensors {
         _ body: (UnsafeMutableRawPointer, Int, Int) throws(LockstepError) -> Void
     ) throws(LockstepError) {
         let total = tensor.shape.reduce(1, *)
-        let buffer = try Scratch<UInt8>(count: min(SafeTensors.part, total) * stored.byteCount)
         for first in stride(from: 0, to: total, by: SafeTensors.part) {
             let count = min(SafeTensors.part, total - first)
             let bytes = count * stored.byteCount
             let start = tensor.bytes.lowerBound + first * stored.byteCount
-            guard try file.read(into: buffer.base, at: start, count: bytes) == bytes else {
+            guard let part = try source.bytes(at: start, count: bytes) else {
                 throw LockstepError(.badData, "\(name): was cut short while it was read")
             }
             let values = place(first)
             try convert(
-                TensorView(buffer.base, stored, shape: [count]),
+                TensorView(part.baseAddress, stored, shape: [count]),
                 into: MutableTensorView(values, format, shape: [count]), execution: Execution(threads: 1))
             try body(values, first, count)
         }

@@ -61,7 +61,7 @@ public final class Trainer: @unchecked Sendable {
     public let options: TrainerOptions
     /// Whether the gradients added since `clearGradients` are all finite.
     public private(set) var gradientsAreFinite = true
-    private let weights: TrainedWeights
+    let weights: TrainedWeights
     private let kernels: UnsafePointer<lsk_kernels>
     private let threads: Int
     private var trained: TrainedModel

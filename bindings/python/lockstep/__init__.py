@@ -51,7 +51,9 @@ from ._optimizer import (
     loss_scaler_names, replay_loss_scaler,
 )
 from ._presets import Preset, preset, presets
-from ._runs import Environment, Run, StepMetrics, SupervisedMetrics, SupervisedRun, perfectible
+from ._runs import (
+    Environment, RolloutRequest, Run, StepMetrics, SupervisedMetrics, SupervisedRun, draw_rollouts, perfectible,
+)
 from ._tasks import Task, task_names
 from ._trainer import Backward, Parameter, Trainer
 from .advice import Advice, advise
@@ -59,20 +61,20 @@ from .certificate import Certificate, certify
 
 __all__ = [
     "AdamW", "AdamWStep", "Advice", "Alarm", "Backward", "BadDataError", "Cause", "CauseEvidence", "Certificate",
-    "ConvertCounts", "Converted", "Correction", "CountedScores", "Difference", "Divergence", "Environment", "Estimate",
-    "ExactMismatch", "FileError", "GradientNorm", "Head", "Headroom", "InternalError", "InvalidArgumentError",
-    "LOG_RATIO_QUANTILES", "LinearGradients", "Location", "LockstepError", "LogHeader", "LogProbs", "LogReader",
-    "LogRecords", "LogSummary", "LogWriter", "LossScaler", "Mismatch", "MismatchAccumulator", "Model", "Monitor",
-    "NonFiniteError", "ORDERS", "Objective", "ObjectiveCounts", "ObjectiveLoss", "ObjectiveReport",
-    "OutOfMemoryError", "Overflows", "Parameter", "Preset", "Reading", "Recipe", "Rejection", "RejectionCount", "Replay",
-    "Rollout", "RolloutEngine", "Run", "ScalerReport", "Scores", "StepMetrics", "SupervisedMetrics",
-    "SupervisedRun", "Task", "Trainer", "UnsupportedError", "WeightStatistics", "adamw_step",
-    "adapted_kl_coefficient", "advantages", "advise", "audit_headroom", "certify", "convert", "correct",
-    "covariance_select", "dump", "exact_mismatch", "gradient_norm", "has_instruction_set", "kl_penalty",
-    "learning_rate", "linear_log_probs", "linear_log_probs_backward", "loading", "locate", "log_probs", "log_probs_backward",
-    "loss_scaler_names", "measure_difference", "metrics", "mismatch", "mismatch_profile", "mismatch_sequences",
-    "objective_loss", "overlong_penalty", "perfectible", "preset", "presets", "replay_loss_scaler", "task_names",
-    "ulp_distance",
+    "ConvertCounts", "Converted", "Correction", "CountedScores", "Difference", "Divergence", "Environment",
+    "Estimate", "ExactMismatch", "FileError", "GradientNorm", "Head", "Headroom", "InternalError",
+    "InvalidArgumentError", "LOG_RATIO_QUANTILES", "LinearGradients", "Location", "LockstepError", "LogHeader",
+    "LogProbs", "LogReader", "LogRecords", "LogSummary", "LogWriter", "LossScaler", "Mismatch",
+    "MismatchAccumulator", "Model", "Monitor", "NonFiniteError", "ORDERS", "Objective", "ObjectiveCounts",
+    "ObjectiveLoss", "ObjectiveReport", "OutOfMemoryError", "Overflows", "Parameter", "Preset", "Reading",
+    "Recipe", "Rejection", "RejectionCount", "Replay", "Rollout", "RolloutEngine", "RolloutRequest", "Run",
+    "ScalerReport", "Scores", "StepMetrics", "SupervisedMetrics", "SupervisedRun", "Task", "Trainer",
+    "UnsupportedError", "WeightStatistics", "adamw_step", "adapted_kl_coefficient", "advantages", "advise",
+    "audit_headroom", "certify", "convert", "correct", "covariance_select", "dump", "exact_mismatch",
+    "gradient_norm", "has_instruction_set", "kl_penalty", "learning_rate", "linear_log_probs",
+    "linear_log_probs_backward", "loading", "locate", "log_probs", "log_probs_backward", "loss_scaler_names",
+    "measure_difference", "metrics", "mismatch", "mismatch_profile", "mismatch_sequences", "objective_loss",
+    "overlong_penalty", "perfectible", "preset", "presets", "replay_loss_scaler", "task_names", "ulp_distance",
 ]
 
 #: The version of the library that is loaded.

@@ -856,6 +856,14 @@ class Environment(Structure):
     ]
 
 
+class RolloutRequest(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32), ("max_tokens", c_int32), ("step", c_int64), ("problem", c_int64),
+        ("first_id", c_uint64), ("samples", c_int64), ("prompt", c_void_p), ("prompt_count", c_size_t),
+        ("stop_ids", c_void_p), ("stop_id_count", c_size_t), ("temperature", c_double), ("seed", c_uint64),
+    ]
+
+
 class RunOptions(Structure):
     _fields_ = [
         ("struct_size", c_uint32), ("prompts", c_int32), ("samples", c_int32), ("updates", c_int32),
@@ -1005,6 +1013,7 @@ SIGNATURES = {
     "lockstep_recipe_text": (c_int32, [c_char_p, c_size_t, POINTER(c_size_t), POINTER(Recipe)]),
     "lockstep_recipe_matches": (c_int32, [POINTER(c_int32), POINTER(Recipe), POINTER(Recipe)]),
     "lockstep_model_load": (c_int32, [POINTER(c_void_p), c_char_p, c_char_p, POINTER(Recipe)]),
+    "lockstep_model_load_bytes": (c_int32, [POINTER(c_void_p), c_void_p, c_size_t, POINTER(Recipe)]),
     "lockstep_model_get_info": (c_int32, [POINTER(ModelInfo), c_void_p]),
     "lockstep_model_destroy": (None, [c_void_p]),
     "lockstep_model_score": (
@@ -1069,6 +1078,9 @@ SIGNATURES = {
     "lockstep_localiser_destroy": (None, [c_void_p]),
     "lockstep_run_create": (c_int32, [POINTER(c_void_p), POINTER(RunOptions), POINTER(Environment)]),
     "lockstep_run_step": (c_int32, [POINTER(RunMetrics), c_void_p]),
+    "lockstep_run_request": (c_int32, [POINTER(RolloutRequest), POINTER(c_size_t), c_void_p, c_size_t]),
+    "lockstep_run_give": (c_int32, [c_void_p, c_int64, POINTER(Rollout), c_size_t]),
+    "lockstep_run_policy": (c_int32, [c_void_p, POINTER(c_size_t), c_void_p]),
     "lockstep_run_evaluate": (
         c_int32, [c_void_p, c_void_p, c_void_p, c_size_t, c_int64, c_uint64, c_double]),
     "lockstep_run_save": (c_int32, [c_void_p, c_char_p, c_int64]),

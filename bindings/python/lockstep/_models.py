@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ctypes import byref, c_int32, c_size_t, c_uint64, c_void_p, sizeof
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -190,6 +190,23 @@ class Model:
             with loading(progress):
                 load()
         self._take(handle)
+
+    @classmethod
+    def from_bytes(cls, data: Any, recipe: str | Mapping[str, str] = "fp32") -> Model:
+        """A model of bytes such as `Run.policy` gives: a safetensors file whose metadata has config.json as "config".
+
+        Args:
+            data: bytes, or a contiguous array of them; not needed afterwards.
+            recipe: as in the class.
+
+        Raises:
+            BadDataError: they are no model's. NonFiniteError, InvalidArgumentError: as the class.
+        """
+        raw = np.frombuffer(data, np.uint8)
+        recipe = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
+        handle = c_void_p()
+        check(library.lockstep_model_load_bytes(byref(handle), raw.ctypes.data, len(raw), recipe._raw))
+        return cls._of(handle, recipe)
 
     @classmethod
     def _of(cls, handle: c_void_p, recipe: Recipe) -> Model:

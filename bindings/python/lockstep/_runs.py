@@ -6,7 +6,7 @@ import ctypes
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from ctypes import byref, c_int64, c_void_p, sizeof
+from ctypes import byref, c_int64, c_size_t, c_void_p, sizeof
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from ._corrections import _options as _correction_options
 from ._corrections import _rejections
 from ._errors import InvalidArgumentError
 from ._library import check, choice, int32, integer, library, real
-from ._models import Model, Recipe
+from ._models import Model, Recipe, Rollout, RolloutEngine, _copied
 from ._objectives import _options as _objective_options
 from ._presets import Preset
 from ._tasks import Task
@@ -84,6 +84,45 @@ class StepMetrics:
     def to_dict(self) -> dict[str, Any]:
         """The metrics by their names, as for a line of JSON."""
         return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """Responses to one prompt that a step needs: one for each id, drawn with these settings from `Run.policy`."""
+
+    #: From 1.
+    step: int
+    problem: int
+    prompt: NDArray[np.int32]
+    ids: range
+    temperature: float
+    seed: int
+    #: Of a response.
+    max_tokens: int
+    #: Each ends a response.
+    stop_ids: tuple[int, ...]
+
+
+def draw_rollouts(model: Model, requests: Sequence[RolloutRequest], *, threads: int = 0) -> list[Rollout]:
+    """What a step of a run draws for some of its requests, by the id.
+
+    Args:
+        model: of `Run.policy`, in the run's rollout recipe.
+        requests: of one step.
+        threads: 0 is one for each processor this process may use.
+
+    Raises:
+        NonFiniteError: a value left the recipe's range; layer and operation are named.
+    """
+    if not requests:
+        return []
+    first = requests[0]
+    engine = RolloutEngine(
+        model, temperature=first.temperature, seed=first.seed, max_tokens=first.max_tokens, stop_ids=first.stop_ids,
+        capacity=64, threads=threads)
+    for request in requests:
+        engine.add(request.prompt, request.ids)
+    return sorted(engine.run(), key=lambda rollout: rollout.id)
 
 
 class Environment:
@@ -233,8 +272,10 @@ class Run:
         raw.lora_rank, raw.lora_alpha = int32(lora_rank, "lora_rank"), real(lora_alpha, "lora_alpha")
         raw.recompute = bool(recompute)
         raw.trainer = ctypes.pointer(Recipe(trainer)._raw)
+        #: The formats of the rollout engine, and its order.
+        self.rollout_recipe: Recipe = Recipe(trainer if rollout is None else rollout)
         if rollout is not None:
-            raw.rollout = ctypes.pointer(Recipe(rollout)._raw)
+            raw.rollout = ctypes.pointer(self.rollout_recipe._raw)
         _set_algorithm(raw, algorithm)
         raw.threads = int32(threads, "threads")
         raw.instruction_set = choice(c.INSTRUCTION_SETS, instruction_set, "instruction_set")
@@ -278,6 +319,66 @@ class Run:
         values["monitor"] = _LEVELS[raw.monitor]
         values["monitor_statistic"] = _STATISTICS[raw.monitor_statistic]
         return StepMetrics(**values)
+
+    def requests(self) -> list[RolloutRequest]:
+        """What the next step needs to be drawn, elsewhere perhaps: `draw_rollouts` does it, and `give` takes what was drawn.
+
+        The same until that step was taken.
+
+        Raises:
+            as `step` for prompts.
+        """
+        count, raw, found = c_size_t(), c.RolloutRequest(sizeof(c.RolloutRequest)), []
+        self.environment._check(library.lockstep_run_request(None, byref(count), self._pointer, 0))
+        for index in range(count.value):
+            self.environment._check(library.lockstep_run_request(raw, None, self._pointer, index))
+            found.append(RolloutRequest(
+                raw.step, raw.problem, _copied(raw.prompt, raw.prompt_count, np.int32),
+                range(raw.first_id, raw.first_id + raw.samples), raw.temperature, raw.seed, raw.max_tokens,
+                tuple(_copied(raw.stop_ids, raw.stop_id_count, np.int32).tolist())))
+        return found
+
+    def give(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """Takes responses of the next step that were drawn elsewhere; the step draws the prompts of which some lack.
+
+        Args:
+            step: which they are of, `RolloutRequest.step`.
+            rollouts: whole responses.
+
+        Raises:
+            InvalidArgumentError: they are of another step, whose policy was another, or no draws of this run; nothing was
+                taken.
+        """
+        raw = (c.Rollout * len(rollouts))()
+        kept = []
+        for each, rollout in zip(raw, rollouts):
+            tokens = np.ascontiguousarray(rollout.tokens, np.int32)
+            arrays = [np.ascontiguousarray(values, np.float64)
+                      for values in (rollout.raw_log_probs, rollout.processed_log_probs)]
+            if any(len(values) != len(tokens) for values in arrays):
+                raise InvalidArgumentError(
+                    f"rollouts: sequence {rollout.id} has {len(tokens)} tokens but other numbers of log-probs")
+            kept += [tokens, *arrays]
+            each.id, each.token_count, each.tokens = rollout.id, len(tokens), tokens.ctypes.data
+            each.raw_log_probs, each.processed_log_probs = (values.ctypes.data for values in arrays)
+            each.finish = choice(c.FINISHES, rollout.finish, "finish")
+        self.environment._check(library.lockstep_run_give(
+            self._pointer, integer(step, "step", 0, 2**63 - 1), raw, len(rollouts)))
+
+    def policy(self) -> NDArray[np.uint8]:
+        """The policy as it is, in bytes for engines elsewhere: `Model.from_bytes(bytes, run.rollout_recipe)`.
+
+        They are a safetensors file, in fp16 or bf16 if the rollout recipe's parameters are that, else in fp32, that any
+        reader of the format can load.
+
+        Raises:
+            NonFiniteError: a weight that the format cannot hold; its tensor is named.
+        """
+        size = c_size_t()
+        check(library.lockstep_run_policy(None, byref(size), self._pointer))
+        out = np.empty(size.value, np.uint8)
+        check(library.lockstep_run_policy(out.ctypes.data, byref(size), self._pointer))
+        return out
 
     def save(self, folder: str | os.PathLike[str], *, keep: int = 2) -> None:
         """Saves the run in a folder, as a folder step-N that transformers loads (PEFT, if an adapter is trained).

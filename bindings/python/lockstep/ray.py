@@ -1,4 +1,11 @@
-"""A log read by a Ray cluster, with the result of one process, bit for bit.
+"""Rollouts of a run drawn, and logs read, by a Ray cluster: with the result of one process, bit for bit.
+
+    with lockstep.ray.RolloutWorkers(lockstep.Run(lockstep.Task("chain")), workers=4) as run:
+        for metrics in run: ...
+
+The learner is the process that has the run; workers are actors with a rollout engine. In each step they get the policy,
+draw shares of the prompts, and are replaced if they die: a draw depends on seed, id and position alone, so nobody sees
+who made it. docs/ReinforcementLearning.md.
 
     import lockstep.ray
     found = lockstep.ray.survey_files("/shared/outputs/token_exports", parts=64)
@@ -13,19 +20,135 @@ starts one on this machine. `pip install 'lockstep[ray]'`. docs/Parallel.md.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from . import parallel
+from ._errors import InvalidArgumentError, NonFiniteError
+from ._models import Model, Rollout
+from ._runs import RolloutRequest, Run, StepMetrics, draw_rollouts
 from .advice import Advice
 from .certificate import Certificate
 from .logs import batches_of_table
 from .parallel import Done, P, Paths, cut, merged, read_part
 from .survey import Survey
 
-#: A worker that dies (preempted, out of memory) is replaced so many times for each part.
+#: A worker that dies (preempted, out of memory) is replaced so many times for each part of a log, or step of a run.
 RETRIES = 5
+
+
+class RolloutWorker:
+    """A rollout engine in a process of its own, which has the policy of one step at a time."""
+
+    def __init__(self, recipe: Mapping[str, str], threads: int) -> None:
+        self._recipe, self._threads = recipe, threads
+        self._step = 0
+        self._model: Model | None = None
+
+    def draw(self, step: int, policy: NDArray[np.uint8], requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        """Draws requests of a step, from its policy (`Run.policy`), which is loaded if it is another than before.
+
+        Raises:
+            InvalidArgumentError: a request of another step, whose policy is another.
+        """
+        for request in requests:
+            if request.step != step:
+                raise InvalidArgumentError(f"requests: one is of step {request.step}, but the policy of step {step}")
+        if step != self._step or self._model is None:
+            self._model, self._step = Model.from_bytes(policy, self._recipe), step
+        return draw_rollouts(self._model, requests, threads=self._threads)
+
+
+class RolloutWorkers:
+    """A run whose rollouts are drawn by Ray actors: an iterator of `StepMetrics`, with the bits of the run alone.
+
+    Args:
+        run: stays in this process, the learner; save, resume and evaluate it as ever.
+        workers: how many actors.
+        threads: of each, for which Ray reserves as many processors; 1 is best for small models.
+
+    Example:
+        >>> with RolloutWorkers(Run(Task("chain", size=4)), workers=2) as run:      # doctest: +SKIP
+        ...     print(run.step().reward_mean)
+    """
+
+    def __init__(self, run: Run, workers: int = 2, *, threads: int = 1) -> None:
+        if workers < 1 or threads < 1:
+            raise InvalidArgumentError(f"workers is {workers} and threads {threads}; give at least 1 of each")
+        if not ray.is_initialized():
+            ray.init()
+        self.run, self._threads = run, threads
+        self._idle = [self._start() for _ in range(workers)]
+
+    def _start(self) -> Any:
+        return ray.remote(num_cpus=self._threads)(RolloutWorker).remote(dict(self.run.rollout_recipe), self._threads)
+
+    def step(self) -> StepMetrics:
+        """Takes a step: the workers draw, the learner learns.
+
+        Raises:
+            as `Run.step`; ray.exceptions.RayActorError: workers died more than RETRIES times.
+        """
+        try:
+            policy = ray.put(self.run.policy())
+        except NonFiniteError:
+            return self.run.step()  # which says so too, and stops the run
+        requests = self.run.requests()
+        step = requests[0].step
+        # Two shares for each worker, so that one that is slow or dies holds up little.
+        size = -(-len(requests) // (2 * len(self._idle)))
+        shares = deque(requests[first:first + size] for first in range(0, len(requests), size))
+        busy: dict[Any, tuple[Any, Sequence[RolloutRequest]]] = {}
+        deaths = 0
+        try:
+            while shares or busy:
+                while shares and self._idle:
+                    worker, share = self._idle.pop(), shares.popleft()
+                    busy[worker.draw.remote(step, policy, share)] = worker, share
+                (ready, *_), _ = ray.wait(list(busy))
+                worker, share = busy.pop(ready)
+                try:
+                    rollouts = ray.get(ready)
+                except ray.exceptions.RayActorError:
+                    deaths += 1
+                    self._idle.append(self._start())
+                    shares.appendleft(share)
+                    if deaths > RETRIES:
+                        raise
+                    continue
+                except ray.exceptions.RayTaskError as error:
+                    self._idle.append(worker)
+                    if isinstance(error.cause, NonFiniteError):
+                        continue  # the run draws this share itself, comes to the same, and stops
+                    raise (error.cause or error) from None
+                self._idle.append(worker)
+                self.run.give(step, rollouts)
+        finally:
+            self._idle += [worker for worker, _ in busy.values()]
+        return self.run.step()
+
+    def __iter__(self) -> Iterator[StepMetrics]:
+        return self
+
+    def __next__(self) -> StepMetrics:
+        return self.step()
+
+    def close(self) -> None:
+        """Ends the actors."""
+        for worker in self._idle:
+            ray.kill(worker)
+        self._idle = []
+
+    def __enter__(self) -> RolloutWorkers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def read_files(into: P, paths: Paths, *, parts: int = 0, done: Done | None = None, **options: Any) -> P:

@@ -1,13 +1,13 @@
-/// The bytes of a log, in a file or in memory, a window of them at a time.
+/// Bytes in a file or in memory, a window of them at a time.
 ///
 /// Files are read, not mapped: a mapped file that somebody cuts short kills the reader.
-final class LogSource {
+final class ByteSource {
     /// Bytes read from a file at once, at least.
     static let chunk = 1 << 20
 
-    /// What messages call the log.
+    /// What messages call them.
     let name: String
-    /// Bytes the log has; of a file, when it was last looked at.
+    /// How many there are; of a file, when it was last looked at.
     private(set) var size: Int
     private let file: SystemFile?
     private let memory: UnsafeRawBufferPointer
@@ -21,9 +21,9 @@ final class LogSource {
         size = try file.size()
     }
 
-    init(memory: UnsafeRawBufferPointer) throws(LockstepError) {
+    init(memory: UnsafeRawBufferPointer, _ name: String) {
         file = nil
-        name = "the log in memory"
+        self.name = name
         self.memory = memory
         size = memory.count
     }
@@ -33,12 +33,12 @@ final class LogSource {
         if let file { size = try file.size() }
     }
 
-    /// `count` bytes from `position` on, valid until the next call; nil if the log ends before.
+    /// `count` bytes from `position` on, valid until the next call; nil if they end before.
     func bytes(at position: Int, count: Int) throws(LockstepError) -> UnsafeRawBufferPointer? {
         guard position >= 0, count >= 0, position <= size, count <= size - position else { return nil }
         guard let file else { return UnsafeRawBufferPointer(rebasing: memory[position..<position + count]) }
         if position < windowStart || position + count > windowStart + window.count {
-            let wanted = max(count, min(LogSource.chunk, size - position))
+            let wanted = max(count, min(ByteSource.chunk, size - position))
             window.count = 0
             try window.reserve(wanted)
             windowStart = position
