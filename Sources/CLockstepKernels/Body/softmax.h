@@ -83,7 +83,7 @@ LSK_INLINE void lse_move(lse_run *run, int32_t reference) {
 
 // Before a tile is added: moves the reference if it must. Returns 0 if the tile has nothing to add.
 // Rare: once at the start of a block, then only on a jump of 8 octaves or in a tile without logits.
-LSK_INLINE int lse_prepare_tile(lse_run *run, const vf logits[2 * LSK_NV], vf top) {
+LSK_INLINE int lse_prepare_tile(lse_run *run, const vf logits[2 * LSK_NV], vf top, int registers) {
     float lanes[LSK_LANES];
     vf_store(lanes, top);
     LSK_UNROLL
@@ -105,26 +105,26 @@ LSK_INLINE int lse_prepare_tile(lse_run *run, const vf logits[2 * LSK_NV], vf to
     }
     if (skip) {
         // Nothing to add, but a NaN shows in no maximum.
-        LSK_UNROLL
-        for (int i = 0; i < 2 * LSK_NV; i++)
+        for (int i = 0; i < registers; i++)
             if (vi_any(logits[i] != logits[i])) run->flags |= LSK_LSE_NOT_FINITE;
     }
     return !skip;
 }
 
-// One tile: 128 logits into the lanes.
-LSK_INLINE void lse_add_tile(lse_run *run, int32_t format, const void *x, ptrdiff_t at, int warm, int entropy) {
+// One tile: 128 logits into the lanes, or the registers that it has if it is short.
+LSK_INLINE void lse_add_tile(lse_run *run, int32_t format, const void *x, ptrdiff_t at, int warm, int entropy,
+                             int registers) {
     vf logits[2 * LSK_NV], top = vf_splat(-__builtin_inff());
-    LSK_UNROLL
-    for (int i = 0; i < 2 * LSK_NV; i++) {
+    LSK_UNROLL_KNOWN
+    for (int i = 0; i < registers; i++) {
         logits[i] = vf_load_as(format, x, at + i * LSK_LANES);
         top = vf_max(logits[i], top);
     }
     if (__builtin_expect(run->reference == LSK_LSE_NONE || vi_any(top > run->limit), 0))
-        if (!lse_prepare_tile(run, logits, top)) return;
+        if (!lse_prepare_tile(run, logits, top, registers)) return;
 
-    LSK_UNROLL
-    for (int i = 0; i < 2 * LSK_NV; i++) {
+    LSK_UNROLL_KNOWN
+    for (int i = 0; i < registers; i++) {
         vf v = vf_select(run->floor > logits[i], run->floor, logits[i]);  // NaN stays
         vf y = v, low = {};
         if (warm) {
@@ -218,20 +218,26 @@ LSK_INLINE vf vf_prepare(vf x, const lsk_logit_rule *rule, vf *slope) {
 
 static int is_plain(const lsk_logit_rule *rule) { return rule->rounding == LSK_FP32 && rule->soft_cap == 0; }
 
-// Copies `count` <= 128 logits, prepared, into a tile; the rest becomes -inf, which adds nothing.
+// Registers that hold `count` logits.
+LSK_INLINE int registers_of(ptrdiff_t count) { return (int)((count + LSK_LANES - 1) / LSK_LANES); }
+
+// Widens `count` <= 128 logits; what is left of the last register becomes -inf, which adds nothing.
+LSK_INLINE void load_tile(float *tile, int32_t format, const void *x, ptrdiff_t at, ptrdiff_t count) {
+    ptrdiff_t i = 0;
+    for (; i + LSK_LANES <= count; i += LSK_LANES) vf_store(tile + i, vf_load_as(format, x, at + i));
+    if (i == count) return;
+    vf_store(tile + i, load_some(format, (const char *)x + (at + i) * (format == LSK_FP32 ? 4 : 2), 0, count - i));
+    for (ptrdiff_t rest = count; rest < i + LSK_LANES; rest++) tile[rest] = -__builtin_inff();
+}
+
+// Copies `count` <= 128 logits, prepared, into a tile; what is left of the last register becomes -inf.
 static void prepare_tile(float *tile, int32_t format, const void *x, ptrdiff_t at, ptrdiff_t count,
                          const lsk_logit_rule *rule) {
-    float raw[LSK_TILE];
-    if (count == LSK_TILE) {
-        for (int i = 0; i < LSK_TILE; i += LSK_LANES) vf_store(raw + i, vf_load_as(format, x, at + i));
-    } else {
-        for (ptrdiff_t i = 0; i < LSK_TILE; i++)
-            raw[i] = i < count ? load_one(format, x, at + i) : -__builtin_inff();
-    }
-    round_stored(raw, LSK_TILE, rule->rounding);
+    load_tile(tile, format, x, at, count);
+    if (is_plain(rule)) return;
+    round_stored(tile, registers_of(count) * LSK_LANES, rule->rounding);
     vf slope;
-    for (int i = 0; i < LSK_TILE; i += LSK_LANES)
-        vf_store(tile + i, is_plain(rule) ? vf_load(raw + i) : vf_prepare(vf_load(raw + i), rule, &slope));
+    for (int i = 0; i < count; i += LSK_LANES) vf_store(tile + i, vf_prepare(vf_load(tile + i), rule, &slope));
 }
 
 // Adds `count` logits, all of one block, to a row's lanes.
@@ -239,11 +245,13 @@ LSK_INLINE void lse_add(lse_run *run, int32_t format, const void *x, ptrdiff_t c
                         const lsk_logit_rule *rule, int warm, int entropy) {
     ptrdiff_t at = 0;
     if (is_plain(rule))
-        for (; at + LSK_TILE <= count; at += LSK_TILE) lse_add_tile(run, format, x, at, warm, entropy);
+        for (; at + LSK_TILE <= count; at += LSK_TILE)
+            lse_add_tile(run, format, x, at, warm, entropy, 2 * LSK_NV);
     for (; at < count; at += LSK_TILE) {
         float tile[LSK_TILE];
-        prepare_tile(tile, format, x, at, count - at < LSK_TILE ? count - at : LSK_TILE, rule);
-        lse_add_tile(run, LSK_FP32, tile, 0, warm, entropy);
+        const ptrdiff_t part = count - at < LSK_TILE ? count - at : LSK_TILE;
+        prepare_tile(tile, format, x, at, part, rule);
+        lse_add_tile(run, LSK_FP32, tile, 0, warm, entropy, registers_of(part));
     }
 }
 
@@ -343,10 +351,8 @@ LSK_INLINE void gradient_tile(float *out, int32_t format, const void *x, ptrdiff
     lse_set_reference(&run, row->reference);
     const vf inverse_sum = vf_splat(row->inverse_sum);
     float raw[LSK_TILE];
-    if (count < LSK_TILE)
-        for (ptrdiff_t i = 0; i < LSK_TILE; i++)
-            raw[i] = i < count ? load_one(format, x, at + i) : -__builtin_inff();
-    for (int i = 0; i < LSK_TILE; i += LSK_LANES) {
+    if (count < LSK_TILE) load_tile(raw, format, x, at, count);
+    for (int i = 0; i < count; i += LSK_LANES) {
         vf slope = vf_splat(1.0f), v = count < LSK_TILE ? vf_load(raw + i) : vf_load_as(format, x, at + i);
         if (general) v = vf_prepare(v, rule, &slope) - vf_splat(row->shift);
         v = vf_select(run.floor > v, run.floor, v);
@@ -400,7 +406,7 @@ static void gradient_row(void *out, int32_t out_format, const void *x, int32_t f
             memcpy((float *)out + at, tile, (size_t)part * sizeof(float));
         } else {
             uint16_t narrow[LSK_TILE];
-            for (int i = 0; i < LSK_TILE; i += LSK_LANES) {
+            for (int i = 0; i < part; i += LSK_LANES) {
                 vf v = vf_load(tile + i);
                 vh h = out_format == LSK_FP16 ? vh_fp16_from_vf(v) : vh_bf16_from_vf(v);
                 memcpy(narrow + i, &h, sizeof h);

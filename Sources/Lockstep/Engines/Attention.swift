@@ -17,8 +17,14 @@ final class Attention: @unchecked Sendable {
 
     private let table: UnsafePointer<lsk_kernels>
     private let kernels: lsk_kernels
-    private let configuration: ModelConfiguration
-    private let recipe: Recipe
+    /// Query heads that share a key head.
+    private let group: Int
+    private let headSize: Int
+    private let activations: Format
+    private let cacheFormat: Format
+    /// What the kernels multiply by: the cache's, or fp32 for one of 8 bits.
+    private let panelFormat: Format
+    private let probabilityFormat: Format
     /// 1 / sqrt(headSize), which queries are multiplied by in float32.
     private let scale: Float
     private let order: Order
@@ -47,12 +53,15 @@ final class Attention: @unchecked Sendable {
     ) throws(LockstepError) {
         table = kernels
         self.kernels = kernels.pointee
-        configuration = model.configuration
-        recipe = model.recipe
+        let (configuration, recipe) = (model.configuration, model.recipe)
+        group = configuration.heads / configuration.keyValueHeads
+        headSize = configuration.headSize
+        (activations, cacheFormat, probabilityFormat) = (recipe.activations, recipe.cache, recipe.probabilities)
+        panelFormat = recipe.cache.byteCount == 1 ? .fp32 : recipe.cache
         stepRule = try LogProbOptions(logitsFormat: recipe.activations).rule()
         scale = Float(1 / Double(configuration.headSize).squareRoot())
         order = recipe.order
-        let rows = block * (configuration.heads / configuration.keyValueHeads)
+        let rows = block * group
         queries = try Scratch(count: rows * configuration.headSize * recipe.activations.byteCount)
         queryRows = try PackedRows(kernels, rows: rows, depth: configuration.headSize)
         scores = try Scratch(count: 0)
@@ -74,10 +83,10 @@ final class Attention: @unchecked Sendable {
         let capacity = pages * KeyValueCache.pagePositions
         var block = 64
         while block > 1, block * capacity > 64 * 8192 { block /= 2 }
-        let rows = block * (configuration.heads / configuration.keyValueHeads)
+        let rows = block * group
         let scores = try Scratch<Float>(count: rows * capacity)
-        let probabilities = try Scratch<UInt8>(count: rows * capacity * recipe.probabilities.byteCount)
-        softmax = try ScoreSoftmax(table, recipe.probabilities, positions: capacity)
+        let probabilities = try Scratch<UInt8>(count: rows * capacity * probabilityFormat.byteCount)
+        softmax = try ScoreSoftmax(table, probabilityFormat, positions: capacity)
         probabilityRows = try PackedRows(table, rows: rows, depth: capacity)
         if order.tilesAttention { corrections = try Scratch(count: rows * capacity / Attention.keyTile) }
         self.scores = scores
@@ -95,17 +104,23 @@ final class Attention: @unchecked Sendable {
         _ queries: UnsafeRawPointer, queryStride: Int, positions: Range<Int>, head: Int, layer: Int,
         cache: KeyValueCache, into output: UnsafeMutableRawPointer, outputStride: Int
     ) -> Int {
-        let group = configuration.heads / configuration.keyValueHeads
-        let size = configuration.headSize
-        let width = recipe.activations.byteCount
+        let size = headSize
+        let width = activations.byteCount
         let rows = positions.count * group
         let first = head * group * size * width
-        for token in 0..<positions.count {
-            (UnsafeMutableRawPointer(self.queries.base) + token * group * size * width).copyMemory(
-                from: queries + token * queryStride * width + first, byteCount: group * size * width)
+        if group == 1 || positions.count == 1 {
+            // The rows are as far from each other as tokens are, or heads.
+            queryRows.pack(
+                MatrixView(
+                    queries + first, activations, rows: rows, columns: size,
+                    rowStride: group == 1 ? queryStride : size), 0..<rows)
+        } else {
+            for token in 0..<positions.count {
+                (UnsafeMutableRawPointer(self.queries.base) + token * group * size * width).copyMemory(
+                    from: queries + token * queryStride * width + first, byteCount: group * size * width)
+            }
+            queryRows.pack(MatrixView(self.queries.base, activations, rows: rows, columns: size), 0..<rows)
         }
-        queryRows.pack(
-            MatrixView(self.queries.base, recipe.activations, rows: rows, columns: size), 0..<rows)
         if !order.roundsEachStep { queryRows.multiply(by: scale) }
         for position in stride(from: 0, to: positions.upperBound, by: Int(LSK_PANEL)) {
             kernels.multiply(
@@ -124,7 +139,7 @@ final class Attention: @unchecked Sendable {
         if failures > 0 { return failures }
         probabilityRows.pack(
             MatrixView(
-                probabilities.base, recipe.probabilities, rows: rows, columns: positions.upperBound,
+                probabilities.base, probabilityFormat, rows: rows, columns: positions.upperBound,
                 rowStride: capacity), 0..<rows)
         for element in stride(from: 0, to: size, by: Int(LSK_PANEL)) {
             if order.tilesAttention {
@@ -133,12 +148,15 @@ final class Attention: @unchecked Sendable {
                 sum(rows, positions.upperBound, element: element, head: head, layer: layer, cache)
             }
             let count = min(Int(LSK_PANEL), size - element)
-            for token in 0..<positions.count {
-                let out = output + token * outputStride * width + first + element * width
+            let out = output + first + element * width
+            // All rows are as far from each other, or those of a token are.
+            let together = group == 1 ? positions.count : 1
+            for token in stride(from: 0, to: positions.count, by: together) {
                 failures += Int(
                     kernels.store_rows(
-                        out, size, recipe.activations.rawValue, tile.base + token * group * Int(LSK_PANEL),
-                        Int(LSK_PANEL), group, count))
+                        out + token * outputStride * width, group == 1 ? outputStride : size,
+                        activations.rawValue, tile.base + token * group * Int(LSK_PANEL), Int(LSK_PANEL),
+                        group * together, count))
             }
         }
         return failures
@@ -151,7 +169,7 @@ final class Attention: @unchecked Sendable {
         return softmax.normalize(
             scores, count: count, of: total,
             into: UnsafeMutableRawPointer(probabilities.base) + row * capacity
-                * recipe.probabilities.byteCount)
+                * probabilityFormat.byteCount)
     }
 
     /// Scores that are each rounded, as a product of matrices leaves them, then scaled and rounded again.
@@ -176,10 +194,10 @@ final class Attention: @unchecked Sendable {
                 seen == 0 ? 1 : kernels.softmax_tile(scores + first, seen, &maximum, &sum)
         }
         inverseSums.base[row] = 1 / sum
-        let size = recipe.probabilities.byteCount
+        let size = probabilityFormat.byteCount
         let out = UnsafeMutableRawPointer(probabilities.base) + row * capacity * size
         (out + count * size).initializeMemory(as: UInt8.self, repeating: 0, count: (total - count) * size)
-        _ = kernels.store_rows(out, count, recipe.probabilities.rawValue, scores, count, 1, count)
+        _ = kernels.store_rows(out, count, probabilityFormat.rawValue, scores, count, 1, count)
         return 0
     }
 
@@ -200,15 +218,12 @@ final class Attention: @unchecked Sendable {
         }
     }
 
-    /// What the kernels multiply by.
-    private var panelFormat: Format { recipe.cache.byteCount == 1 ? .fp32 : recipe.cache }
-
     /// A panel of `depth` rows of the cache; of 8 bits, as floats.
     private func widened(_ cached: UnsafeRawPointer, _ depth: Int) -> UnsafeRawPointer {
-        if recipe.cache.byteCount > 1 { return cached }
+        if cacheFormat.byteCount > 1 { return cached }
         var counts = lsk_convert_counts()
         kernels.convert(
-            panel.base, Format.fp32.rawValue, cached, recipe.cache.rawValue, depth * Int(LSK_PANEL),
+            panel.base, Format.fp32.rawValue, cached, cacheFormat.rawValue, depth * Int(LSK_PANEL),
             LSK_NEAREST_EVEN, 0, 0, &counts)
         return UnsafeRawPointer(panel.base)
     }
@@ -217,7 +232,7 @@ final class Attention: @unchecked Sendable {
     private func sumByTiles(
         _ rows: Int, _ count: Int, element: Int, head: Int, layer: Int, _ cache: KeyValueCache
     ) {
-        let panelBytes = Int(LSK_PANEL) * recipe.cache.byteCount
+        let panelBytes = Int(LSK_PANEL) * cacheFormat.byteCount
         for first in stride(from: 0, to: count, by: Attention.keyTile) {
             if first > 0 {
                 for row in 0..<rows { scale(row, by: corrections.base[correction(row, first)]) }

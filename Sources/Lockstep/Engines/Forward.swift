@@ -7,6 +7,15 @@ struct TokenSpan {
     let positions: Range<Int>
     /// The row of the first among all rows of the call.
     let row: Int
+
+    /// The span cut into parts of at most `limit` tokens.
+    func parts(of limit: Int) -> [TokenSpan] {
+        stride(from: positions.lowerBound, to: positions.upperBound, by: limit).map { first in
+            TokenSpan(
+                cache: cache, positions: first..<min(first + limit, positions.upperBound),
+                row: row + first - positions.lowerBound)
+        }
+    }
 }
 
 /// Where a forward pass met a value that is infinite or NaN.
@@ -38,6 +47,15 @@ final class Forward {
     private let threads: Int
     /// 1 where each step of an operation is rounded.
     private let each: Int32
+    /// Of the model and its recipe, which stay: to copy a configuration takes longer than a small operation.
+    private let configuration: ModelConfiguration
+    private let format: Format
+    private let hidden: Int
+    private let hiddenBytes: Int
+    private let projectionWidth: Int
+    private let order: Order
+    /// What went wrong in an operation, a cache line for each worker.
+    private let counts: Scratch<Int>
     private var rotary: RotaryTable
     private var positions: Int
     private let packed: PackedRows
@@ -55,6 +73,13 @@ final class Forward {
         let c = model.configuration
         let size = model.recipe.activations.byteCount
         self.model = model
+        configuration = c
+        format = model.recipe.activations
+        hidden = c.hiddenSize
+        hiddenBytes = c.hiddenSize * size
+        projectionWidth = c.projectionWidth
+        order = model.recipe.order
+        counts = try Scratch(count: 8 * threads)
         self.kernels = kernels.pointee
         self.threads = threads
         each = model.recipe.order.roundsEachStep ? 1 : 0
@@ -94,10 +119,6 @@ final class Forward {
         recipe.order.fusesOperations ? .fp32 : recipe.activations
     }
 
-    private var configuration: ModelConfiguration { model.configuration }
-    private var format: Format { model.recipe.activations }
-    private var hiddenBytes: Int { configuration.hiddenSize * format.byteCount }
-
     /// Writes the embeddings of token ids into rows.
     func embed(_ tokens: some Sequence<Int>, into rows: UnsafeMutableRawPointer) {
         for (row, token) in tokens.enumerated() {
@@ -116,27 +137,25 @@ final class Forward {
         let results = results
         results.input?.copyMemory(from: rows, byteCount: count * hiddenBytes)
         norm(rows, layer.attentionNorm, count, into: results.attentionNormed)
-        observe?(index, "attention norm", results.attentionNormed, count * configuration.hiddenSize)
+        observe?(index, "attention norm", results.attentionNormed, count * hidden)
         try multiply(
             results.attentionNormed, count, by: layer.projection, into: results.projected, index,
             "attention projection")
         results.unnormedHeads?.copyMemory(
-            from: results.projected, byteCount: count * configuration.projectionWidth * format.byteCount)
+            from: results.projected, byteCount: count * projectionWidth * format.byteCount)
         try place(layer, spans, index, cacheLayer)
-        observe?(
-            index, "queries, keys and values", results.projected,
-            count * configuration.projectionWidth)
+        observe?(index, "queries, keys and values", results.projected, count * projectionWidth)
         try attend(spans, index, cacheLayer)
         observe?(index, "attention", results.attended, count * configuration.heads * configuration.headSize)
         try multiply(results.attended, count, by: layer.output, into: added.base, index, "attention output")
-        if model.recipe.order.fusesOperations {
+        if order.fusesOperations {
             try addResidual(rows, normalizedBy: layer.mlpNorm, count, index, "residual sum after attention")
         } else {
             try addResidual(rows, count, index, "residual sum after attention")
             results.middle?.copyMemory(from: rows, byteCount: count * hiddenBytes)
             norm(rows, layer.mlpNorm, count, into: results.mlpNormed)
         }
-        observe?(index, "MLP norm", results.mlpNormed, count * configuration.hiddenSize)
+        observe?(index, "MLP norm", results.mlpNormed, count * hidden)
         switch layer.feedForward {
         case .dense(let mlp):
             try feedForward(mlp, results.mlpNormed, count, into: added.base, index)
@@ -150,10 +169,10 @@ final class Forward {
     func finalNorm(_ rows: UnsafeRawPointer, _ count: Int, into out: UnsafeMutableRawPointer) throws(Overflow)
     {
         norm(rows, model.finalNorm, count, into: out)
-        if kernels.non_finite_values(out, format.rawValue, count * configuration.hiddenSize) > 0 {
+        if kernels.non_finite_values(out, format.rawValue, count * hidden) > 0 {
             throw Overflow(layer: configuration.layers, operation: "final norm")
         }
-        observe?(configuration.layers, "final norm", out, count * configuration.hiddenSize)
+        observe?(configuration.layers, "final norm", out, count * hidden)
     }
 
     /// The logits of rows that passed the final norm, in float32, before they are rounded: [count x vocab].
@@ -179,11 +198,16 @@ final class Forward {
     private func norm(
         _ rows: UnsafeRawPointer, _ weight: [Float], _ count: Int, into out: UnsafeMutableRawPointer
     ) {
-        forEachRow(count) { row, _ in
-            kernels.rms_norm(
-                out + row * hiddenBytes, rows + row * hiddenBytes, weight, format.rawValue,
-                configuration.hiddenSize, configuration.normEpsilon, each)
-            return 0
+        let (kernel, format, bytes) = (kernels.rms_norm!, format.rawValue, hiddenBytes)
+        let (hidden, epsilon, each) = (hidden, configuration.normEpsilon, each)
+        weight.withUnsafeBufferPointer {
+            let weight = $0.baseAddress
+            forEachPart(count) { part, _ in
+                for row in part {
+                    kernel(out + row * bytes, rows + row * bytes, weight, format, hidden, epsilon, each)
+                }
+                return 0
+            }
         }
     }
 
@@ -196,19 +220,18 @@ final class Forward {
             MatrixView(rows, format, rows: count, columns: weight.hiddenSize), 0..<count, threads: threads)
         let (width, format) = (weight.vocab, wanted ?? format)
         let tiles = (width + TileMultiplier.width - 1) / TileMultiplier.width
-        let failures = Counter(threads)
-        parallelFor(tasks: tiles, threads: threads) { tile, worker in
+        let failures = sum(tiles) { tile, worker in
             let first = tile * TileMultiplier.width
             let columns = min(TileMultiplier.width, width - first)
             let multiplier = multipliers[worker]
             multiplier.columns = .packed(weight)
             multiplier.multiply(packed, first: first, count: columns, bias: weight.bias)
-            failures[worker] += Int(
+            return Int(
                 kernels.store_rows(
                     out + first * format.byteCount, width, format.rawValue, multiplier.tile.base,
                     TileMultiplier.width, count, columns))
         }
-        if failures.total > 0 { throw Overflow(layer: layer, operation: operation) }
+        if failures > 0 { throw Overflow(layer: layer, operation: operation) }
         if format == self.format { observe?(layer, operation, out, count * width) }
     }
 
@@ -216,57 +239,72 @@ final class Forward {
     private func place(
         _ layer: Model.Layer, _ spans: [TokenSpan], _ index: Int, _ cacheLayer: Int
     ) throws(Overflow) {
-        let c = configuration
-        let (size, width) = (format.byteCount, c.projectionWidth)
-        let places = spans.flatMap { span in span.positions.map { (span.cache, $0) } }
-        let rotated = Counter(threads)
-        let kept = forEachRow(places.count) { place, worker in
-            let (cache, position) = places[place]
-            let row = results.projected + place * width * size
-            for head in 0..<c.heads + c.keyValueHeads {
-                let at = row + head * c.headSize * size
-                if let norms = layer.headNorms {
-                    kernels.rms_norm(
-                        at, at, head < c.heads ? norms.query : norms.key, format.rawValue, c.headSize,
-                        c.normEpsilon, each)
-                }
-                kernels.rotate(
-                    at, rotary.cosines(at: position), rotary.sines(at: position), format.rawValue,
-                    c.headSize / 2, each)
+        // Workers share the rows, sixteen or so at a time.
+        let parts = threads == 1 ? spans : spans.flatMap { $0.parts(of: 16) }
+        let rows = spans.reduce(0) { $0 + $1.positions.count }
+        let together = threads == 1 ? parts.count : max(1, 16 * parts.count / rows)
+        let failures = sum((parts.count + together - 1) / together) { task, _ in
+            var found = 0
+            for part in task * together..<min(parts.count, (task + 1) * together) {
+                found += place(layer, parts[part], cacheLayer)
             }
-            let keys = row + c.heads * c.headSize * size
-            let values = keys + c.keyValueHeads * c.headSize * size
-            // An infinite key makes scores of -inf too, which would hide its token.
-            rotated[worker] += Int(
-                kernels.non_finite_values(row, format.rawValue, (c.heads + c.keyValueHeads) * c.headSize))
-            return cache.put(
-                keys: keys, values: values, in: format, layer: cacheLayer, position: position, kernels)
+            return found
         }
-        if rotated.total > 0 { throw Overflow(layer: index, operation: "head norm or rotation") }
-        if kept > 0 { throw Overflow(layer: index, operation: "cached keys and values") }
+        if failures >> 32 > 0 { throw Overflow(layer: index, operation: "head norm or rotation") }
+        if failures > 0 { throw Overflow(layer: index, operation: "cached keys and values") }
+    }
+
+    /// The same for one span; returns 2^32 times how many values are infinite or NaN after the rotation, plus how many
+    /// are in the cache.
+    private func place(_ layer: Model.Layer, _ span: TokenSpan, _ cacheLayer: Int) -> Int {
+        let (heads, keyValueHeads, headSize) = (
+            configuration.heads, configuration.keyValueHeads, configuration.headSize
+        )
+        let (size, turned) = (format.byteCount, heads + keyValueHeads)
+        let (cache, rotary) = (span.cache, rotary)
+        let (rotate, nonFinite, format) = (kernels.rotate!, kernels.non_finite_values!, format.rawValue)
+        var (rotated, kept) = (0, 0)
+        var row = results.projected + span.row * projectionWidth * size
+        for position in span.positions {
+            if let norms = layer.headNorms {
+                for head in 0..<turned {
+                    let at = row + head * headSize * size
+                    kernels.rms_norm(
+                        at, at, head < heads ? norms.query : norms.key, format, headSize,
+                        configuration.normEpsilon, each)
+                }
+            }
+            let (cosines, sines) = (rotary.cosines(at: position), rotary.sines(at: position))
+            for head in 0..<turned {
+                rotate(row + head * headSize * size, cosines, sines, format, headSize / 2, each)
+            }
+            // An infinite key makes scores of -inf too, which would hide its token.
+            rotated += Int(nonFinite(row, format, turned * headSize))
+            let keys = row + heads * headSize * size
+            kept += cache.put(
+                keys: keys, values: keys + keyValueHeads * headSize * size, in: self.format, layer: cacheLayer,
+                position: position, kernels)
+            row += projectionWidth * size
+        }
+        return rotated << 32 + kept
     }
 
     private func attend(_ spans: [TokenSpan], _ layer: Int, _ cacheLayer: Int) throws(Overflow) {
-        let c = configuration
-        let (width, outputWidth, size) = (c.projectionWidth, c.heads * c.headSize, format.byteCount)
-        var blocks: [(span: TokenSpan, positions: Range<Int>)] = []
-        for span in spans {
-            let block = attentions[0].block
-            for first in stride(from: span.positions.lowerBound, to: span.positions.upperBound, by: block) {
-                blocks.append((span, first..<min(first + block, span.positions.upperBound)))
-            }
+        let (width, outputWidth, size) = (
+            projectionWidth, configuration.heads * configuration.headSize, format.byteCount
+        )
+        let block = attentions[0].block
+        let blocks = spans.contains { $0.positions.count > block } ? spans.flatMap { $0.parts(of: block) } : spans
+        let (heads, results) = (configuration.keyValueHeads, results)
+        let failures = sum(blocks.count * heads) { task, worker in
+            let (block, head) = task.quotientAndRemainder(dividingBy: heads)
+            let span = blocks[block]
+            return attentions[worker].attend(
+                UnsafeRawPointer(results.projected) + span.row * width * size, queryStride: width,
+                positions: span.positions, head: head, layer: cacheLayer, cache: span.cache,
+                into: results.attended + span.row * outputWidth * size, outputStride: outputWidth)
         }
-        let failures = Counter(threads)
-        parallelFor(tasks: blocks.count * c.keyValueHeads, threads: threads) { task, worker in
-            let (span, positions) = blocks[task / c.keyValueHeads]
-            let row = span.row + positions.lowerBound - span.positions.lowerBound
-            failures[worker] += attentions[worker].attend(
-                UnsafeRawPointer(results.projected) + row * width * size, queryStride: width,
-                positions: positions, head: task % c.keyValueHeads, layer: cacheLayer, cache: span.cache,
-                into: results.attended + row * outputWidth * size,
-                outputStride: outputWidth)
-        }
-        if failures.total > 0 { throw Overflow(layer: layer, operation: "attention") }
+        if failures > 0 { throw Overflow(layer: layer, operation: "attention") }
     }
 
     /// down(silu(gate x) * up x) of some rows.
@@ -275,16 +313,21 @@ final class Forward {
         _ layer: Int
     ) throws(Overflow) {
         let width = mlp.down.hiddenSize
-        let wideFormat = Forward.gateAndUp(model.recipe)
+        let wideFormat: Format = order.fusesOperations ? .fp32 : format
         try multiply(
             rows, count, by: mlp.gateAndUp, into: results.wide, as: wideFormat, layer, "MLP gate and up")
-        let failures = forEachRow(count) { row, _ in
-            let gate = UnsafeRawPointer(results.wide) + row * 2 * width * wideFormat.byteCount
-            let out = results.activated + row * width * format.byteCount
-            kernels.silu_multiply(
-                out, format.rawValue, gate, gate + width * wideFormat.byteCount, wideFormat.rawValue, width,
-                each)
-            return Int(kernels.non_finite_values(out, format.rawValue, width))
+        let (kernel, results) = (kernels.silu_multiply!, results)
+        let (wideBytes, bytes) = (width * wideFormat.byteCount, width * format.byteCount)
+        let failures = forEachPart(count) { part, _ in
+            for row in part {
+                let gate = UnsafeRawPointer(results.wide) + row * 2 * wideBytes
+                kernel(
+                    results.activated + row * bytes, format.rawValue, gate, gate + wideBytes, wideFormat.rawValue,
+                    width, each)
+            }
+            return Int(
+                kernels.non_finite_values(
+                    results.activated + part.lowerBound * bytes, format.rawValue, part.count * width))
         }
         if failures > 0 { throw Overflow(layer: layer, operation: "MLP activation") }
         observe?(layer, "MLP activation", results.activated, count * width)
@@ -380,11 +423,10 @@ final class Forward {
     private func addResidual(
         _ rows: UnsafeMutableRawPointer, _ count: Int, _ layer: Int, _ operation: StaticString
     ) throws(Overflow) {
-        let hidden = configuration.hiddenSize
-        let failures = forEachRow(count) { row, _ in
-            let at = rows + row * hiddenBytes
-            kernels.add_times(at, at, added.base + row * hiddenBytes, 1, format.rawValue, hidden)
-            return Int(kernels.non_finite_values(at, format.rawValue, hidden))
+        let failures = forEachPart(count) { part, _ in
+            let (at, values) = (rows + part.lowerBound * hiddenBytes, part.count * hidden)
+            kernels.add_times(at, at, added.base + part.lowerBound * hiddenBytes, 1, format.rawValue, values)
+            return Int(kernels.non_finite_values(at, format.rawValue, values))
         }
         if failures > 0 { throw Overflow(layer: layer, operation: operation) }
         observe?(layer, operation, rows, count * hidden)
@@ -395,46 +437,41 @@ final class Forward {
         _ rows: UnsafeMutableRawPointer, normalizedBy weight: [Float], _ count: Int, _ layer: Int,
         _ operation: StaticString
     ) throws(Overflow) {
-        let hidden = configuration.hiddenSize
-        let failures = forEachRow(count) { row, _ in
-            let at = rows + row * hiddenBytes
-            kernels.add_rms_norm(
-                results.mlpNormed + row * hiddenBytes, at, added.base + row * hiddenBytes, weight,
-                format.rawValue,
-                hidden, configuration.normEpsilon)
-            return Int(kernels.non_finite_values(at, format.rawValue, hidden))
+        let failures = forEachPart(count) { part, _ in
+            for row in part {
+                kernels.add_rms_norm(
+                    results.mlpNormed + row * hiddenBytes, rows + row * hiddenBytes,
+                    added.base + row * hiddenBytes, weight, format.rawValue, hidden, configuration.normEpsilon)
+            }
+            return Int(
+                kernels.non_finite_values(
+                    rows + part.lowerBound * hiddenBytes, format.rawValue, part.count * hidden))
         }
         if failures > 0 { throw Overflow(layer: layer, operation: operation) }
         observe?(layer, operation, rows, count * hidden)
     }
 
-    /// Calls `body` once for each row, some rows to a task, and adds up what it returns.
+    /// Calls `body` for all rows, some of them at a time if workers share them, and adds up what it returns.
     @discardableResult
-    private func forEachRow(_ count: Int, _ body: (_ row: Int, _ worker: Int) -> Int) -> Int {
+    private func forEachPart(_ count: Int, _ body: (_ rows: Range<Int>, _ worker: Int) -> Int) -> Int {
+        if threads == 1 { return body(0..<count, 0) }
         let part = 16
-        let counter = Counter(threads)
-        parallelFor(tasks: (count + part - 1) / part, threads: threads) { task, worker in
-            for row in task * part..<min(count, (task + 1) * part) { counter[worker] += body(row, worker) }
+        return sum((count + part - 1) / part) { task, worker in
+            body(task * part..<min(count, (task + 1) * part), worker)
         }
-        return counter.total
-    }
-}
-
-/// A count of each worker's.
-private final class Counter: @unchecked Sendable {
-    private let counts: UnsafeMutableBufferPointer<Int>
-
-    init(_ workers: Int) {
-        counts = .allocate(capacity: workers)
-        counts.initialize(repeating: 0)
     }
 
-    deinit { counts.deallocate() }
-
-    subscript(worker: Int) -> Int {
-        get { counts[worker] }
-        set { counts[worker] = newValue }
+    /// Calls `body` once for each task, and adds up what it returns.
+    private func sum(_ tasks: Int, _ body: (_ task: Int, _ worker: Int) -> Int) -> Int {
+        var total = 0
+        if threads == 1 || tasks <= 1 {
+            for task in 0..<tasks { total += body(task, 0) }
+            return total
+        }
+        let counts = counts.base
+        for worker in 0..<threads { counts[8 * worker] = 0 }
+        parallelFor(tasks: tasks, threads: threads) { task, worker in counts[8 * worker] += body(task, worker) }
+        for worker in 0..<threads { total += counts[8 * worker] }
+        return total
     }
-
-    var total: Int { counts.reduce(0, +) }
 }

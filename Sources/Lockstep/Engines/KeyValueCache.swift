@@ -13,8 +13,14 @@ final class KeyValueCache {
     private(set) var count = 0
     private let heads: Int
     private let headSize: Int
+    private let panelsAcross: Int
     private let format: Format
     private var pages: [[Page]]
+    /// Where they are: layer after layer, `pagesPerLayer` of each.
+    private var places: [UnsafeMutablePointer<UInt8>] = []
+    private var pagesPerLayer = 0
+    private let keyBytes: Int
+    private let valueBytes: Int
 
     /// 128 positions of one layer: all heads' keys, then all heads' values.
     private final class Page {
@@ -28,12 +34,9 @@ final class KeyValueCache {
         headSize = configuration.headSize
         self.format = format
         pages = Array(repeating: [], count: layers)
-    }
-
-    private var panelsAcross: Int { (headSize + KeyValueCache.panel - 1) / KeyValueCache.panel }
-    private var keyBytes: Int { KeyValueCache.pagePositions * headSize * format.byteCount }
-    private var valueBytes: Int {
-        KeyValueCache.pagePositions * panelsAcross * KeyValueCache.panel * format.byteCount
+        panelsAcross = (headSize + KeyValueCache.panel - 1) / KeyValueCache.panel
+        keyBytes = KeyValueCache.pagePositions * headSize * format.byteCount
+        valueBytes = KeyValueCache.pagePositions * panelsAcross * KeyValueCache.panel * format.byteCount
     }
 
     /// A cache of another sequence that begins the same: whole pages are shared, the last one, if begun, is copied.
@@ -49,24 +52,33 @@ final class KeyValueCache {
             }
         }
         copy.count = count
+        copy.notePlaces()
         return copy
+    }
+
+    private func notePlaces() {
+        pagesPerLayer = pages.first?.count ?? 0
+        places = pages.flatMap { $0.map { $0.bytes.base } }
     }
 
     private init(like other: KeyValueCache) {
         heads = other.heads
         headSize = other.headSize
         format = other.format
+        (panelsAcross, keyBytes, valueBytes) = (other.panelsAcross, other.keyBytes, other.valueBytes)
         pages = Array(repeating: [], count: other.pages.count)
     }
 
     /// Makes room for positions up to `limit` in all layers.
     func reserve(_ limit: Int) throws(LockstepError) {
         let wanted = (limit + KeyValueCache.pagePositions - 1) / KeyValueCache.pagePositions
+        if wanted <= pagesPerLayer { return }
         for layer in pages.indices {
             while pages[layer].count < wanted {
                 pages[layer].append(try Page(byteCount: heads * (keyBytes + valueBytes)))
             }
         }
+        notePlaces()
     }
 
     /// Says that all layers have been given the positions below.
@@ -79,9 +91,18 @@ final class KeyValueCache {
         keys: UnsafeRawPointer, values: UnsafeRawPointer, in source: Format, layer: Int, position: Int,
         _ kernels: lsk_kernels
     ) -> Int {
-        var failures: Int64 = 0
-        let page = pages[layer][position / KeyValueCache.pagePositions].bytes.base
+        let page = page(layer, position / KeyValueCache.pagePositions)
         let place = position % KeyValueCache.pagePositions
+        if source == format {
+            // They are as the projection and the rotation left them, which were looked at.
+            for head in 0..<heads {
+                let offset = head * headSize * format.byteCount
+                scatterKey(keys + offset, into: page + head * keyBytes, place)
+                placeValue(values + offset, into: page + heads * keyBytes + head * valueBytes, place)
+            }
+            return 0
+        }
+        var failures: Int64 = 0
         withUnsafeTemporaryAllocation(byteCount: headSize * format.byteCount, alignment: 64) { row in
             for head in 0..<heads {
                 let offset = head * headSize * source.byteCount
@@ -94,19 +115,19 @@ final class KeyValueCache {
         return Int(failures)
     }
 
+    private func page(_ layer: Int, _ index: Int) -> UnsafeMutablePointer<UInt8> {
+        places[layer * pagesPerLayer + index]
+    }
+
     /// Rounds a head's keys or values; returns how many are infinite or NaN then.
     private func convert(
         _ from: UnsafeRawPointer, _ source: Format, to row: UnsafeMutableRawPointer, _ kernels: lsk_kernels
     ) -> Int64 {
-        if source == format {
-            row.copyMemory(from: from, byteCount: headSize * format.byteCount)
-        } else {
-            var counts = lsk_convert_counts()
-            kernels.convert(
-                row, format.rawValue, from, source.rawValue, headSize, LSK_NEAREST_EVEN, 0, 0, &counts)
-            if format.byteCount == 1 {
-                return counts.overflow + kernels.non_finite_values(from, source.rawValue, headSize)
-            }
+        var counts = lsk_convert_counts()
+        kernels.convert(
+            row, format.rawValue, from, source.rawValue, headSize, LSK_NEAREST_EVEN, 0, 0, &counts)
+        if format.byteCount == 1 {
+            return counts.overflow + kernels.non_finite_values(from, source.rawValue, headSize)
         }
         return kernels.non_finite_values(row, format.rawValue, headSize)
     }
@@ -133,13 +154,13 @@ final class KeyValueCache {
             let to = UnsafeMutableRawPointer(values) + (panel * KeyValueCache.pagePositions + place) * bytes
             to.copyMemory(from: row + panel * bytes, byteCount: part)
             // Columns beyond the head are multiplied too: not by garbage.
-            (to + part).initializeMemory(as: UInt8.self, repeating: 0, count: bytes - part)
+            if part < bytes { (to + part).clear(byteCount: bytes - part) }
         }
     }
 
     /// The panel of a head's keys that holds positions from `position` on, a multiple of 32.
     func keys(layer: Int, head: Int, position: Int) -> UnsafeRawPointer {
-        let page = pages[layer][position / KeyValueCache.pagePositions].bytes.base
+        let page = page(layer, position / KeyValueCache.pagePositions)
         let first = position % KeyValueCache.pagePositions * headSize * format.byteCount
         return UnsafeRawPointer(page) + head * keyBytes + first
     }
@@ -147,6 +168,6 @@ final class KeyValueCache {
     /// The panel of a page's values that holds a head's elements from `element` on, a multiple of 32.
     func values(layer: Int, head: Int, page: Int, element: Int) -> UnsafeRawPointer {
         let first = element * KeyValueCache.pagePositions * format.byteCount
-        return UnsafeRawPointer(pages[layer][page].bytes.base) + heads * keyBytes + head * valueBytes + first
+        return UnsafeRawPointer(self.page(layer, page)) + heads * keyBytes + head * valueBytes + first
     }
 }

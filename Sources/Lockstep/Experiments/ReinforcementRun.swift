@@ -157,8 +157,8 @@ public final class ReinforcementRun: TrainingRun {
     ) throws(LockstepError) -> ReinforcementMetrics {
         let batch = try RunBatch(samples, drawnFrom: options.temperature != 1)
         let whole = try batch.slice(0..<samples.count)
-        try score(whole, with: learner.trainer.snapshot(), into: .trainer, entropy: .entropy)
-        if let reference { try score(whole, with: reference, into: .reference) }
+        try score(whole, into: .trainer, entropy: true, keeping: slice(of: 0).count * options.samples)
+        if let reference { try score(whole, with: reference) }
         let mismatch = try measure(whole)
         try advantages(whole, rewards, samples)
         if !options.algorithm.correctsEachUpdate {
@@ -169,8 +169,7 @@ public final class ReinforcementRun: TrainingRun {
         var metrics = ReinforcementMetrics()
         var sums = (loss: 0.0, clip: 0.0)
         for update in 0..<options.updates {
-            let groups =
-                options.prompts * update / options.updates..<options.prompts * (update + 1) / options.updates
+            let groups = slice(of: update)
             let slice = try batch.slice(
                 groups.lowerBound * options.samples..<groups.upperBound * options.samples)
             let report = try self.update(slice, isFirst: update == 0, &metrics)
@@ -186,15 +185,26 @@ public final class ReinforcementRun: TrainingRun {
         return metrics
     }
 
-    /// Log-probs, and entropies if they are wanted, of all tokens.
+    /// The prompts that an update is made from.
+    private func slice(of update: Int) -> Range<Int> {
+        options.prompts * update / options.updates..<options.prompts * (update + 1) / options.updates
+    }
+
+    /// Log-probs, and entropies if they are wanted, of all tokens by the trainer, which may keep its passes of the first sequences.
     private func score(
-        _ slice: RunSlice, with model: Model, into column: RunBatch.Column, entropy: RunBatch.Column? = nil
+        _ slice: RunSlice, into column: RunBatch.Column, entropy: Bool, keeping: Int
     ) throws(LockstepError) {
-        try model.score(
+        try learner.trainer.score(
+            tokens: slice.tokens, offsets: slice.offsetView, temperature: options.temperature, keeping: keeping,
+            into: ScoringOutputs(logProbs: slice.output(column), entropy: entropy ? slice.output(.entropy) : nil))
+    }
+
+    /// Log-probs of all tokens by the reference.
+    private func score(_ slice: RunSlice, with reference: Model) throws(LockstepError) {
+        try reference.score(
             tokens: slice.tokens, offsets: slice.offsetView,
             options: LogProbOptions(temperature: options.temperature),
-            into: ScoringOutputs(logProbs: slice.output(column), entropy: entropy.map { slice.output($0) }),
-            execution: execution)
+            into: ScoringOutputs(logProbs: slice.output(.reference)), execution: execution)
     }
 
     private func measure(_ whole: RunSlice) throws(LockstepError) -> Mismatch {
@@ -252,9 +262,7 @@ public final class ReinforcementRun: TrainingRun {
             // Nothing was updated yet: the current policy is the trainer.
             slice.values(.current).update(from: slice.values(.trainer), count: slice.count)
         } else {
-            try score(
-                slice, with: learner.trainer.snapshot(), into: .current,
-                entropy: wantsEntropy ? .entropy : nil)
+            try score(slice, into: .current, entropy: wantsEntropy, keeping: slice.sequences.count)
         }
         if algorithm.correctsEachUpdate { try correct(slice) }
         var batch = TokenBatch(layout: try slice.layout())

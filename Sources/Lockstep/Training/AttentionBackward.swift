@@ -15,9 +15,8 @@ final class AttentionBackward {
     private let sizeStride: Int
     /// Tokens of the sequence that is worked on.
     private var length = 0
-    /// One head's keys and values as floats, as the cache holds them: [tokens x headSize].
-    private let keys: Scratch<Float>
-    private let values: Scratch<Float>
+    /// Queries, keys and values as floats, keys and values as the cache holds them: [tokens x projectionWidth].
+    private let projected: Scratch<Float>
     /// Right operands: keys and values by 32 positions, [headSize][32]; keys by 32 elements, [tokens][32].
     private let keysAcross: Scratch<Float>
     private let valuesAcross: Scratch<Float>
@@ -51,8 +50,7 @@ final class AttentionBackward {
         capacity = (tokens + width - 1) / width * width
         sizeStride = (c.headSize + width - 1) / width * width
         let blockRows = min(AttentionBackward.block, tokens) * (c.heads / c.keyValueHeads)
-        keys = try Scratch(count: tokens * c.headSize)
-        values = try Scratch(count: tokens * c.headSize)
+        projected = try Scratch(count: tokens * c.projectionWidth)
         keysAcross = try Scratch(count: capacity * c.headSize)
         valuesAcross = try Scratch(count: capacity * c.headSize)
         keysDown = try Scratch(count: tokens * sizeStride)
@@ -78,13 +76,14 @@ final class AttentionBackward {
     ) -> Int {
         length = tokens
         var failures = 0
+        widenAll(projected, tokens)
         for head in 0..<c.keyValueHeads {
-            pack(projected, tokens, head)
+            pack(tokens, head)
             keyGradients.base.update(repeating: 0, count: tokens * sizeStride)
             valueGradients.base.update(repeating: 0, count: tokens * sizeStride)
             for first in stride(from: 0, to: tokens, by: AttentionBackward.block) {
                 let positions = first..<min(first + AttentionBackward.block, tokens)
-                failures += add(positions, projected, d, head, into: out)
+                failures += add(positions, d, head, into: out)
             }
             let place = out + (c.heads + head) * c.headSize
             for token in 0..<tokens {
@@ -97,49 +96,46 @@ final class AttentionBackward {
         return failures
     }
 
-    /// Copies the keys and values of a head, as the cache has them, and packs them.
-    private func pack(_ projected: UnsafeRawPointer, _ tokens: Int, _ head: Int) {
-        let (size, width) = (c.headSize, AttentionBackward.width)
-        let bytes = recipe.activations.byteCount
-        for token in 0..<tokens {
-            let key = projected + (token * c.projectionWidth + (c.heads + head) * size) * bytes
-            cached(key, into: keys.base + token * size)
-            cached(key + c.keyValueHeads * size * bytes, into: values.base + token * size)
-        }
-        for first in stride(from: 0, to: tokens, by: width) {
-            let count = min(width, tokens - first)
-            for (from, to) in [(keys.base, keysAcross.base), (values.base, valuesAcross.base)] {
-                kernels.pack_panel_transposed(
-                    to + first * size, from + first * size, Format.fp32.rawValue, size, count, size)
-            }
-        }
-        for first in stride(from: 0, to: size, by: width) {
-            kernels.pack_panel(
-                keysDown.base + first * tokens, keys.base + first, Format.fp32.rawValue, size,
-                min(width, size - first), tokens)
+    private func widenAll(_ from: UnsafeRawPointer, _ tokens: Int) {
+        let (width, turned) = (c.projectionWidth, c.heads * c.headSize)
+        widen(from, recipe.activations, tokens * width, into: projected.base, kernels)
+        if recipe.cache != recipe.activations {
+            let keys = projected.base + turned
+            _ = kernels.store_rounded(keys, width, recipe.cache.rawValue, keys, width, tokens, width - turned)
         }
     }
 
-    private func cached(_ from: UnsafeRawPointer, into out: UnsafeMutablePointer<Float>) {
-        widen(from, recipe.activations, c.headSize, into: out, kernels)
-        if recipe.cache != recipe.activations {
-            _ = kernels.store_rounded(out, c.headSize, recipe.cache.rawValue, out, c.headSize, 1, c.headSize)
+    /// Packs the keys and values of a head.
+    private func pack(_ tokens: Int, _ head: Int) {
+        let (size, width, stride) = (c.headSize, AttentionBackward.width, c.projectionWidth)
+        let keys = projected.base + (c.heads + head) * size
+        let values = keys + c.keyValueHeads * size
+        for first in Swift.stride(from: 0, to: tokens, by: width) {
+            let count = min(width, tokens - first)
+            kernels.pack_panel_transposed(
+                keysAcross.base + first * size, keys + first * stride, Format.fp32.rawValue, stride, count, size)
+            kernels.pack_panel_transposed(
+                valuesAcross.base + first * size, values + first * stride, Format.fp32.rawValue, stride, count,
+                size)
+        }
+        for first in Swift.stride(from: 0, to: size, by: width) {
+            kernels.pack_panel(
+                keysDown.base + first * tokens, keys + first, Format.fp32.rawValue, stride,
+                min(width, size - first), tokens)
         }
     }
 
     /// Adds what the queries at some positions give to keys and values, and writes their own gradients.
     private func add(
-        _ positions: Range<Int>, _ projected: UnsafeRawPointer, _ d: UnsafePointer<Float>, _ head: Int,
-        into out: UnsafeMutablePointer<Float>
+        _ positions: Range<Int>, _ d: UnsafePointer<Float>, _ head: Int, into out: UnsafeMutablePointer<Float>
     ) -> Int {
         let group = c.heads / c.keyValueHeads
         let (size, width, end) = (c.headSize, AttentionBackward.width, positions.upperBound)
         let count = positions.count * group
         for (index, token) in positions.enumerated() {
             let place = index * group * size
-            widen(
-                projected + (token * c.projectionWidth + head * group * size) * recipe.activations.byteCount,
-                recipe.activations, group * size, into: queries.base + place, kernels)
+            (queries.base + place).update(
+                from: projected.base + token * c.projectionWidth + head * group * size, count: group * size)
             (gradients.base + place).update(
                 from: d + (token * c.heads + head * group) * size, count: group * size)
         }

@@ -15,10 +15,11 @@ final class HeadPass {
     private let logits: Scratch<Float>
     private let multiplier: TileMultiplier
     private let packed: PackedRows
-    private let scores: Scratch<RowScore>
     private var scorer: RowScorer
     private var rule: lsk_logit_rule
     private var options: LogProbOptions
+    /// The rows whose logits are in memory, if they are all of a sequence's.
+    private var formed: UnsafeRawPointer?
 
     /// Rows and columns of logits that are in memory: 64 MB of them, but 128 rows at least.
     private static let logitLimit = 1 << 24
@@ -38,7 +39,6 @@ final class HeadPass {
         logits = try Scratch(count: chunk * head.vocab)
         multiplier = try TileMultiplier(kernels, .packed(head), rows: chunk)
         packed = try PackedRows(kernels, rows: chunk, depth: max(head.vocab, head.hiddenSize))
-        scores = try Scratch(count: tokens)
         options = LogProbOptions()
         rule = try options.rule()
         scorer = try RowScorer(kernels, options, vocab: head.vocab, wantsEntropy: false)
@@ -58,15 +58,14 @@ final class HeadPass {
         scorer = try RowScorer(table, self.options, vocab: head.vocab, wantsEntropy: wantsEntropy)
     }
 
-    /// What the last `run` found of a row.
-    func score(_ row: Int) -> (logProb: Double, entropy: Double) {
-        (scores.base[row].logProb, scores.base[row].entropy)
-    }
-
     private func chunks(_ count: Int) -> StrideTo<Int> { stride(from: 0, to: count, by: chunk) }
 
     /// Scores the token after each row but the last.
-    func run(_ rows: UnsafeRawPointer, _ tokens: UnsafeBufferPointer<Int32>) throws(Overflow) {
+    func run(
+        _ rows: UnsafeRawPointer, _ tokens: UnsafeBufferPointer<Int32>,
+        into scores: UnsafeMutablePointer<RowScore>
+    ) throws(Overflow) {
+        formed = nil
         for first in chunks(tokens.count) {
             let count = min(chunk, tokens.count - first)
             form(rows, first, count)
@@ -77,9 +76,10 @@ final class HeadPass {
                 if score.failure != 0 {
                     throw Overflow(layer: trained.layers.count, operation: "output head")
                 }
-                scores.base[first + row] = score
+                scores[first + row] = score
             }
         }
+        if tokens.count <= chunk { formed = rows }
     }
 
     /// Logits of some rows, before they are rounded.
@@ -105,22 +105,24 @@ final class HeadPass {
     ///
     /// The gradient of logits is rounded as they are: not at all in a recipe of float32 logits.
     func runBackward(
-        _ rows: UnsafeRawPointer, _ tokens: UnsafeBufferPointer<Int32>, dLogProb: (Int) -> Double,
-        dEntropy: ((Int) -> Double)?, into out: UnsafeMutablePointer<Float>
+        _ rows: UnsafeRawPointer, _ tokens: UnsafeBufferPointer<Int32>, _ scores: UnsafePointer<RowScore>,
+        dLogProb: (Int) -> Double, dEntropy: ((Int) -> Double)?, into out: UnsafeMutablePointer<Float>
     ) throws(Overflow) {
         let layer = trained.layers.count
         let (vocab, hidden) = (head.vocab, head.hiddenSize)
         let format = recipe.logits == .fp32 ? Format.fp32 : recipe.gradients
+        let isFormed = formed == rows
+        formed = nil
         for first in chunks(tokens.count) {
             let count = min(chunk, tokens.count - first)
-            if tokens.count > chunk { form(rows, first, count) }
+            if !isFormed { form(rows, first, count) }
             for row in 0..<count {
                 let position = first + row + 1
                 let place = logits.base + row * vocab
                 guard position < tokens.count,
                     let gradient = lsk_gradient_row(
-                        logSumExp: scores.base[position - 1].logSumExp,
-                        entropy: scores.base[position - 1].entropy, dLogProb: dLogProb(position),
+                        logSumExp: scores[position - 1].logSumExp,
+                        entropy: scores[position - 1].entropy, dLogProb: dLogProb(position),
                         dEntropy: dEntropy?(position) ?? 0, temperature: options.temperature)
                 else {
                     place.update(repeating: 0, count: vocab)

@@ -20,13 +20,13 @@ final class SequencePass: @unchecked Sendable {
     let gradients: WeightGradients
     private let recomputes: Bool
     private let cache: KeyValueCache
-    /// One for each layer; one for all where they are computed again.
-    private let kept: [LayerResults]
-    /// Each layer's input, where the rest is computed again: [layers][tokens x hidden].
-    private let inputs: Scratch<UInt8>
-    private let rows: Scratch<UInt8>
-    /// What the final norm is applied to.
-    private let last: Scratch<UInt8>
+    /// Of sequences that are not kept.
+    let own: PassState
+    /// Of the sequence that is worked on.
+    private var state: PassState
+    /// The layers' rows where they are computed again.
+    private let again: Scratch<UInt8>
+    private let hiddenBytes: Int
     private let multiplier: TileMultiplier
     private let packed: PackedRows
     private let attention: AttentionBackward
@@ -65,15 +65,10 @@ final class SequencePass: @unchecked Sendable {
             model, rows: tokens, positions: tokens, Execution(threads: 1, instructionSet: instructionSet))
         cache = KeyValueCache(c, recipe.cache, layers: 1)
         try cache.reserve(tokens)
-        var kept: [LayerResults] = []
-        for _ in 0..<(recomputes ? 1 : c.layers) {
-            kept.append(
-                try LayerResults(c, rows: tokens, elementBytes: bytes, wideBytes: bytes, isKept: true))
-        }
-        self.kept = kept
-        inputs = try Scratch(count: recomputes ? c.layers * tokens * c.hiddenSize * bytes : 0)
-        rows = try Scratch(count: tokens * c.hiddenSize * bytes)
-        last = try Scratch(count: tokens * c.hiddenSize * bytes)
+        own = try PassState(c, recipe, tokens: tokens, recomputes: recomputes)
+        state = own
+        again = try Scratch(count: recomputes ? tokens * c.hiddenSize * bytes : 0)
+        hiddenBytes = c.hiddenSize * bytes
         multiplier = try TileMultiplier(kernels, .packed(model.head), rows: tokens)
         packed = try PackedRows(kernels, rows: tokens, depth: widest)
         attention = try AttentionBackward(kernels, model, tokens: tokens)
@@ -99,70 +94,71 @@ final class SequencePass: @unchecked Sendable {
 
     /// What the gradient's format is called with.
     var gradientFormat: Int32 { recipe.gradients.rawValue }
-    private var hiddenBytes: Int { c.hiddenSize * recipe.activations.byteCount }
 
     // MARK: Forward
 
-    /// Log-probs and entropies of a sequence, as `Model.score` gives them, with what a backward pass needs kept.
+    /// Log-probs and entropies of a sequence, as `Model.score` gives them, with what a backward pass needs kept in `state`.
     ///
     /// `head.prepare` has said how tokens are scored.
-    func run(_ tokens: UnsafeBufferPointer<Int32>) throws(PassFailure) {
+    func run(_ tokens: UnsafeBufferPointer<Int32>, in state: PassState) throws(PassFailure) {
         let count = tokens.count
+        let rows = state.rows.base
+        self.state = state
+        state.trained = nil
         do throws(Overflow) {
-            forward.embed(tokens.lazy.map { Int($0) }, into: rows.base)
+            forward.embed(tokens.lazy.map { Int($0) }, into: rows)
             for index in 0..<c.layers {
                 if recomputes {
-                    UnsafeMutableRawPointer(inputs.base + index * inputBytes).copyMemory(
-                        from: rows.base, byteCount: count * hiddenBytes)
+                    UnsafeMutableRawPointer(state.inputs.base + index * inputBytes).copyMemory(
+                        from: rows, byteCount: count * hiddenBytes)
                 }
-                try layer(index, count)
+                try layer(index, count, rows)
             }
-            UnsafeMutableRawPointer(last.base).copyMemory(from: rows.base, byteCount: count * hiddenBytes)
-            try forward.finalNorm(rows.base, count, into: rows.base)
-            try head.run(rows.base, tokens)
+            UnsafeMutableRawPointer(state.last.base).copyMemory(from: rows, byteCount: count * hiddenBytes)
+            try forward.finalNorm(rows, count, into: rows)
+            try head.run(rows, tokens, into: state.scores.base)
         } catch {
             throw PassFailure(place: error, isBackward: false)
         }
+        state.tokens = Array(tokens)
+        state.trained = trained
     }
 
     /// Bytes of the kept input of a layer.
-    private var inputBytes: Int { inputs.count / max(c.layers, 1) }
+    private var inputBytes: Int { state.inputs.count / max(c.layers, 1) }
 
-    private func layer(_ index: Int, _ count: Int) throws(Overflow) {
+    private func layer(_ index: Int, _ count: Int, _ rows: UnsafeMutablePointer<UInt8>) throws(Overflow) {
         forward.results = results(index)
         let span = TokenSpan(cache: cache, positions: 0..<count, row: 0)
-        try forward.layer(index, cacheLayer: 0, rows.base, [span])
+        try forward.layer(index, cacheLayer: 0, rows, [span])
     }
 
-    private func results(_ index: Int) -> LayerResults { kept[recomputes ? 0 : index] }
-
-    /// What the last `run` found of a token.
-    func score(_ position: Int) -> (logProb: Double, entropy: Double) {
-        position == 0 ? (0, 0) : head.score(position - 1)
-    }
+    private func results(_ index: Int) -> LayerResults { state.layers[recomputes ? 0 : index] }
 
     // MARK: Backward
 
-    /// Adds the gradients of the sequence of the last `run`: those of its log-probs and entropies, which the loss scale
-    /// has multiplied, are given by position.
+    /// Adds the gradients of the sequence of a `run`, which left `state`: those of its log-probs and entropies, which the
+    /// loss scale has multiplied, are given by position.
     func runBackward(
-        _ tokens: UnsafeBufferPointer<Int32>, dLogProb: (Int) -> Double,
+        _ tokens: UnsafeBufferPointer<Int32>, from state: PassState, dLogProb: (Int) -> Double,
         dEntropy: ((Int) -> Double)?
     ) throws(PassFailure) {
         let count = tokens.count
+        self.state = state
         do throws(Overflow) {
             try head.runBackward(
-                rows.base, tokens, dLogProb: dLogProb, dEntropy: dEntropy, into: narrow.base)
+                state.rows.base, tokens, state.scores.base, dLogProb: dLogProb, dEntropy: dEntropy,
+                into: narrow.base)
             observe?(c.layers, "output head", narrow.base, count * c.hiddenSize)
             try norm(
-                last.base, count, trained.model.finalNorm, to: trained.finalNorm, narrow.base,
+                state.last.base, count, trained.model.finalNorm, to: trained.finalNorm, narrow.base,
                 c.layers, "final norm")
             residual.base.update(from: narrow.base, count: count * c.hiddenSize)
             for index in (0..<c.layers).reversed() {
                 if recomputes {
-                    UnsafeMutableRawPointer(rows.base).copyMemory(
-                        from: inputs.base + index * inputBytes, byteCount: count * hiddenBytes)
-                    try layer(index, count)
+                    UnsafeMutableRawPointer(again.base).copyMemory(
+                        from: state.inputs.base + index * inputBytes, byteCount: count * hiddenBytes)
+                    try layer(index, count, again.base)
                 }
                 try layerBackward(index, count)
             }

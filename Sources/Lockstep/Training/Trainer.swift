@@ -68,11 +68,16 @@ public final class Trainer: @unchecked Sendable {
     private var isStale = false
     private var sums: [GradientSums] = []
     private(set) var passes: [SequencePass] = []
+    /// Of the first sequences of the last `score`: a backward pass over them needs no other forward pass.
+    private var kept: [PassState] = []
+    private var keptTemperature: Double?
     private var capacity = 0
     private var addedTokens = 0
 
     /// Bytes of exact sums up to which every worker has its own.
     private static let ownSumsLimit = 64 << 20
+    /// Bytes of what forward passes are kept in, at most.
+    private static let keptLimit = 64 << 20
 
     /// Trains a checkpoint; with an adapter, one in PEFT's layout or a new one, trains the adapter alone.
     ///
@@ -226,7 +231,57 @@ public final class Trainer: @unchecked Sendable {
                 pass.gradients.scale = 1 / lossScale
             }
             addedTokens += tokens.count
-            return try run(tokens, layout, gradients, lossScale, outputs)
+            let isKept = temperature == keptTemperature
+            return try run(tokens, layout, outputs) { (sequence, part, first, pass) throws(PassFailure) in
+                var state = pass.own
+                if isKept, sequence < kept.count, kept[sequence].holds(part, trained) {
+                    state = kept[sequence]
+                } else {
+                    try pass.run(part, in: state)
+                }
+                let entropy = gradients.entropy
+                try pass.runBackward(
+                    part, from: state, dLogProb: { (gradients.logProbs?.double(first + $0) ?? 0) * lossScale },
+                    dEntropy: entropy == nil ? nil : { (entropy?.double(first + $0) ?? 0) * lossScale })
+                return state
+            }
+        }
+    }
+
+    /// Scores sequences as `Model.score` does, with entropies, and keeps what a backward pass over the first `keeping` of
+    /// them needs, if it is small: `accumulate` over those, before masters change, does not pass forward again.
+    ///
+    /// - Throws: as `Model.score`.
+    func score(
+        tokens: TokenView, offsets: TokenView?, temperature: Double, keeping: Int, into outputs: ScoringOutputs
+    ) throws(LockstepError) {
+        try withLockstepFloatMode { () throws(LockstepError) in
+            let model = try snapshot()
+            let layout = try SequenceLayout(rows: 1, columns: tokens.count, offsets: offsets, of: "tokens")
+            let scoring = LogProbOptions(temperature: temperature)
+            let longest = (0..<layout.sequences).map { layout.length(of: $0) }.max() ?? 0
+            let bytes = PassState.byteCount(
+                configuration, recipe, tokens: max(longest, capacity), recomputes: options.recomputes)
+            guard tokens.count > 0, bytes <= Trainer.keptLimit / max(keeping, 1) else {
+                let execution = Execution(threads: options.threads, instructionSet: options.instructionSet)
+                return try model.score(
+                    tokens: tokens, offsets: offsets, options: scoring, into: outputs, execution: execution)
+            }
+            try model.check(tokens, layout)
+            try prepare(for: layout)
+            for pass in passes { try pass.head.prepare(scoring, wantsEntropy: true) }
+            while kept.count < min(keeping, layout.sequences) {
+                kept.append(
+                    try PassState(
+                        configuration, recipe, tokens: capacity, recomputes: options.recomputes))
+            }
+            keptTemperature = temperature
+            let wanted = BackwardOutputs(logProbs: outputs.logProbs, entropy: outputs.entropy)
+            try run(tokens, layout, wanted) { (sequence, part, _, pass) throws(PassFailure) in
+                let state = sequence < min(keeping, kept.count) ? kept[sequence] : pass.own
+                try pass.run(part, in: state)
+                return state
+            }
         }
     }
 
@@ -270,6 +325,7 @@ public final class Trainer: @unchecked Sendable {
         if longest > capacity {
             // By doubling, as sequences may grow bit by bit.
             passes = []
+            kept = []
             capacity = max(longest, min(2 * capacity, configuration.positions))
         }
         while passes.count < min(threads, layout.sequences) {
@@ -280,9 +336,12 @@ public final class Trainer: @unchecked Sendable {
         }
     }
 
+    /// Calls `body` for each sequence (its number, tokens, where they begin, and a worker's pass), and writes what it
+    /// found.
+    @discardableResult
     private func run(
-        _ tokens: TokenView, _ layout: SequenceLayout, _ gradients: LogProbGradients, _ lossScale: Double,
-        _ outputs: BackwardOutputs
+        _ tokens: TokenView, _ layout: SequenceLayout, _ outputs: BackwardOutputs,
+        _ body: (Int, UnsafeBufferPointer<Int32>, Int, SequencePass) throws(PassFailure) -> PassState
     ) throws(LockstepError) -> BackwardReport {
         let ids = try Scratch<Int32>(count: tokens.count)
         for index in 0..<tokens.count { ids.base[index] = Int32(tokens[index]) }
@@ -292,23 +351,16 @@ public final class Trainer: @unchecked Sendable {
         let failures = FailureList(layout.sequences)
         let (idBase, foundBase) = (ids.base, found.base)
         parallelFor(tasks: layout.sequences, threads: min(threads, passes.count)) { sequence, worker in
-            let pass = passes[worker]
             let first = layout.place(of: sequence).column
             let part = UnsafeBufferPointer(start: idBase + first, count: layout.length(of: sequence))
             if part.isEmpty { return }
             do throws(PassFailure) {
-                try pass.run(part)
-                if isWritten {
-                    for position in part.indices {
-                        (foundBase[2 * (first + position)], foundBase[2 * (first + position) + 1]) =
-                            pass.score(
-                                position)
-                    }
+                let state = try body(sequence, part, first, passes[worker])
+                guard isWritten else { return }
+                for position in part.indices {
+                    (foundBase[2 * (first + position)], foundBase[2 * (first + position) + 1]) =
+                        state.score(position)
                 }
-                let entropy = gradients.entropy
-                try pass.runBackward(
-                    part, dLogProb: { (gradients.logProbs?.double(first + $0) ?? 0) * lossScale },
-                    dEntropy: entropy == nil ? nil : { (entropy?.double(first + $0) ?? 0) * lossScale })
             } catch {
                 failures[sequence] = error
             }
