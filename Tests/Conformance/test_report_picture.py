@@ -43,7 +43,7 @@ EXPECTED = Path(__file__).parent / "expected"
 SCHEMES = {"dark": 0, "light": 1}  # as Chromium counts them
 WIDTHS = {"wide": 1100, "phone": 400}
 # Pictures of each report.
-PICTURES = {"logs": 8, "run": 10, "offline": 8, "locate": 2, "scaler": 7}
+PICTURES = {"logs": 8, "run": 10, "offline": 8, "locate": 1, "scaler": 7}
 TILE = (24, 16)  # blocks a picture is compared in
 # How far a block may be off, of 255, in the mean over a tile. Tones are text as much as pictures: another font moves
 # those of verdicts by up to 11, of pictures by 1.5 (measured with serif and monospaced ones). Colours are clouds, lines
