@@ -23,11 +23,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sanity_runs
 from report_logs import write_run
 from rollouts import SHIPPED
 
 from lockstep.logs import open_log
-from lockstep.report import page
+from lockstep.report import page, sanity
 from lockstep.report.diagnosis import Diagnosis
 from lockstep.report.verdict import judge
 from lockstep.survey import survey
@@ -103,14 +104,16 @@ def theme(text: str, scheme: str) -> dict[str, tuple[int, ...]]:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory) -> dict[str, Path]:
-    """A report on two logs, and one on a training run with many steps."""
+    """A report on two logs, one on a training run with many steps, and one on runs in pairs of precisions."""
     folder = tmp_path_factory.mktemp("reports")
     logs = {"logs": [(SHIPPED["bf16"], "bf16"), (SHIPPED["fp16"], "fp16")],
             "run": [(write_run(folder / "run.jsonl"), "run")]}
     for name, paths in logs.items():
         diagnoses = [Diagnosis(survey(open_log(path, label=label))) for path, label in paths]
         (folder / f"{name}.html").write_text(page.page(diagnoses, [judge(each) for each in diagnoses]))
-    return {name: folder / f"{name}.html" for name in logs}
+    runs = sanity_runs.write(tmp_path_factory.mktemp("sanity"))
+    (folder / "sanity.html").write_text(sanity.page(sanity.PRECISION, runs))
+    return {name: folder / f"{name}.html" for name in (*logs, "sanity")}
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +134,7 @@ def places(reports, tmp_path_factory) -> dict[str, dict[str, dict]]:
 
 
 @pytest.fixture(scope="module", params=[
-    (report, scheme, width) for report in ("logs", "run") for scheme in SCHEMES for width in WIDTHS],
+    (report, scheme, width) for report in ("logs", "run", "sanity") for scheme in SCHEMES for width in WIDTHS],
     ids="-".join)
 def view(request, reports, places, tmp_path_factory) -> View:
     report, scheme, name = request.param
@@ -159,7 +162,7 @@ def test_colours_are_the_theme_s(view):
 
 def test_no_picture_is_empty(view):
     """Each has ink in every quarter, and a series' colour, which is no grey, somewhere."""
-    assert len(view.found["pictures"]) == (8 if view.name.startswith("logs") else 10)
+    assert len(view.found["pictures"]) == {"logs": 8, "run": 10, "sanity": 14}[view.name.partition("-")[0]]
     for box in view.found["pictures"]:
         written, picture = view.cut(box, view.written), view.cut(box, view.pixels)
         assert written.shape[1] >= 0.8 * min(view.width, 480) and written.shape[0] > 150
