@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sanity_runs
 from click.testing import CliRunner
 from conftest import VECTORS
 from report_logs import write_run
@@ -30,7 +31,7 @@ from rollouts import SHIPPED
 
 from lockstep.commands import commands
 from lockstep.logs import open_log
-from lockstep.report import page
+from lockstep.report import page, sanity
 from lockstep.report.diagnosis import Diagnosis
 from lockstep.report.verdict import judge
 from lockstep.survey import survey
@@ -43,7 +44,7 @@ EXPECTED = Path(__file__).parent / "expected"
 SCHEMES = {"dark": 0, "light": 1}  # as Chromium counts them
 WIDTHS = {"wide": 1100, "phone": 400}
 # Pictures of each report.
-PICTURES = {"logs": 8, "run": 10, "offline": 8, "locate": 2, "scaler": 7}
+PICTURES = {"sanity": 14, "logs": 8, "run": 10, "offline": 8, "locate": 1, "scaler": 7}
 TILE = (24, 16)  # blocks a picture is compared in
 # How far a block may be off, of 255, in the mean over a tile. Tones are text as much as pictures: another font moves
 # those of verdicts by up to 11, of pictures by 1.5 (measured with serif and monospaced ones). Colours are clouds, lines
@@ -128,6 +129,8 @@ def reports(tmp_path_factory) -> dict[str, Path]:
     }.items():
         done = CliRunner().invoke(commands, [name, *map(str, arguments), "--html", str(folder / f"{name}.html")])
         assert done.exit_code == 0, done.output
+    runs = sanity_runs.write(tmp_path_factory.mktemp("sanity"))
+    (folder / "sanity.html").write_text(sanity.page(sanity.PRECISION, runs))
     return {name: folder / f"{name}.html" for name in PICTURES}
 
 

@@ -22,12 +22,15 @@ def write(path: Path, name: str, maxima: NDArray, own: Sequence[Any], best: Mapp
           options: Mapping[str, float], most_skipped: float) -> None:
     """Writes the page whole or not at all; `own` and `best` are rows of `commands.scaler.Result`."""
     rows = [(each, False) for each in own] + [(each, True) for each in best.values()]
-    panels = [Markup(_panel(index, maxima, row, is_best, options)) for index, (row, is_best) in enumerate(rows)]
+    # One colour for a scaler, its best included: the last of the colours is the grey of the bound.
+    names = list(dict.fromkeys(row.scaler for row, _ in rows))
+    panels = [Markup(_panel(index, names.index(row.scaler), maxima, row, is_best, options))
+              for index, (row, is_best) in enumerate(rows)]
     page.write(path, page.template("scaler.html").render(
         name=name, steps=len(maxima), rows=rows, panels=panels, most_skipped=most_skipped))
 
 
-def _panel(index: int, maxima: NDArray, row: Any, is_best: bool, options: Mapping[str, float]) -> str:
+def _panel(index: int, colour: int, maxima: NDArray, row: Any, is_best: bool, options: Mapping[str, float]) -> str:
     given = dict(options) if row.scaler == "constant" else {**options, "growth_interval": row.growth_interval}
     replay = lockstep.replay_loss_scaler(maxima, row.scaler, **given)
     every = max(1, len(maxima) // POINTS)
@@ -39,7 +42,7 @@ def _panel(index: int, maxima: NDArray, row: Any, is_best: bool, options: Mappin
     with matplotlib.rc_context(plots.STYLE):
         figure, ax = plots._panel(2.9)
         ax.plot(steps, bound, color=plots.QUIET, linewidth=0.8)
-        ax.step(steps, scale, where="post", color=plots._colour(index), linewidth=1.6)
+        ax.step(steps, scale, where="post", color=plots._colour(colour), linewidth=1.6)
         skipped = np.flatnonzero(replay.skipped)[:POINTS]
         ax.scatter(skipped, np.log2(np.maximum(replay.scales[skipped], 2.0**-149)), s=14, marker="x",
                    color=plots.INK, linewidths=0.9, zorder=3)
