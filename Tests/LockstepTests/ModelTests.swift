@@ -279,12 +279,12 @@ import Testing
     /// A sequence in which something overflows is counted, and the others have the bits they have without it.
     @Test(arguments: [1, 3]) func anOverflowIsCounted(threads: Int) throws {
         var checkpoint = try TinyCheckpoint("llama_untied")
-        // A token whose MLP overflows, by an embedding of its own.
+        // A token whose residual stream overflows, by an embedding of its own.
         var rows = checkpoint.values("model.embed_tokens.weight").map(Float.init)
-        for k in 0..<64 { rows[96 * 64 + k] = k == 0 ? 6e4 : 0 }
+        for k in 0..<64 { rows[96 * 64 + k] = 6.4e4 }
         checkpoint.set("model.embed_tokens.weight", [97, 64], rows)
         var down = checkpoint.values("model.layers.0.self_attn.o_proj.weight").map(Float.init)
-        for k in 0..<64 { down[k] = down[k] * 3e4 }
+        for k in down.indices { down[k] *= 3e3 }
         checkpoint.set("model.layers.0.self_attn.o_proj.weight", [64, 64], down)
         let model = try checkpoint.model(Recipe(.fp16))
         let execution = Execution(threads: threads)
