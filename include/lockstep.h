@@ -2803,19 +2803,21 @@ typedef struct {
     int32_t batch;                 /* 64 demonstrations a step */
     const lockstep_task *task;     /* it must outlive the run */
     const char *model;             /* a Hugging Face folder; NULL: a new model of the chain task */
-    uint64_t model_seed;           /* of a new model */
-    double deviation;              /* 0.1, of its matrices */
+    uint64_t model_seed;           /* of a new model, or of a new adapter */
+    double deviation;              /* 0.1, of a new model's matrices */
     const lockstep_recipe *recipe; /* NULL: fp32 */
     int64_t steps;                 /* 1200: where the cosine ends */
     uint64_t seed;                 /* of the demonstrations */
     double error_rate;             /* of their steps (section 13) */
     double learning_rate;          /* 0.003, the peak */
     int32_t threads;               /* 0: one for each processor this process may use */
-    int32_t reserved;              /* 0 */
+    int32_t lora_rank;             /* 0: all weights; else a new adapter of this rank is trained */
+    double lora_alpha;             /* W' = W + alpha / rank B A */
+    const char *adapter;           /* NULL, or a LoRA adapter in PEFT's layout that is trained in place of the model */
 } lockstep_supervised_options;
 
 #define LOCKSTEP_SUPERVISED_OPTIONS_INIT \
-    { sizeof(lockstep_supervised_options), 64, NULL, NULL, 0, 0.1, NULL, 1200, 0, 0.0, 0.003, 0, 0 }
+    { sizeof(lockstep_supervised_options), 64, NULL, NULL, 0, 0.1, NULL, 1200, 0, 0.0, 0.003, 0, 0, 0.0, NULL }
 
 /* What happened in a step. Growable: set struct_size before the call; only that many bytes are written. */
 typedef struct {
@@ -2844,7 +2846,7 @@ lockstep_status lockstep_supervised_save(lockstep_supervised *run, const char *f
 lockstep_status lockstep_supervised_resume(int64_t *step, lockstep_supervised *run, const char *folder,
                                            int32_t allow_older);
 
-/* Writes config.json and model.safetensors into a folder; they must not be there yet. */
+/* Writes config.json and model.safetensors, or an adapter as PEFT has it, into a folder; they must not be there yet. */
 lockstep_status lockstep_supervised_save_model(lockstep_supervised *run, const char *folder);
 
 /* Frees a run. NULL is a no-op. */

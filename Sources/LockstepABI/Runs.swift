@@ -299,7 +299,9 @@ extension ReinforcementOptions {
         let execution = try LockstepABI.execution(threads: given.threads, given.instruction_set)
         let trainer = given.trainer == nil ? Recipe(.fp16) : try coreRecipe(given.trainer)
         self.init(
-            model: try StartingModel(given), trainer: trainer,
+            model: try StartingModel(
+                given.model, adapter: given.adapter, rank: given.lora_rank, alpha: given.lora_alpha,
+                seed: given.model_seed, deviation: given.deviation), trainer: trainer,
             rollout: given.rollout == nil ? nil : try coreRecipe(given.rollout),
             algorithm: try Algorithm(given))
         (prompts, samples, updates) = (Int(given.prompts), Int(given.samples), Int(given.updates))
@@ -318,16 +320,16 @@ extension ReinforcementOptions {
 }
 
 extension StartingModel {
-    fileprivate init(_ given: lockstep_run_options) throws(LockstepError) {
-        let lowRank =
-            given.lora_rank == 0
-            ? nil : LowRank(rank: Int(given.lora_rank), alpha: given.lora_alpha, seed: given.model_seed)
+    /// What either kind of run says of its model.
+    init(
+        _ model: UnsafePointer<CChar>?, adapter: UnsafePointer<CChar>?, rank: Int32, alpha: Double, seed: UInt64,
+        deviation: Double
+    ) throws(LockstepError) {
         self.init(
-            given.model == nil
-                ? .new(.chain, seed: given.model_seed, deviation: given.deviation)
-                : .folder(try text(given.model, "options: model")),
-            adapter: given.adapter == nil ? nil : try text(given.adapter, "options: adapter"),
-            lowRank: lowRank)
+            model == nil
+                ? .new(.chain, seed: seed, deviation: deviation) : .folder(try text(model, "options: model")),
+            adapter: adapter == nil ? nil : try text(adapter, "options: adapter"),
+            lowRank: rank == 0 ? nil : LowRank(rank: Int(rank), alpha: alpha, seed: seed))
     }
 }
 

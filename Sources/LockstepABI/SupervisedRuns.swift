@@ -21,15 +21,11 @@ public func lockstep_supervised_create(
             throw invalid("options is NULL; begin with LOCKSTEP_SUPERVISED_OPTIONS_INIT")
         }
         let given = try read(options, defaults: lockstep_supervised_options())
-        guard given.reserved == 0 else {
-            throw invalid("options: reserved is \(given.reserved); leave it 0")
-        }
-        let source: StartingModel.Source =
-            given.model == nil
-            ? .new(.chain, seed: given.model_seed, deviation: given.deviation)
-            : .folder(try text(given.model, "options: model"))
         var core = SupervisedRun.Options(
-            model: StartingModel(source), recipe: try coreRecipe(given.recipe), steps: Int(given.steps))
+            model: try StartingModel(
+                given.model, adapter: given.adapter, rank: given.lora_rank, alpha: given.lora_alpha,
+                seed: given.model_seed, deviation: given.deviation),
+            recipe: try coreRecipe(given.recipe), steps: Int(given.steps))
         (core.batch, core.seed, core.errorRate) = (Int(given.batch), given.seed, given.error_rate)
         core.learner.schedule.peak = given.learning_rate
         core.execution.threads = Int(given.threads)

@@ -149,6 +149,82 @@ static void a_run_goes_on(void) {
     CHECK(system(command) == 0);
 }
 
+/* The responses of a step, drawn by an engine of the run's policy, are those that the step draws. */
+static void rollouts_from_elsewhere(void) {
+    lockstep_task *task = chain();
+    lockstep_environment environment = LOCKSTEP_ENVIRONMENT_INIT;
+    lockstep_run_options options = small();
+    lockstep_run_metrics one = LOCKSTEP_RUN_METRICS_INIT, other = LOCKSTEP_RUN_METRICS_INIT;
+    lockstep_recipe recipe = {sizeof(lockstep_recipe), 0, 0, 0, 0, 0, 0, 0};
+    lockstep_run *alone = NULL, *run = NULL;
+    environment.task = task;
+    CHECK_OK(lockstep_recipe_named(&recipe, "bf16"));
+    options.rollout = &recipe;
+    CHECK_OK(lockstep_run_create(&alone, &options, &environment));
+    CHECK_OK(lockstep_run_create(&run, &options, &environment));
+    for (int64_t step = 1; step <= 2; step++) {
+        size_t size = 0, count = 0, running = 1;
+        lockstep_model *model = NULL;
+        lockstep_engine *engine = NULL;
+        lockstep_rollout rollout;
+        lockstep_rollout_request request = LOCKSTEP_ROLLOUT_REQUEST_INIT;
+        lockstep_engine_options settings = LOCKSTEP_ENGINE_OPTIONS_INIT;
+        char *bytes;
+        CHECK_OK(lockstep_run_policy(NULL, &size, run));
+        bytes = malloc(size);
+        CHECK_OK(lockstep_run_policy(bytes, &size, run));
+        CHECK_OK(lockstep_model_load_bytes(&model, bytes, size, &recipe));
+        WRONG(BAD_DATA, "bytes", lockstep_model_load_bytes(&model, bytes, size - 1, &recipe));
+        size--;
+        WRONG(INVALID_ARGUMENT, "size", lockstep_run_policy(bytes, &size, run));
+        free(bytes);
+        CHECK_OK(lockstep_run_request(NULL, &count, run, 0));
+        CHECK(count == 2);
+        WRONG(INVALID_ARGUMENT, "index", lockstep_run_request(&request, NULL, run, 2));
+        for (size_t index = 0; index < count; index++) {
+            uint64_t ids[3];
+            lockstep_tensor prompt;
+            int64_t length;
+            CHECK_OK(lockstep_run_request(&request, NULL, run, index));
+            CHECK(request.step == step && request.samples == 3 && request.max_tokens == 5 && request.temperature == 1);
+            CHECK(request.stop_id_count == 0);
+            if (engine == NULL) {
+                settings.max_tokens = request.max_tokens;
+                settings.seed = request.seed;
+                CHECK_OK(lockstep_engine_create(&engine, model, &settings));
+            }
+            for (int64_t sample = 0; sample < 3; sample++) ids[sample] = request.first_id + (uint64_t)sample;
+            length = (int64_t)request.prompt_count;
+            prompt = lockstep_tensor_of((void *)(intptr_t)request.prompt, LOCKSTEP_INT32, 1, &length);
+            CHECK_OK(lockstep_engine_add(engine, &prompt, ids, 3));
+        }
+        while (running > 0) CHECK_OK(lockstep_engine_step(engine, &running, NULL));
+        for (;;) {
+            CHECK_OK(lockstep_engine_take(&rollout, engine, 0));
+            if (rollout.token_count < 0) break;
+            WRONG(INVALID_ARGUMENT, "step is 7", lockstep_run_give(run, 7, &rollout, 1));
+            CHECK_OK(lockstep_run_give(run, step, &rollout, 1));
+            rollout.tokens = NULL;
+            WRONG(INVALID_ARGUMENT, "tokens", lockstep_run_give(run, step, &rollout, 1));
+            rollout.token_count = -1;
+            WRONG(INVALID_ARGUMENT, "token_count", lockstep_run_give(run, step, &rollout, 1));
+        }
+        CHECK_OK(lockstep_run_step(&one, alone));
+        CHECK_OK(lockstep_run_step(&other, run));
+        CHECK(memcmp(&one, &other, sizeof one) == 0);
+        lockstep_engine_destroy(engine);
+        lockstep_model_destroy(model);
+    }
+    WRONG(INVALID_ARGUMENT, "rollouts", lockstep_run_give(run, 3, NULL, 1));
+    WRONG(INVALID_ARGUMENT, "count", lockstep_run_give(run, 3, NULL, (size_t)-1));
+    WRONG(INVALID_ARGUMENT, "run is NULL", lockstep_run_give(NULL, 1, NULL, 0));
+    WRONG(INVALID_ARGUMENT, "size", lockstep_run_policy(NULL, NULL, run));
+    WRONG(INVALID_ARGUMENT, "bytes is NULL", lockstep_model_load_bytes((lockstep_model **)&f.outputs.run, NULL, 0, NULL));
+    lockstep_run_destroy(alone);
+    lockstep_run_destroy(run);
+    lockstep_task_destroy(task);
+}
+
 static void supervised_training(void) {
     lockstep_task *task = chain();
     lockstep_supervised_options options = LOCKSTEP_SUPERVISED_OPTIONS_INIT;
@@ -212,6 +288,7 @@ int main(void) {
     TEST(a_run_does_not_depend_on_threads);
     TEST(callbacks_give_prompts_and_rewards);
     TEST(a_run_goes_on);
+    TEST(rollouts_from_elsewhere);
     TEST(supervised_training);
     TEST(bad_options_are_refused);
     return test_report();

@@ -1,10 +1,14 @@
 """A run whose rollouts are drawn by Ray actors, one of which dies, has the bits of the run alone."""
 
 import os
+import re
 import signal
+import subprocess
+import sys
 
 import pytest
-from clusters import start
+from clusters import paths, start
+from conftest import ROOT
 
 import lockstep
 from lockstep import Environment, Run, Task
@@ -133,3 +137,14 @@ def test_bad_counts():
     lockstep_ray = pytest.importorskip("lockstep.ray", reason="Ray is not installed: make test RAY=1")
     with pytest.raises(lockstep.InvalidArgumentError, match="workers is 0"):
         lockstep_ray.RolloutWorkers(make(), workers=0)
+
+
+PAGE = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "ReinforcementLearning.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("code", PAGE)
+def test_the_pages_examples(ray, code):
+    """docs/ReinforcementLearning.md: each runs as a script, and says something."""
+    ray.shutdown()
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths()}, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout, done.stderr

@@ -6,10 +6,13 @@ import itertools
 import json
 import math
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -166,9 +169,9 @@ def test_another_run_is_refused(tmp_path):
 
 
 PROGRAM = textwrap.dedent("""
-    import sys
+    import json, sys
     from lockstep import Run, Task
-    run = Run(Task("chain", size=6), prompts=4, samples=4, model_seed=1, threads=1, rollout="bf16")
+    run = Run(Task("chain", size=6), prompts=4, samples=4, model_seed=1, threads=1, rollout="bf16", **json.loads(sys.argv[2]))
     step = run.resume(sys.argv[1])
     print("begun", flush=True)
     while step < 12:
@@ -177,11 +180,12 @@ PROGRAM = textwrap.dedent("""
 """)
 
 
-def test_kill_and_resume(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"model": str(CHAIN), "lora_rank": 2, "lora_alpha": 4.0}])
+def test_kill_and_resume(tmp_path, options):
     """kill -9 at random moments, in the middle of steps and of checkpoints: the end has the bits of no break."""
     rng, kills = np.random.default_rng(), 0
     while True:
-        process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path / "run")], stdout=subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path / "run"), json.dumps(options)], stdout=subprocess.PIPE)
         process.stdout.readline()
         try:
             assert process.wait(float(rng.uniform(0.01, 0.2)) if kills < 15 else None) == 0
@@ -190,11 +194,12 @@ def test_kill_and_resume(tmp_path):
             process.kill()
             process.wait()
             kills += 1
-    run = make(rollout="bf16")
+    run = make(rollout="bf16", **options)
     for _ in range(12):
         run.step()
     run.save(tmp_path / "whole")
-    for name in ("model.safetensors", "optimizer.safetensors", "run.json", "config.json"):
+    kind = ("adapter_model.safetensors", "adapter_config.json") if options else ("model.safetensors", "config.json")
+    for name in (*kind, "optimizer.safetensors", "run.json"):
         assert (tmp_path / "run/step-00000012" / name).read_bytes() == (
             tmp_path / "whole/step-00000012" / name).read_bytes()
 
@@ -233,6 +238,191 @@ def test_a_checkpoint_is_a_model(tmp_path):
     ours = lockstep.Model(tmp_path / "step-00000001").score([tokens]).log_probs
     expected = [logits[place, tokens[place + 1]] for place in range(5)]
     np.testing.assert_allclose(np.asarray(ours).reshape(-1)[1:], expected, atol=2e-5)
+
+
+# LoRA
+
+
+LORA = {"model": CHAIN, "lora_rank": 4, "lora_alpha": 8.0, "learning_rate": 2e-3}
+
+
+def newest(folder: Path) -> Path:
+    return sorted(folder.glob("step-*"))[-1]
+
+
+def adapted(**options) -> Run:
+    return make(**LORA | options)
+
+
+def supervised(**options) -> lockstep.SupervisedRun:
+    return lockstep.SupervisedRun(Task("chain", size=6), steps=6, batch=8, **LORA | options)
+
+
+@pytest.mark.parametrize("kind, options", [(adapted, {"rollout": "bf16"}), (supervised, {"recipe": "bf16"})])
+def test_an_adapter_is_trained_and_goes_on(tmp_path, kind, options):
+    whole, first = kind(threads=1, **options), kind(threads=2, **options)
+    expected = [whole.step() for _ in range(4)]
+    assert same([first.step(), first.step()], expected[:2])
+    first.save(tmp_path / "run")
+    second = kind(**options)
+    assert second.resume(tmp_path / "run") == 2
+    assert same([second.step(), second.step()], expected[2:])
+    for run, name in ((whole, "1"), (second, "2")):
+        run.save(tmp_path / name)
+    for name in ("adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors", "run.json"):
+        one, other = ((newest(tmp_path / each) / name).read_bytes() for each in ("1", "2"))
+        assert one == other, name
+    assert not (newest(tmp_path / "1") / "model.safetensors").exists()
+
+
+def test_lockstep_engines_agree_on_an_adapter():
+    metrics = [adapted(trainer="bf16").step() for _ in range(2)]
+    assert metrics[0].k3 == metrics[0].max_abs_log_ratio == 0 and same(*metrics)
+
+
+def test_a_saved_adapter_is_the_policy(tmp_path):
+    """Read back by our own loader, beside the base; merged, as the policy's bytes are; and trained on."""
+    run = adapted(trainer="fp16")
+    for _ in range(3):
+        run.step()
+    run.save(tmp_path)
+    tokens = [3, 1, 4, 1, 5, 9, 2]
+    policy = lockstep.Model.from_bytes(run.policy(), "fp16").score([tokens]).log_probs
+    assert np.array_equal(policy, lockstep.Model(CHAIN, "fp16", adapter=newest(tmp_path)).score([tokens]).log_probs)
+    assert not np.array_equal(policy, lockstep.Model(CHAIN, "fp16").score([tokens]).log_probs)
+    again = make(model=CHAIN, adapter=newest(tmp_path), trainer="fp16")
+    assert np.array_equal(again.policy(), run.policy())
+
+
+def test_an_adapter_in_peft_and_merged_in_transformers(tmp_path):
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    run = adapted(trainer="fp32")
+    for _ in range(3):
+        run.step()
+    run.save(tmp_path)
+    tokens = [3, 1, 4, 1, 5, 9, 2]
+    ours = lockstep.Model(CHAIN, "fp32", adapter=newest(tmp_path)).score([tokens]).log_probs[1:]
+
+    def theirs(model):
+        with torch.no_grad():
+            logits = model(torch.tensor([tokens])).logits[0].log_softmax(-1).numpy()
+        return [logits[place, tokens[place + 1]] for place in range(len(tokens) - 1)]
+
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    data = bytes(run.policy())
+    (merged / "model.safetensors").write_bytes(data)
+    header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
+    (merged / "config.json").write_text(header["__metadata__"]["config"])
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    np.testing.assert_allclose(theirs(load(merged, dtype=torch.float32)), ours, atol=2e-5)
+    peft = pytest.importorskip("peft")
+    base = load(CHAIN, dtype=torch.float32)
+    np.testing.assert_allclose(theirs(peft.PeftModel.from_pretrained(base, newest(tmp_path))), ours, atol=2e-5)
+
+
+def test_a_run_goes_on_with_its_own_base_model_alone(tmp_path):
+    """By content: the same weights elsewhere will do, others at the same place will not."""
+    base = tmp_path / "base"
+    shutil.copytree(CHAIN, base)
+    run = adapted(model=base)
+    run.step()
+    run.save(tmp_path / "run")
+    assert adapted(model=CHAIN).resume(tmp_path / "run") == 1
+    weights = base / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(lockstep.InvalidArgumentError, match="base_crc32c is '[0-9a-f]{8}' in the checkpoint but '"):
+        adapted(model=base).resume(tmp_path / "run")
+
+
+# Rollouts from elsewhere
+
+
+def drawn(run, **changes):
+    """What the next step needs, drawn with the policy's bytes; requests may be changed."""
+    model = lockstep.Model.from_bytes(run.policy(), run.rollout_recipe)
+    return lockstep.draw_rollouts(model, [replace(each, **changes) for each in run.requests()])
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"trainer": "bf16", "rollout": "fp16"}, {"rollout": "bf16+fused"}, {"rollout": "e8m5"},
+    {"rollout": {"parameters": "bf16", "cache": "fp16"}}, {"temperature": 0.7}])
+def test_rollouts_drawn_elsewhere_are_the_runs(options):
+    alone, run, mixed = make(**options), make(**options), make(**options)
+    for step in range(1, 4):
+        rollouts = drawn(run)
+        run.give(step, rollouts[3:])
+        run.give(step, rollouts[:5])  # some twice
+        mixed.give(step, rollouts[:7])  # a prompt of which some lack
+        expected = alone.step()
+        assert same(run.step(), expected) and same(mixed.step(), expected)
+    assert np.array_equal(run.policy(), alone.policy())
+
+
+def test_rollouts_that_were_given_are_learnt_from():
+    """Not drawn again: responses of another seed make another step."""
+    alone, run = make(), make()
+    run.give(1, drawn(run, seed=5))
+    assert not same(run.step(), alone.step())
+
+
+def test_a_policy_is_a_safetensors_file(tmp_path):
+    run = make(rollout="bf16")
+    run.step()
+    data = bytes(run.policy())
+    (tmp_path / "model.safetensors").write_bytes(data)
+    header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
+    (tmp_path / "config.json").write_text(header["__metadata__"]["config"])
+    assert {each["dtype"] for name, each in header.items() if name != "__metadata__"} == {"BF16"}
+    tokens = [3, 1, 4, 1, 5]
+    one = lockstep.Model(tmp_path, "bf16").score([tokens]).log_probs
+    assert np.array_equal(one, lockstep.Model.from_bytes(data, "bf16").score([tokens]).log_probs)
+
+
+def test_bytes_that_are_no_policy():
+    data = make().policy()
+    for bad in (data[:0], data[:7], data[:-1], data[:200], np.zeros(64, np.uint8)):
+        with pytest.raises(lockstep.BadDataError, match="bytes"):
+            lockstep.Model.from_bytes(bad)
+    text = bytes(data).replace(b'"config"', b'"konfig"')
+    with pytest.raises(lockstep.BadDataError, match="has no config"):
+        lockstep.Model.from_bytes(text)
+
+
+def test_rollouts_of_another_policy_are_refused():
+    run = make()
+    old = drawn(run)
+    run.step()
+    with pytest.raises(lockstep.InvalidArgumentError, match="step is 1, but the run's next is 2: the policy has changed"):
+        run.give(1, old)
+    with pytest.raises(lockstep.InvalidArgumentError, match=r"rollouts\[0\]: id \d+ is none that step 2 asked for"):
+        run.give(2, old)
+    new = drawn(run)
+    run.give(2, new)
+    with pytest.raises(lockstep.InvalidArgumentError, match=r"rollouts\[1\]: sequence \d+ was given before, with other"):
+        run.give(2, [new[0], replace(new[1], raw_log_probs=new[1].raw_log_probs - 1)])
+
+
+@pytest.mark.parametrize("change, word", [
+    (lambda each: {"tokens": each.tokens[:2]}, "other numbers of log-probs"),
+    (lambda each: {"tokens": np.full(6, 99)}, "token 0 is 99, outside the vocabulary"),
+    (lambda each: {"raw_log_probs": each.raw_log_probs * np.nan}, "log-prob 0 is not finite"),
+    (lambda each: {"finish": "stop"}, "has not ended as it says"),
+    (lambda each: {"finish": "running"}, "has not ended as it says"),
+    (lambda each: {name: getattr(each, name)[:0] for name in ("tokens", "raw_log_probs", "processed_log_probs")},
+     "has 0 tokens"),
+    (lambda each: {name: getattr(each, name)[:3] for name in ("tokens", "raw_log_probs", "processed_log_probs")},
+     "at 6 tokens; give whole responses"),
+])
+def test_rollouts_that_no_engine_draws_are_refused(change, word):
+    run, alone = make(), make()
+    rollouts = drawn(run)
+    rollouts[2] = replace(rollouts[2], **change(rollouts[2]))
+    with pytest.raises(lockstep.InvalidArgumentError, match=word):
+        run.give(1, rollouts)
+    assert same(run.step(), alone.step())
 
 
 # Callbacks
@@ -328,6 +518,18 @@ def test_a_run_that_diverges(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["step-00000000"]
 
 
+def test_a_supervised_run_that_diverges(tmp_path):
+    run = lockstep.SupervisedRun(Task("chain", size=6), steps=40, batch=4, recipe="fp16", learning_rate=1e5)
+    run.save(tmp_path)
+    with pytest.raises(lockstep.NonFiniteError, match=r"step \d+: the run diverged and has stopped: .*(layer|tensor)"):
+        for _ in range(40):
+            run.step()
+    for call in (run.step, lambda: run.save(tmp_path)):
+        with pytest.raises(lockstep.NonFiniteError, match="the run diverged"):
+            call()
+    assert [each.name for each in tmp_path.iterdir()] == ["step-00000000"]
+
+
 def test_skipped_updates_are_counted(tmp_path):
     """A scale that overflows: updates are skipped, the scale falls, and nothing is silent."""
     verdicts = itertools.cycle([0.0, 1.0])
@@ -338,8 +540,38 @@ def test_skipped_updates_are_counted(tmp_path):
     assert metrics.skipped == metrics.skipped_total == 2 and metrics.loss_scale == 2.0**58 and metrics.updates == 0
     assert math.isnan(metrics.gradient_norm)
     assert weights(run, tmp_path / "2") == before
-    metrics = make(environment, scaler={"name": "constant", "initial_scale": 2.0**60}, trainer="fp16").step()
-    assert metrics.scale_at_floor
+
+
+def test_a_gradient_that_no_scale_can_save(tmp_path):
+    """At its floor the first overflow is an alarm; the next one stops the run, and says where it was."""
+    verdicts = itertools.cycle([0.0, 1.0])
+    run = make(functions(rewards=lambda problem, prompt, response: next(verdicts)), trainer="fp16", updates=1,
+               scaler={"name": "constant", "initial_scale": 2.0**60})
+    run.save(tmp_path)
+    metrics = run.step()
+    assert metrics.scale_at_floor and metrics.skipped == 1
+    message = r"step 2: the run diverged and has stopped: the gradient is not finite \(first that of .+, sequence \d+\)"
+    with pytest.raises(lockstep.NonFiniteError, match=message):
+        run.step()
+    with pytest.raises(lockstep.NonFiniteError, match="the run diverged"):
+        run.save(tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["step-00000000"]
+
+
+def test_what_of_a_loss_was_first_not_finite():
+    """Planted: finite rewards whose differences are not."""
+    verdicts = itertools.cycle([1e308, -1e308])
+    run = make(functions(rewards=lambda problem, prompt, response: next(verdicts)))
+    with pytest.raises(lockstep.NonFiniteError, match=r"step 1: the run diverged and has stopped: .*advantage"):
+        run.step()
+
+
+def test_covariance_selection():
+    """kl-cov in a run: the penalty of the selected tokens makes another loss."""
+    def losses(coefficient):
+        run = make(algorithm={"objective": {"term": "kl_cov", "coefficient": coefficient}}, rollout="bf16")
+        return [run.step().loss for _ in range(2)]
+    assert losses(1.0) != losses(0.0) and losses(1.0) == losses(1.0)
 
 
 # The command
@@ -365,3 +597,26 @@ def test_pretrain(tmp_path):
     done = command("pretrain", "--size", 4, "--steps", 6, "--batch", 4, "--out", tmp_path / "sft", "--save-every", 4)
     assert done.returncode == 0, done.stderr
     assert lockstep.Model(tmp_path / "sft" / "model").parameters == 51_488
+
+
+@pytest.mark.parametrize("name", ["train", "pretrain"])
+def test_the_commands_train_adapters(tmp_path, name):
+    arguments = [name, "--model", CHAIN, "--lora-rank", 2, "--size", 4, "--save-every", 2, "--out"]
+    arguments[1:1] = ["--prompts", 2, "--samples", 2] if name == "train" else ["--batch", 4]
+    # The cosine of pretrain ends at --steps, which is the same for a run that goes on: kill it after its first checkpoint.
+    assert command(*arguments, tmp_path / "whole", "--steps", 4).returncode == 0
+    process = subprocess.Popen([sys.executable, "-m", "lockstep.cli", *map(str, arguments), str(tmp_path / "parts"),
+                                "--steps", "4"])
+    while process.poll() is None and not (tmp_path / "parts" / "step-00000002").exists():
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    again = command(*arguments, tmp_path / "parts", "--steps", 4, "--resume")
+    assert again.returncode == 0, again.stderr
+    one, other = ((tmp_path / each / "step-00000004" / "adapter_model.safetensors").read_bytes()
+                  for each in ("whole", "parts"))
+    assert one == other
+    tokens = [[1, 2, 3]]
+    assert not np.array_equal(
+        lockstep.Model(CHAIN, adapter=tmp_path / "whole" / "step-00000004").score(tokens).log_probs,
+        lockstep.Model(CHAIN).score(tokens).log_probs)

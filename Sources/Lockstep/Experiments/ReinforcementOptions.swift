@@ -60,9 +60,5 @@ public struct ReinforcementOptions: Sendable {
             throw LockstepError(
                 .invalidArgument, "options: temperature is \(temperature); give a number from 0.01 to 100")
         }
-        guard algorithm.objective.term != .klCov else {
-            throw LockstepError(
-                .unsupported, "algorithm: klCov needs tokens that are selected; use another objective")
-        }
     }
 }

@@ -88,7 +88,7 @@ public final class ReinforcementRun: TrainingRun {
         }
     }
 
-    override var configuration: [(name: String, value: String)] { settings }
+    override var settings: [(name: String, value: String)] { allSettings }
 
     override func monitorBytes() -> [UInt8]? { monitor.bytes }
 
@@ -275,6 +275,10 @@ public final class ReinforcementRun: TrainingRun {
         batch.advantages = .perToken(slice.matrix(.advantage))
         batch.weights = slice.matrix(.weight)
         batch.kept = slice.keptView
+        if algorithm.objective.term == .klCov {
+            try selectByCovariance(into: slice.mutableSelected, of: batch, options: CovarianceOptions(.kl))
+            batch.selected = slice.selectedView
+        }
         let groups = slice.sequences.map { Int32($0 / options.samples) }
         let report = try groups.withTokenView { (groups) throws(LockstepError) in
             batch.groups = groups

@@ -19,6 +19,7 @@ final class RunBatch {
     private let tokens: Scratch<Int32>
     private let mask: Scratch<UInt8>
     private let kept: Scratch<UInt8>
+    private let selected: Scratch<UInt8>
     private let columns: Scratch<Double>
 
     /// Packs rollouts; `drawnFrom` takes the log-probs of what tokens were drawn from, at a temperature of not 1.
@@ -33,6 +34,7 @@ final class RunBatch {
         tokens = try Scratch(count: count)
         mask = try Scratch(count: count, filledWith: 0)
         kept = try Scratch(count: count, filledWith: 1)
+        selected = try Scratch(count: count, filledWith: 0)
         columns = try Scratch(count: count * Column.allCases.count, filledWith: 0)
         for (index, sample) in samples.enumerated() {
             let (first, rollout) = (starts[index], sample.rollout)
@@ -62,7 +64,7 @@ final class RunBatch {
 
     /// Some sequences of the batch, as kernels read them.
     func slice(_ range: Range<Int>) throws(LockstepError) -> RunSlice {
-        try RunSlice(self, range, tokens.base, mask.base, kept.base)
+        try RunSlice(self, range, tokens.base, mask.base, kept.base, selected.base)
     }
 }
 
@@ -74,12 +76,14 @@ final class RunSlice {
     private let tokenBase: UnsafeMutablePointer<Int32>
     private let maskBase: UnsafeMutablePointer<UInt8>
     private let keptBase: UnsafeMutablePointer<UInt8>
+    private let selectedBase: UnsafeMutablePointer<UInt8>
     let count: Int
     let sequences: Range<Int>
 
     fileprivate init(
         _ batch: RunBatch, _ range: Range<Int>, _ tokens: UnsafeMutablePointer<Int32>,
-        _ mask: UnsafeMutablePointer<UInt8>, _ kept: UnsafeMutablePointer<UInt8>
+        _ mask: UnsafeMutablePointer<UInt8>, _ kept: UnsafeMutablePointer<UInt8>,
+        _ selected: UnsafeMutablePointer<UInt8>
     ) throws(LockstepError) {
         self.batch = batch
         sequences = range
@@ -90,6 +94,7 @@ final class RunSlice {
             offsets.base[index] = Int64(batch.starts[range.lowerBound + index] - first)
         }
         (tokenBase, maskBase, keptBase) = (tokens + first, mask + first, kept + first)
+        selectedBase = selected + first
     }
 
     var tokens: TokenView { TokenView(tokenBase, byteCount: 4, count: count) }
@@ -117,6 +122,8 @@ final class RunSlice {
 
     var maskView: MaskView { MaskView(maskBase, rows: 1, columns: count) }
     var keptView: MaskView { MaskView(keptBase, rows: 1, columns: count) }
+    var selectedView: MaskView { MaskView(selectedBase, rows: 1, columns: count) }
+    var mutableSelected: MutableMaskView { MutableMaskView(selectedBase, rows: 1, columns: count) }
     var mutableKept: MutableMaskView { MutableMaskView(keptBase, rows: 1, columns: count) }
 
     /// The first counted token of whose column the value is NaN or infinite: sequence, and place in it.

@@ -208,7 +208,7 @@ struct RunCheckpoint {
         }
     }
 
-    private static func hex(_ crc: UInt32) -> String {
+    static func hex(_ crc: UInt32) -> String {
         hex((0..<4).reversed().map { UInt8(truncatingIfNeeded: crc >> (8 * $0)) })
     }
 

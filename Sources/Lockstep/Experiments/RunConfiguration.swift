@@ -2,7 +2,7 @@
 // written so that they read back to the same bits.
 
 extension ReinforcementRun {
-    var settings: [(name: String, value: String)] {
+    var allSettings: [(name: String, value: String)] {
         var all: [(name: String, value: String)] = [
             ("environment", environment.name), ("max_tokens", "\(environment.maxTokens)"),
             ("stop_ids", list(environment.stopIDs.sorted())),
@@ -20,7 +20,7 @@ extension ReinforcementRun {
 }
 
 extension SupervisedRun {
-    var settings: [(name: String, value: String)] {
+    var allSettings: [(name: String, value: String)] {
         [
             ("task", task.name), ("longest_response", "\(task.longestResponse)"),
             ("trainer", options.recipe.summary),
@@ -46,14 +46,14 @@ extension StartingModel {
     fileprivate var configuration: [(name: String, value: String)] {
         var all: [(name: String, value: String)]
         switch source {
-        case .folder(let path): all = [("model", path)]
+        case .folder: all = [("model", "a folder")]
         case .new(let configuration, let seed, let deviation):
             all = [
                 ("model", configuration.json.compact()), ("model_seed", "\(seed)"),
                 ("deviation", "\(deviation)"),
             ]
         }
-        all.append(("adapter", adapter ?? ""))
+        all.append(("adapter", adapter == nil ? "" : "a folder"))
         all.append(
             (
                 "low_rank",

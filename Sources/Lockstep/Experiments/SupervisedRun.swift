@@ -76,7 +76,7 @@ public final class SupervisedRun: TrainingRun {
         super.init(learner, options.model)
     }
 
-    override var configuration: [(name: String, value: String)] { settings }
+    override var settings: [(name: String, value: String)] { allSettings }
 
     /// Takes a step on the next demonstrations.
     ///

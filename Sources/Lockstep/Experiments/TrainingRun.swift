@@ -4,19 +4,30 @@ public class TrainingRun {
     public final internal(set) var stepsTaken = 0
     final let learner: Learner
     final let model: StartingModel
+    /// What it began with.
+    private final let beginning: (frozen: UInt32?, masters: UInt32)
     /// What stopped the run.
     private final var failure: LockstepError?
 
     init(_ learner: Learner, _ model: StartingModel) {
         self.learner = learner
         self.model = model
+        beginning = learner.trainer.weights.checksums
     }
 
     /// The trainer; its masters are the run's.
     public final var trainer: Trainer { learner.trainer }
 
-    /// What the run is a function of, as names and texts.
-    var configuration: [(name: String, value: String)] { [] }
+    /// What the run is a function of, as names and texts: options, and the weights it began with, wherever they were.
+    final var configuration: [(name: String, value: String)] {
+        settings + [
+            ("base_crc32c", beginning.frozen.map(RunCheckpoint.hex) ?? ""),
+            ("start_crc32c", RunCheckpoint.hex(beginning.masters)),
+        ]
+    }
+
+    /// The options as names and texts.
+    var settings: [(name: String, value: String)] { [] }
 
     /// The bytes of the early warning, if the run has one; set to those of a checkpoint.
     func monitorBytes() -> [UInt8]? { nil }

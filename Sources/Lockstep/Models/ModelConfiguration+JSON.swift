@@ -1,4 +1,28 @@
 extension ModelConfiguration {
+    /// Creates the shape of a model; what is not given is as a Llama of transformers has it.
+    ///
+    /// - Parameter hasAttentionBias: biases on queries, keys, values and, but for Qwen2, the output.
+    /// - Throws: `.badData` or `.unsupported` naming a setting, by its name in config.json, that is out of range.
+    public init(
+        _ family: Family = .llama, vocab: Int, hiddenSize: Int, intermediateSize: Int, layers: Int, heads: Int,
+        keyValueHeads: Int? = nil, headSize: Int? = nil, normEpsilon: Double = 1e-6, ropeTheta: Double = 10_000,
+        ropeScaling: Llama3Scaling? = nil, positions: Int, isTied: Bool = false, hasAttentionBias: Bool = false,
+        hasMLPBias: Bool = false, experts: Experts? = nil
+    ) throws(LockstepError) {
+        var made = ModelConfiguration.chain
+        (made.family, made.vocab, made.hiddenSize) = (family, vocab, hiddenSize)
+        (made.intermediateSize, made.layers, made.heads) = (intermediateSize, layers, heads)
+        made.keyValueHeads = keyValueHeads ?? heads
+        made.headSize = headSize ?? hiddenSize / max(heads, 1)
+        (made.normEpsilon, made.ropeTheta, made.ropeScaling) = (normEpsilon, ropeTheta, ropeScaling)
+        (made.positions, made.isTied, made.hasQueryBias) = (positions, isTied, hasAttentionBias)
+        (made.hasMLPBias, made.experts) = (hasMLPBias, experts)
+        // Read as any config.json, every bound is checked.
+        self = try ModelConfiguration(made.json, "configuration")
+    }
+}
+
+extension ModelConfiguration {
     /// The configuration as a config.json of transformers has it.
     var json: JSON {
         var members: [String: JSON] = [

@@ -29,6 +29,14 @@ public struct ModelConfiguration: Equatable, Sendable {
         public var highFrequency: Double
         /// The context of the pretraining.
         public var originalPositions: Int
+
+        /// Creates a scaling.
+        public init(factor: Double, lowFrequency: Double, highFrequency: Double, originalPositions: Int) {
+            self.factor = factor
+            self.lowFrequency = lowFrequency
+            self.highFrequency = highFrequency
+            self.originalPositions = originalPositions
+        }
     }
 
     /// A mixture of experts in place of the layers' MLP.
@@ -43,6 +51,17 @@ public struct ModelConfiguration: Equatable, Sendable {
         public var normalized: Bool
         /// Layers that have an MLP instead.
         public var denseLayers: Set<Int>
+
+        /// Creates a mixture.
+        public init(
+            count: Int, perToken: Int, intermediateSize: Int, normalized: Bool = true, denseLayers: Set<Int> = []
+        ) {
+            self.count = count
+            self.perToken = perToken
+            self.intermediateSize = intermediateSize
+            self.normalized = normalized
+            self.denseLayers = denseLayers
+        }
     }
 
     /// The family.

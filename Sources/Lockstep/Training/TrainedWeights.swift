@@ -88,6 +88,14 @@ final class TrainedWeights: TensorSource, @unchecked Sendable {
     /// The largest rank of an adapter; 0 without.
     var largestRank: Int { factors.values.map(\.rank).max() ?? 0 }
 
+    /// CRC-32C of the frozen weights, if there are any, and of the masters as they are.
+    var checksums: (frozen: UInt32?, masters: UInt32) {
+        func checksum(_ parameters: Parameters) -> UInt32 {
+            CRC32C.checksum(UnsafeRawBufferPointer(start: parameters.values.base, count: 4 * parameters.count))
+        }
+        return (frozen.map(checksum), checksum(parameters))
+    }
+
     /// Number of weights of the model.
     var modelCount: Int { (frozen ?? parameters).count }
 

@@ -897,7 +897,7 @@ class SupervisedOptions(Structure):
         ("struct_size", c_uint32), ("batch", c_int32), ("task", c_void_p), ("model", c_char_p),
         ("model_seed", c_uint64), ("deviation", c_double), ("recipe", POINTER(Recipe)), ("steps", c_int64),
         ("seed", c_uint64), ("error_rate", c_double), ("learning_rate", c_double), ("threads", c_int32),
-        ("reserved", c_int32),
+        ("lora_rank", c_int32), ("lora_alpha", c_double), ("adapter", c_char_p),
     ]
 
 

@@ -457,7 +457,9 @@ class SupervisedRun:
         batch: demonstrations of a step.
         recipe: formats, as `Model`'s.
         model: a Hugging Face folder; None: a new model of the chain task.
-        model_seed, deviation: of a new model's matrices.
+        adapter: a LoRA adapter that is trained in place of the model.
+        lora_rank, lora_alpha: of a new adapter; rank 0: none.
+        model_seed, deviation: of a new model's matrices, or a new adapter.
         seed: of the demonstrations.
         error_rate: how often a step of one is wrong.
         learning_rate: the peak.
@@ -474,7 +476,8 @@ class SupervisedRun:
 
     def __init__(
         self, task: Task, *, steps: int = 1200, batch: int = 64, recipe: str | Mapping[str, str] = "fp32",
-        model: str | os.PathLike[str] | None = None, model_seed: int = 0, deviation: float = 0.1, seed: int = 0,
+        model: str | os.PathLike[str] | None = None, adapter: str | os.PathLike[str] | None = None,
+        lora_rank: int = 0, lora_alpha: float = 0.0, model_seed: int = 0, deviation: float = 0.1, seed: int = 0,
         error_rate: float = 0.0, learning_rate: float = 3e-3, threads: int = 0,
     ) -> None:
         self._task = task
@@ -483,7 +486,8 @@ class SupervisedRun:
             None if model is None else os.fsencode(model), integer(model_seed, "model_seed", 0, 2**64 - 1),
             real(deviation, "deviation"), ctypes.pointer(Recipe(recipe)._raw), integer(steps, "steps", 1, 2**40),
             integer(seed, "seed", 0, 2**64 - 1), real(error_rate, "error_rate"),
-            real(learning_rate, "learning_rate"), int32(threads, "threads"), 0)
+            real(learning_rate, "learning_rate"), int32(threads, "threads"), int32(lora_rank, "lora_rank"),
+            real(lora_alpha, "lora_alpha"), None if adapter is None else os.fsencode(adapter))
         pointer = c_void_p()
         check(library.lockstep_supervised_create(byref(pointer), raw))
         self._pointer = pointer
@@ -512,7 +516,7 @@ class SupervisedRun:
         return _resume(library.lockstep_supervised_resume, self._pointer, folder, allow_older)
 
     def save_model(self, folder: str | os.PathLike[str]) -> None:
-        """Writes config.json and model.safetensors into a folder; they must not be there yet."""
+        """Writes config.json and model.safetensors, or an adapter as PEFT has it, into a folder; none may be there yet."""
         check(library.lockstep_supervised_save_model(self._pointer, os.fsencode(folder)))
 
 

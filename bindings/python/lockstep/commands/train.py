@@ -217,28 +217,33 @@ def train(task_name: str, size: int, task_seed: int, perfectible: int, model: Pa
               help="How often a step of a demonstration is wrong: so that something is left to learn.")
 @click.option("--model", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
               help="Hugging Face folder to start from. Default: a new model of the chain task.")
-@click.option("--model-seed", type=int, default=0, show_default=True, help="Of a new model.")
+@click.option("--model-seed", type=int, default=0, show_default=True, help="Of a new model, or adapter.")
+@click.option("--lora-rank", type=click.IntRange(min=0), default=0, metavar="R",
+              help="Train a LoRA adapter of this rank instead of all weights.")
+@click.option("--lora-alpha", type=float, metavar="X", help="Its alpha; twice the rank if not given.")
 @click.option("--recipe", type=RecipeName(), default="fp32", show_default=True, help="Formats.")
 @click.option("--steps", type=click.IntRange(min=1), default=1200, show_default=True, metavar="N")
 @click.option("--batch", type=int, default=64, show_default=True, help="Demonstrations a step.")
 @click.option("--learning-rate", type=float, default=3e-3, show_default=True, help="The peak of a cosine.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the demonstrations.")
 @output_options()
-def pretrain(task_name: str, size: int, error_rate: float, model: Path | None, model_seed: int, recipe: str,
-             steps: int, batch: int, learning_rate: float, seed: int, out: Path, resume: bool, allow_older: bool,
-             save_every: int, threads: int, quiet: bool) -> None:
+def pretrain(task_name: str, size: int, error_rate: float, model: Path | None, model_seed: int, lora_rank: int,
+             lora_alpha: float | None, recipe: str, steps: int, batch: int, learning_rate: float, seed: int, out: Path,
+             resume: bool, allow_older: bool, save_every: int, threads: int, quiet: bool) -> None:
     """Train a model on demonstrations of a task (SFT): the cross-entropy of the responses' tokens.
 
     \b
         lockstep pretrain --out sft
 
-    The model is DIR/model, a Hugging Face folder, the same bits every time. Exit status: 0 done, 2 bad input.
+    The model is DIR/model, a Hugging Face folder (PEFT's, of an adapter), the same bits every time. Exit status: 0 done, 2 bad input.
     """
     with told():
         with loading_bar():
             run = lockstep.SupervisedRun(
                 lockstep.Task(task_name, size=size), steps=steps, batch=batch, recipe=recipe, model=model,
-                model_seed=model_seed, seed=seed, error_rate=error_rate, learning_rate=learning_rate, threads=threads)
+                model_seed=model_seed, lora_rank=lora_rank,
+                lora_alpha=2 * lora_rank if lora_alpha is None else lora_alpha, seed=seed, error_rate=error_rate,
+                learning_rate=learning_rate, threads=threads)
         start = _begin(out, resume, run, allow_older)
         metrics = _drive(run, steps, start, out, save_every, quiet, lambda: run.save(out))
         if not (out / "model").exists():
