@@ -104,7 +104,8 @@ struct CheckedTensor {
             default: emulatedFormat(code)
             }
         guard let found, allowed.contains(found) else {
-            let list = (allowed.filter { !$0.isEmulated }.map(\.description)
+            let list =
+                (allowed.filter { !$0.isEmulated }.map(\.description)
                 + (allowed.contains(where: \.isEmulated) ? ["e8mN", "e5mN"] : [])).joined(separator: ", ")
             throw invalid("\(name): dtype must be one of \(list)")
         }

@@ -106,7 +106,7 @@ def test_recipes():
     folder = VECTORS / "models" / "llama_untied"
     tokens = np.random.default_rng(1).integers(0, 90, 60)
     bf16, twin = lockstep.Model(folder, "bf16"), lockstep.Model(folder, "e8m7")
-    assert set(twin.recipe.values()) == {"e8m7"}
+    assert set(twin.recipe.values()) == {"e8m7", "lockstep"}
     np.testing.assert_array_equal(bf16.score(tokens).log_probs, twin.score(tokens).log_probs)
     mixed = lockstep.Model(folder, {"activations": "e8m4", "cache": "e5m3"})
     assert mixed.recipe["cache"] == "e5m3" and mixed.recipe["logits"] == "fp32"

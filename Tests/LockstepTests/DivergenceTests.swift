@@ -26,7 +26,8 @@ import Testing
         for vocab in [1, 2, 7, 8, 15, 16, 17, 33, 1000] {
             for (index, format) in logitFormats.enumerated() {
                 for (temperature, cap, rounding) in [
-                    (1.0, 0.0, Format.fp32), (0.7, 0, .fp16), (1.3, 5, .bf16), (1, 30, .fp32), (1, 0, Format("e8m4")!),
+                    (1.0, 0.0, Format.fp32), (0.7, 0, .fp16), (1.3, 5, .bf16), (1, 30, .fp32),
+                    (1, 0, Format("e8m4")!),
                 ] {
                     let (a, b) = logits(vocab: vocab, seed: UInt64(vocab + 7 * index))
                     var rule = lsk_divergence_rule(

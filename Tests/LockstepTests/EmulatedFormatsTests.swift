@@ -17,7 +17,8 @@ import Testing
             #expect(format.isEmulated == Format.emulated.contains(format))
             #expect(format.storage == (format.isEmulated ? .fp32 : format))
         }
-        #expect(Format.emulated.map(\.description) == (1...23).map { "e8m\($0)" } + (1...10).map { "e5m\($0)" })
+        #expect(
+            Format.emulated.map(\.description) == (1...23).map { "e8m\($0)" } + (1...10).map { "e5m\($0)" })
         for name in ["e8m0", "e8m24", "e5m0", "e5m11", "e4m3", "e8m05", "E8M5", "e8m", ""] {
             #expect(Format(name) == nil, "\(name)")
         }
@@ -85,7 +86,9 @@ import Testing
         for exponent in 0...255 as ClosedRange<UInt32> {
             for draw in 0..<6 as Range<UInt32> {
                 // All bits set carries into the exponent.
-                let kept = draw == 0 ? 0x7f_ffff : draw == 1 ? 0 : random.word(UInt64(exponent * 8 + draw)) & 0x7f_ffff
+                let kept =
+                    draw == 0
+                    ? 0x7f_ffff : draw == 1 ? 0 : random.word(UInt64(exponent * 8 + draw)) & 0x7f_ffff
                 let base = exponent << 23 | kept & ~dropped
                 bits += [0, 1, half &- 1, half, half + 1, dropped].map { base | $0 & dropped }
             }
@@ -102,10 +105,11 @@ import Testing
     @Test(arguments: Format.emulated) func kernelsEqualTheReference(_ format: Format) throws {
         let floats = Self.hardFloats(format)
         // As doubles, and a step of fp64 beside: just above and below what was a tie.
-        let doubles = floats.flatMap { (bits: UInt32) -> [UInt64] in
-            let exact = Double(Float(bitPattern: bits)).bitPattern
-            return [exact, exact + 1, exact == 0 ? exact : exact - 1]
-        } + [0x7fef_ffff_ffff_ffff, 0x0010_0000_0000_0000, 1, 0x8000_0000_0000_0001]
+        let doubles =
+            floats.flatMap { (bits: UInt32) -> [UInt64] in
+                let exact = Double(Float(bitPattern: bits)).bitPattern
+                return [exact, exact + 1, exact == 0 ? exact : exact - 1]
+            } + [0x7fef_ffff_ffff_ffff, 0x0010_0000_0000_0000, 1, 0x8000_0000_0000_0001]
         let sources: [(Format, [UInt8])] = [
             (.fp32, floats.withUnsafeBytes { Array($0) }), (.fp64, doubles.withUnsafeBytes { Array($0) }),
             (.fp16, Patterns.bytes(.fp16)), (.e4m3fn, Patterns.bytes(.e4m3fn)),
@@ -119,7 +123,8 @@ import Testing
                 for set in instructionSets {
                     let found = try converted(input, source, format) {
                         try convert(
-                            $0, into: $1, rounding: rounding, execution: Execution(threads: 1, instructionSet: set))
+                            $0, into: $1, rounding: rounding,
+                            execution: Execution(threads: 1, instructionSet: set))
                     }
                     #expect(found.bytes == wanted.bytes, "\(source) to \(format), \(rounding), \(set)")
                     #expect(found.counts == wanted.counts, "\(source) to \(format), \(rounding), \(set)")
@@ -133,8 +138,12 @@ import Testing
                 let wanted = converted(input, destination == format ? format : .fp32, destination) {
                     ReferenceFormats.convert($0, into: $1, rounding: rounding)
                 }
-                let found = try converted(input, format, destination) { try convert($0, into: $1, rounding: rounding) }
-                #expect(found.bytes == wanted.bytes && found.counts == wanted.counts, "\(format) to \(destination)")
+                let found = try converted(input, format, destination) {
+                    try convert($0, into: $1, rounding: rounding)
+                }
+                #expect(
+                    found.bytes == wanted.bytes && found.counts == wanted.counts,
+                    "\(format) to \(destination)")
             }
         }
     }
@@ -152,7 +161,9 @@ import Testing
             let steps = x.isInfinite ? Double(x) : scalbn(Double(x), Int32(mantissa - exponent))
             let nearest = scalbn(steps.rounded(.toNearestOrEven), Int32(exponent - mantissa))
             let beyond = nearest.magnitude >= scalbn(1, Int32(bias + 1))
-            let wanted = beyond ? Float(signOf: x, magnitudeOf: .infinity) : Float(signOf: x, magnitudeOf: Float(nearest))
+            let wanted =
+                beyond
+                ? Float(signOf: x, magnitudeOf: .infinity) : Float(signOf: x, magnitudeOf: Float(nearest))
             #expect(found.bitPattern == wanted.bitPattern, "\(format): \(x) gives \(found), not \(wanted)")
             if found.bitPattern != wanted.bitPattern { return }
         }
@@ -208,7 +219,8 @@ import Testing
             let wanted = try ModelTests.score(stored, tokens, entropy: entropy)
             for set in instructionSets {
                 let execution = Execution(threads: 2, instructionSet: set)
-                #expect(try ModelTests.score(emulated, tokens, execution, entropy: entropy) == wanted, "\(set)")
+                #expect(
+                    try ModelTests.score(emulated, tokens, execution, entropy: entropy) == wanted, "\(set)")
             }
         }
         #expect(try Self.draw(emulated, tokens) == Self.draw(stored, tokens))
@@ -252,7 +264,8 @@ import Testing
     /// Tokens drawn after some prompts, with their log-probs.
     private static func draw(_ model: Model, _ prompts: [[Int32]], samples: UInt64 = 2) throws -> [Rollout] {
         let engine = try RolloutEngine(
-            model, settings: SamplingSettings(seed: 3, maxTokens: 24), capacity: 32, execution: .init(threads: 2))
+            model, settings: SamplingSettings(seed: 3, maxTokens: 24), capacity: 32,
+            execution: .init(threads: 2))
         for (index, prompt) in prompts.enumerated() {
             let first = UInt64(index) * samples
             try engine.add(prompt: Array(prompt.prefix(4)), ids: Array(first..<first + samples))

@@ -23,7 +23,8 @@ import Testing
     static let rules: [LogProbOptions] = [
         .init(), .init(temperature: 0.7), .init(softCap: 30), .init(temperature: 1.3, softCap: 5),
         .init(logitsFormat: .fp16), .init(temperature: 0.9, logitsFormat: .bf16),
-        .init(logitsFormat: Format("e8m4")!), .init(temperature: 0.9, softCap: 30, logitsFormat: Format("e5m6")!),
+        .init(logitsFormat: Format("e8m4")!),
+        .init(temperature: 0.9, softCap: 30, logitsFormat: Format("e5m6")!),
     ]
 
     @Test(arguments: [1, 63, 64, 127, 128, 129, 2047, 2048, 2049, 5000])

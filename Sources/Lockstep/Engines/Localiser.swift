@@ -284,7 +284,8 @@ public final class Localiser {
         try named(name) { () throws(LockstepError) in
             try model.logProbs(
                 of: MatrixView(
-                    hidden.base, hidden.format.storage, rows: tokens.count, columns: model.configuration.hiddenSize),
+                    hidden.base, hidden.format.storage, rows: tokens.count,
+                    columns: model.configuration.hiddenSize),
                 logits: logits, TokenView(UnsafeRawPointer(tokens.base), count: tokens.count), layout,
                 into: ScoringOutputs(logProbs: MutableVectorView(out.base, .fp64, count: tokens.count)),
                 execution)

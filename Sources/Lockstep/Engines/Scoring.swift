@@ -35,7 +35,8 @@ extension Model {
             let hidden = try hiddenStates(tokens, layout, execution)
             try logProbs(
                 of: MatrixView(
-                    hidden.base, recipe.activations.storage, rows: tokens.count, columns: configuration.hiddenSize),
+                    hidden.base, recipe.activations.storage, rows: tokens.count,
+                    columns: configuration.hiddenSize),
                 tokens, layout, options, into: outputs, execution)
         }
     }

@@ -71,7 +71,10 @@ func convert(
     let to = FormatLayout(destination)
     let result = convert(bits: bits, from: from, to: to, rounding: rounding)
     if !destination.isEmulated { return result }
-    return (convert(bits: result.bits, from: to, to: FormatLayout(.fp32), rounding: .nearestEven).bits, result.event)
+    return (
+        convert(bits: result.bits, from: to, to: FormatLayout(.fp32), rounding: .nearestEven).bits,
+        result.event
+    )
 }
 
 /// Converts one value between two layouts.

@@ -32,7 +32,8 @@ public struct Recipe: Equatable, Sendable, CustomStringConvertible {
     ///
     /// - Throws: `.invalidArgument` saying which there are.
     public init(named name: String) throws(LockstepError) {
-        let parts = name.split(separator: "+", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
+        let parts = name.split(separator: "+", maxSplits: 1, omittingEmptySubsequences: false).map(
+            String.init)
         let hasWideHead = parts[0].hasSuffix("-fp32head")
         guard let format = Format(String(parts[0].dropLast(hasWideHead ? 9 : 0))), Recipe.isKnown(format),
             !hasWideHead || format != .fp32

@@ -45,7 +45,8 @@ enum ReferenceLayers {
             if each {
                 func product(_ x: Float, _ y: Float) -> Float { ReferenceFormats.rounded(x * y, format) }
                 out[i] = ReferenceFormats.rounded(product(a, cosines[i]) - product(b, sines[i]), format)
-                out[i + half] = ReferenceFormats.rounded(product(b, cosines[i]) + product(a, sines[i]), format)
+                out[i + half] = ReferenceFormats.rounded(
+                    product(b, cosines[i]) + product(a, sines[i]), format)
                 continue
             }
             out[i] = ReferenceFormats.rounded((-(b * sines[i])).addingProduct(a, cosines[i]), format)

@@ -77,7 +77,7 @@ def convert(
         >>> counts
         ConvertCounts(overflow=1, underflow=0, nan=0)
         >>> convert(np.float32([1.0, 1.1, 70000.0]), "e8m3")
-        array([1.000e+00, 1.125e+00, 6.554e+04], dtype=float32)
+        array([1.0000e+00, 1.1250e+00, 7.3728e+04], dtype=float32)
     """
     code = format_code(dtype, "dtype", emulated=True)
     options = c.ConvertOptions(
