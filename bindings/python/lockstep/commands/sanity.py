@@ -139,6 +139,7 @@ def sanity(study: str, quick: bool, pairs: tuple[str, ...] | None, algorithms: t
     console = Console(highlight=False)
     content = report.render(asked, cells)
     if not console.is_terminal:
+        console.width = 10_000  # a measure is never more
         console.width = max(WIDEST_PROSE, console.measure(content.renderables[0]).maximum)
     console.print(content.renderables[0])
     console.print(Group(*content.renderables[1:]), width=min(console.width, WIDEST_PROSE))

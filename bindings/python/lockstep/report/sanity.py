@@ -63,7 +63,7 @@ EXPECTATIONS = (
     "in KL.",
     "Engines of one recipe are one policy: their log-probs differ in no bit, in any format.",
     f"GRPO learns the task in every format: a mean reward of {LEARNED} within the 500 steps of the full experiment.",
-    "FP16 needs a loss scale, which skips an update now and then.",
+    "FP16 needs a loss scale; an update whose gradient overflows is skipped, and counted.",
 )
 
 NOT_REPRODUCED = (
