@@ -282,7 +282,8 @@ final class Forward {
             rotated += Int(nonFinite(row, format, turned * headSize))
             let keys = row + heads * headSize * size
             kept += cache.put(
-                keys: keys, values: keys + keyValueHeads * headSize * size, in: self.format, layer: cacheLayer,
+                keys: keys, values: keys + keyValueHeads * headSize * size, in: self.format,
+                layer: cacheLayer,
                 position: position, kernels)
             row += projectionWidth * size
         }
@@ -294,7 +295,8 @@ final class Forward {
             projectionWidth, configuration.heads * configuration.headSize, format.byteCount
         )
         let block = attentions[0].block
-        let blocks = spans.contains { $0.positions.count > block } ? spans.flatMap { $0.parts(of: block) } : spans
+        let blocks =
+            spans.contains { $0.positions.count > block } ? spans.flatMap { $0.parts(of: block) } : spans
         let (heads, results) = (configuration.keyValueHeads, results)
         let failures = sum(blocks.count * heads) { task, worker in
             let (block, head) = task.quotientAndRemainder(dividingBy: heads)
@@ -322,7 +324,8 @@ final class Forward {
             for row in part {
                 let gate = UnsafeRawPointer(results.wide) + row * 2 * wideBytes
                 kernel(
-                    results.activated + row * bytes, format.rawValue, gate, gate + wideBytes, wideFormat.rawValue,
+                    results.activated + row * bytes, format.rawValue, gate, gate + wideBytes,
+                    wideFormat.rawValue,
                     width, each)
             }
             return Int(
@@ -441,7 +444,8 @@ final class Forward {
             for row in part {
                 kernels.add_rms_norm(
                     results.mlpNormed + row * hiddenBytes, rows + row * hiddenBytes,
-                    added.base + row * hiddenBytes, weight, format.rawValue, hidden, configuration.normEpsilon)
+                    added.base + row * hiddenBytes, weight, format.rawValue, hidden, configuration.normEpsilon
+                )
             }
             return Int(
                 kernels.non_finite_values(
@@ -470,7 +474,8 @@ final class Forward {
         }
         let counts = counts.base
         for worker in 0..<threads { counts[8 * worker] = 0 }
-        parallelFor(tasks: tasks, threads: threads) { task, worker in counts[8 * worker] += body(task, worker) }
+        parallelFor(tasks: tasks, threads: threads) { task, worker in counts[8 * worker] += body(task, worker)
+        }
         for worker in 0..<threads { total += counts[8 * worker] }
         return total
     }

@@ -195,8 +195,10 @@ public final class ReinforcementRun: TrainingRun {
         _ slice: RunSlice, into column: RunBatch.Column, entropy: Bool, keeping: Int
     ) throws(LockstepError) {
         try learner.trainer.score(
-            tokens: slice.tokens, offsets: slice.offsetView, temperature: options.temperature, keeping: keeping,
-            into: ScoringOutputs(logProbs: slice.output(column), entropy: entropy ? slice.output(.entropy) : nil))
+            tokens: slice.tokens, offsets: slice.offsetView, temperature: options.temperature,
+            keeping: keeping,
+            into: ScoringOutputs(
+                logProbs: slice.output(column), entropy: entropy ? slice.output(.entropy) : nil))
     }
 
     /// Log-probs of all tokens by the reference.

@@ -113,9 +113,11 @@ final class AttentionBackward {
         for first in Swift.stride(from: 0, to: tokens, by: width) {
             let count = min(width, tokens - first)
             kernels.pack_panel_transposed(
-                keysAcross.base + first * size, keys + first * stride, Format.fp32.rawValue, stride, count, size)
+                keysAcross.base + first * size, keys + first * stride, Format.fp32.rawValue, stride, count,
+                size)
             kernels.pack_panel_transposed(
-                valuesAcross.base + first * size, values + first * stride, Format.fp32.rawValue, stride, count,
+                valuesAcross.base + first * size, values + first * stride, Format.fp32.rawValue, stride,
+                count,
                 size)
         }
         for first in Swift.stride(from: 0, to: size, by: width) {

@@ -241,7 +241,8 @@ public final class Trainer: @unchecked Sendable {
                 }
                 let entropy = gradients.entropy
                 try pass.runBackward(
-                    part, from: state, dLogProb: { (gradients.logProbs?.double(first + $0) ?? 0) * lossScale },
+                    part, from: state,
+                    dLogProb: { (gradients.logProbs?.double(first + $0) ?? 0) * lossScale },
                     dEntropy: entropy == nil ? nil : { (entropy?.double(first + $0) ?? 0) * lossScale })
                 return state
             }
@@ -253,7 +254,8 @@ public final class Trainer: @unchecked Sendable {
     ///
     /// - Throws: as `Model.score`.
     func score(
-        tokens: TokenView, offsets: TokenView?, temperature: Double, keeping: Int, into outputs: ScoringOutputs
+        tokens: TokenView, offsets: TokenView?, temperature: Double, keeping: Int,
+        into outputs: ScoringOutputs
     ) throws(LockstepError) {
         try withLockstepFloatMode { () throws(LockstepError) in
             let model = try snapshot()
