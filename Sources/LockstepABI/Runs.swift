@@ -322,7 +322,8 @@ extension ReinforcementOptions {
 extension StartingModel {
     /// What either kind of run says of its model.
     init(
-        _ model: UnsafePointer<CChar>?, adapter: UnsafePointer<CChar>?, rank: Int32, alpha: Double, seed: UInt64,
+        _ model: UnsafePointer<CChar>?, adapter: UnsafePointer<CChar>?, rank: Int32, alpha: Double,
+        seed: UInt64,
         deviation: Double
     ) throws(LockstepError) {
         self.init(

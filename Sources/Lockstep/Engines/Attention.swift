@@ -56,7 +56,9 @@ final class Attention: @unchecked Sendable {
         let (configuration, recipe) = (model.configuration, model.recipe)
         group = configuration.heads / configuration.keyValueHeads
         headSize = configuration.headSize
-        (activations, cacheFormat, probabilityFormat) = (recipe.activations, recipe.cache, recipe.probabilities)
+        (activations, cacheFormat, probabilityFormat) = (
+            recipe.activations, recipe.cache, recipe.probabilities
+        )
         panelFormat = recipe.cache.byteCount == 1 ? .fp32 : recipe.cache
         stepRule = try LogProbOptions(logitsFormat: recipe.activations).rule()
         scale = Float(1 / Double(configuration.headSize).squareRoot())

@@ -78,12 +78,15 @@ final class Learner {
             let layers = trainer.configuration.layers
             let layer =
                 passed.overflowLayer < 0
-                ? "the embedding" : passed.overflowLayer < layers ? "layer \(passed.overflowLayer)" : "the end"
-            place = "first that of \(passed.overflowOperation) of \(layer), sequence \(passed.overflowSequence)"
+                ? "the embedding"
+                : passed.overflowLayer < layers ? "layer \(passed.overflowLayer)" : "the end"
+            place =
+                "first that of \(passed.overflowOperation) of \(layer), sequence \(passed.overflowSequence)"
         }
         return LockstepError(
             .nonFinite,
             "the gradient is not finite (\(place)), twice or more at a loss scale that can fall no further, "
-                + "\(scaler.scale); use gradients of a wider format, a lower learning rate, or a scaler with more room")
+                + "\(scaler.scale); use gradients of a wider format, a lower learning rate, or a scaler with more room"
+        )
     }
 }

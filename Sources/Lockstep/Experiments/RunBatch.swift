@@ -145,7 +145,8 @@ final class RunSlice {
         ]
         for (column, name) in columns {
             guard let (sequence, position) = firstNonFinite(column) else { continue }
-            return "the loss is \(loss); first not finite is the \(name), of sequence \(sequence) at position "
+            return
+                "the loss is \(loss); first not finite is the \(name), of sequence \(sequence) at position "
                 + "\(position), \(values(column)[Int(offsets.base[sequence - sequences.lowerBound]) + position])"
         }
         return "the loss is \(loss), of finite log-probs, advantages and weights: their sum is too large"

@@ -63,7 +63,8 @@ extension ReinforcementRun {
         guard step == plan.step else {
             throw LockstepError(
                 .invalidArgument,
-                "step is \(step), but the run's next is \(plan.step): the policy has changed; draw from what it is now")
+                "step is \(step), but the run's next is \(plan.step): the policy has changed; draw from what it is now"
+            )
         }
         for (index, rollout) in rollouts.enumerated() {
             try check(rollout, plan, index)
@@ -128,7 +129,8 @@ extension ReinforcementRun {
             case .running: false
             }
         guard ends else {
-            throw wrong("has not ended as it says: with a stop id, or at \(room) tokens; give whole responses")
+            throw wrong(
+                "has not ended as it says: with a stop id, or at \(room) tokens; give whole responses")
         }
     }
 }

@@ -4,9 +4,12 @@ extension ModelConfiguration {
     /// - Parameter hasAttentionBias: biases on queries, keys, values and, but for Qwen2, the output.
     /// - Throws: `.badData` or `.unsupported` naming a setting, by its name in config.json, that is out of range.
     public init(
-        _ family: Family = .llama, vocab: Int, hiddenSize: Int, intermediateSize: Int, layers: Int, heads: Int,
-        keyValueHeads: Int? = nil, headSize: Int? = nil, normEpsilon: Double = 1e-6, ropeTheta: Double = 10_000,
-        ropeScaling: Llama3Scaling? = nil, positions: Int, isTied: Bool = false, hasAttentionBias: Bool = false,
+        _ family: Family = .llama, vocab: Int, hiddenSize: Int, intermediateSize: Int, layers: Int,
+        heads: Int,
+        keyValueHeads: Int? = nil, headSize: Int? = nil, normEpsilon: Double = 1e-6,
+        ropeTheta: Double = 10_000,
+        ropeScaling: Llama3Scaling? = nil, positions: Int, isTied: Bool = false,
+        hasAttentionBias: Bool = false,
         hasMLPBias: Bool = false, experts: Experts? = nil
     ) throws(LockstepError) {
         var made = ModelConfiguration.chain

@@ -54,7 +54,8 @@ public struct ModelConfiguration: Equatable, Sendable {
 
         /// Creates a mixture.
         public init(
-            count: Int, perToken: Int, intermediateSize: Int, normalized: Bool = true, denseLayers: Set<Int> = []
+            count: Int, perToken: Int, intermediateSize: Int, normalized: Bool = true,
+            denseLayers: Set<Int> = []
         ) {
             self.count = count
             self.perToken = perToken

@@ -91,7 +91,8 @@ final class TrainedWeights: TensorSource, @unchecked Sendable {
     /// CRC-32C of the frozen weights, if there are any, and of the masters as they are.
     var checksums: (frozen: UInt32?, masters: UInt32) {
         func checksum(_ parameters: Parameters) -> UInt32 {
-            CRC32C.checksum(UnsafeRawBufferPointer(start: parameters.values.base, count: 4 * parameters.count))
+            CRC32C.checksum(
+                UnsafeRawBufferPointer(start: parameters.values.base, count: 4 * parameters.count))
         }
         return (frozen.map(checksum), checksum(parameters))
     }
