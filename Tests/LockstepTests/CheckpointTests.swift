@@ -144,12 +144,17 @@ import Testing
     @Test func aFileThatIsCutShortIsAnError() throws {
         let checkpoint = try TinyCheckpoint("llama_untied")
         try checkpoint.withFolder { folder in
-            let path = "\(folder)/model.safetensors"
+            let path = "\(folder)/long.safetensors"
+            let count = ByteSource.chunk  // more bytes than are read at once
+            let header = #"{"long":{"dtype":"F32","shape":[\#(count)],"data_offsets":[0,\#(4 * count)]}}"#
+            let length = withUnsafeBytes(of: UInt64(header.utf8.count).littleEndian) { Array($0) }
+            let bytes = length + Array(header.utf8)
+            try write(bytes + [UInt8](repeating: 0, count: 4 * count), to: path)
             let file = try SafeTensors(path: path)
-            let tensor = try #require(file.tensors["model.norm.weight"])
-            try write([1, 2, 3], to: path)
+            let tensor = try #require(file.tensors["long"])
+            try write(bytes + [1, 2, 3], to: path)
             let error = #expect(throws: LockstepError.self) {
-                try file.floats(tensor, "model.norm.weight", shape: [64])
+                try file.floats(tensor, "long", shape: [count])
             }
             #expect(error?.message.contains("cut short") == true)
         }

@@ -25,12 +25,14 @@ mkdir -p "$out" "$scratch"
     echo "  local: *; };"
 } > "$scratch/lockstep.map"
 
-# nodelete: worker threads outlive a dlclose, so the code must stay mapped. icf: equal functions are kept once.
+# nodelete: worker threads outlive a dlclose, so the code must stay mapped. icf: equal functions are kept once; O2: equal
+# ends of strings too. Checks of exclusive access are for the tests, which are built with them.
 set -- --package-path "$root" --scratch-path "$scratch" -c release --product lockstep \
     -Xswiftc -static-stdlib -Xswiftc -Osize -Xswiftc -use-ld=lld \
+    -Xswiftc -enforce-exclusivity=unchecked \
     -Xlinker --version-script="$scratch/lockstep.map" -Xlinker -soname=$soname \
     -Xlinker -z -Xlinker nodelete -Xlinker --no-undefined \
-    -Xlinker --gc-sections -Xlinker --icf=all -Xlinker -s
+    -Xlinker --gc-sections -Xlinker --icf=all -Xlinker -O2 -Xlinker -s
 "$swift" build "$@"
 
 # Put in place by a rename, so that a process that has the old library mapped keeps it whole.

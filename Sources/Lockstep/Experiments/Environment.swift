@@ -81,6 +81,9 @@ public struct Environment {
         guard reward.isFinite else {
             throw LockstepError(.nonFinite, "\(what()) is \(reward); give a finite number")
         }
+        guard abs(reward) <= RewardBatch.largest else {
+            throw LockstepError(.invalidArgument, "\(what()) is \(reward); scale it below 1e100")
+        }
         return reward
     }
 

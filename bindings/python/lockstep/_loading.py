@@ -17,6 +17,9 @@ def loading(progress: Callable[[int, int], None] | None) -> Iterator[None]:
         progress: called after each tensor with the values of the checkpoint that have been read, and how many it has;
             None: nobody is told.
 
+    Returns:
+        a context manager.
+
     Raises:
         what `progress` raised, after the block.
 
