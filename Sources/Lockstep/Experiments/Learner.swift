@@ -57,6 +57,7 @@ final class Learner {
     /// - Parameter passed: what the backward pass met.
     /// - Throws: `.nonFinite` naming layer and operation for a gradient that is not finite while the loss scale is at its
     ///   floor: skipping on would change nothing.
+    /// - Returns: what was done, or that it was skipped.
     func update(after passed: BackwardReport) throws(LockstepError) -> AdamWReport {
         let buffer = UnsafeMutableBufferPointer(start: gradients.base, count: gradients.count)
         try trainer.gradients(into: buffer)

@@ -53,7 +53,9 @@ extension ReinforcementRun {
         return try ModelBytes(learner.trainer, options.rollout, model.configurationJSON())
     }
 
-    /// Takes responses of the next step that were drawn elsewhere. The step draws the prompts of which not all were given.
+    /// Takes responses of the next step that were drawn elsewhere.
+    ///
+    /// The step draws the prompts of which not all were given.
     ///
     /// - Throws: `.invalidArgument` for those of another step, saying which, or that are no draws of this run's; nothing
     ///   is taken then.

@@ -1,7 +1,8 @@
 extension ModelConfiguration {
     /// Creates the shape of a model; what is not given is as a Llama of transformers has it.
     ///
-    /// - Parameter hasAttentionBias: biases on queries, keys, values and, but for Qwen2, the output.
+    /// With `hasAttentionBias` there are biases on queries, keys, values and, but for Qwen2, the output.
+    ///
     /// - Throws: `.badData` or `.unsupported` naming a setting, by its name in config.json, that is out of range.
     public init(
         _ family: Family = .llama, vocab: Int, hiddenSize: Int, intermediateSize: Int, layers: Int,
