@@ -195,6 +195,62 @@ import Testing
         #expect(try found("e8m5") != found(names.stored))
     }
 
+    /// A forward pass that scoring kept leaves no trace in the gradients, nor does one that is no longer of the batch: of
+    /// other tokens, another temperature, or masters before they changed.
+    @Test(arguments: all, [false, true])
+    func keptPassesLeaveNoTrace(model: (family: String, adapter: String?), recomputes: Bool) throws {
+        let (family, adapter) = model
+        let batch = try Batch(adapter ?? family)
+        var others = batch
+        let vocab = Int32(try Self.trainer(family).configuration.vocab)
+        others.sequences[0][1] = (others.sequences[0][1] + 1) % vocab
+        func found(
+            _ batch: Batch, keeping: Int?, temperature: Double = 0.7, moves: Bool = false
+        ) throws -> (gradients: [UInt32], logProbs: [Double]) {
+            let trainer = try Self.trainer(
+                family, Recipe(.bf16), adapter: adapter, TrainerOptions(recomputes: recomputes, threads: 2))
+            if let keeping { try Self.score(others, trainer, temperature: 0.7, keeping: keeping) }
+            if moves {
+                try trainer.withMasters { masters in
+                    for index in masters.indices { masters[index] *= 1.25 }
+                }
+            }
+            let logProbs = try Self.add(batch, to: trainer, temperature: temperature).logProbs
+            return (try Self.gradients(trainer).map(\.bitPattern), logProbs)
+        }
+        let count = batch.sequences.count
+        for (batch, temperature, moves) in [
+            (others, 0.7, false), (batch, 0.7, false), (others, 1, false), (others, 0.7, true),
+        ] {
+            let wanted = try found(batch, keeping: nil, temperature: temperature, moves: moves)
+            for keeping in [0, 1, count] {
+                let kept = try found(batch, keeping: keeping, temperature: temperature, moves: moves)
+                #expect(kept == wanted, "\(keeping) \(temperature) \(moves)")
+            }
+        }
+    }
+
+    /// What a run does before its updates: scores, and keeps the passes of the first sequences.
+    static func score(_ batch: Batch, _ trainer: Trainer, temperature: Double, keeping: Int) throws {
+        let tokens = Array(batch.sequences.joined())
+        var offsets: [Int64] = [0]
+        for sequence in batch.sequences { offsets.append(offsets.last! + Int64(sequence.count)) }
+        var logProbs = [Double](repeating: -7, count: tokens.count)
+        try tokens.withTokenView { (tokens) throws(LockstepError) in
+            try logProbs.withMutableVectorView { (logProbs) throws(LockstepError) in
+                try offsets.withUnsafeBufferPointer { (offsets) throws(LockstepError) in
+                    try trainer.score(
+                        tokens: tokens,
+                        offsets: TokenView(offsets.baseAddress, byteCount: 8, count: offsets.count),
+                        temperature: temperature, keeping: keeping, into: ScoringOutputs(logProbs: logProbs))
+                }
+            }
+        }
+        let options = LogProbOptions(temperature: temperature)
+        let wanted = try trainer.snapshot().score(batch.sequences, options: options).logProbs
+        #expect(logProbs == Array(wanted.joined()))
+    }
+
     /// A loss scale that is a power of two leaves no trace in fp32, nor in 16 bits that hold what it makes.
     @Test(arguments: ["fp32", "bf16"]) func lossScalesLeaveNoTrace(recipe: String) throws {
         let batch = try Batch("qwen3_qknorm")
