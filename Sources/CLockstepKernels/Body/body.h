@@ -32,6 +32,7 @@ const lsk_kernels LSK_TABLE = {
     .lse_finish = lse_finish,
     .prepare_row = prepare_row,
     .gradient_row = gradient_row,
+    .softmax_row = softmax_row,
     .strip_rows = LSK_MR,
     .multiply = multiply,
     .multiply_row = multiply_row,

@@ -13,6 +13,7 @@
 #elif LSK_SET == LSK_AVX2
 #define LSK_MR 6
 #define LSK_NR 2  // 16 columns, twice
+#define LSK_WIDE_ROWS 3  // rows so few that 32 columns are formed at once: sums enough to hide a multiply-add's latency
 #define LSK_ROW_PANELS 2
 #else
 #define LSK_MR 6
@@ -20,47 +21,50 @@
 #define LSK_ROW_PANELS 1
 #endif
 
+#ifndef LSK_WIDE_ROWS
+#define LSK_WIDE_ROWS 0
+#endif
 #define LSK_AHEAD 4096  // bytes from what is multiplied to what is asked of memory
 
 LSK_INLINE void multiply_tile(float *c, ptrdiff_t c_stride, const float *a, int32_t format, const void *b,
-                              ptrdiff_t k, int add, ptrdiff_t ahead, int m) {
+                              ptrdiff_t k, int add, ptrdiff_t ahead, int m, int across) {
     const ptrdiff_t bytes = format == LSK_FP32 ? 4 : 2;
-    vf sum[LSK_MR][LSK_NR];
+    vf sum[LSK_MR][LSK_PANEL / LSK_LANES];
     LSK_UNROLL
     for (int i = 0; i < m; i++)
         LSK_UNROLL
-        for (int j = 0; j < LSK_NR; j++) sum[i][j] = (vf){};
+        for (int j = 0; j < across; j++) sum[i][j] = (vf){};
     for (ptrdiff_t at = 0; at < k; at++) {
         const char *next = (const char *)b + at * LSK_PANEL * bytes + ahead;
         __builtin_prefetch(next);
         if (format == LSK_FP32) __builtin_prefetch(next + 64);
-        vf column[LSK_NR];
+        vf column[LSK_PANEL / LSK_LANES];
         LSK_UNROLL
-        for (int j = 0; j < LSK_NR; j++)
+        for (int j = 0; j < across; j++)
             column[j] = vf_load_as(format, b, at * LSK_PANEL + j * LSK_LANES);
         LSK_UNROLL
         for (int i = 0; i < m; i++) {
             vf row = vf_splat(a[at * m + i]);
             LSK_UNROLL
-            for (int j = 0; j < LSK_NR; j++) sum[i][j] = vf_fma(row, column[j], sum[i][j]);
+            for (int j = 0; j < across; j++) sum[i][j] = vf_fma(row, column[j], sum[i][j]);
         }
     }
     LSK_UNROLL
     for (int i = 0; i < m; i++)
         LSK_UNROLL
-        for (int j = 0; j < LSK_NR; j++) {
+        for (int j = 0; j < across; j++) {
             float *to = c + i * c_stride + j * LSK_LANES;
             vf_store(to, add ? vf_load(to) + sum[i][j] : sum[i][j]);
         }
 }
 
 #define LSK_ROWS_CASE(M) \
-    case M: multiply_tile(c, c_stride, a, format, b, k, add, ahead, M); break;
+    case M: multiply_tile(c, c_stride, a, format, b, k, add, ahead, M, M <= LSK_WIDE_ROWS ? LSK_PANEL / LSK_LANES : LSK_NR); break;
 
 // m <= LSK_MR rows, 32 columns, k <= 128.
 LSK_INLINE void multiply_strip(float *c, ptrdiff_t c_stride, const float *a, int32_t format, const void *b,
                                ptrdiff_t k, int add, ptrdiff_t ahead, ptrdiff_t m) {
-    const ptrdiff_t width = LSK_NR * LSK_LANES, bytes = format == LSK_FP32 ? 4 : 2;
+    const ptrdiff_t width = m <= LSK_WIDE_ROWS ? LSK_PANEL : LSK_NR * LSK_LANES, bytes = format == LSK_FP32 ? 4 : 2;
     for (ptrdiff_t column = 0; column < LSK_PANEL; column += width, c += width, b = (const char *)b + width * bytes) {
         switch (m) {
             LSK_ROWS_CASE(1)

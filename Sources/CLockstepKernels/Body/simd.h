@@ -9,10 +9,8 @@
 // registers for that, is half a megabyte smaller without.
 #if LSK_SET == LSK_BASELINE
 #define LSK_UNROLL _Pragma("clang loop unroll(disable)")
-#define LSK_UNROLL_KNOWN LSK_UNROLL
 #else
 #define LSK_UNROLL _Pragma("clang loop unroll(full)")
-#define LSK_UNROLL_KNOWN _Pragma("clang loop unroll(enable)")  // whose length may be known
 #endif
 
 typedef float vf __attribute__((vector_size(LSK_WIDTH)));

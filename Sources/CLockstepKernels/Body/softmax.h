@@ -115,16 +115,18 @@ LSK_INLINE int lse_prepare_tile(lse_run *run, const vf logits[2 * LSK_NV], vf to
 LSK_INLINE void lse_add_tile(lse_run *run, int32_t format, const void *x, ptrdiff_t at, int warm, int entropy,
                              int registers) {
     vf logits[2 * LSK_NV], top = vf_splat(-__builtin_inff());
-    LSK_UNROLL_KNOWN
-    for (int i = 0; i < registers; i++) {
+    LSK_UNROLL
+    for (int i = 0; i < 2 * LSK_NV; i++) {
+        if (i >= registers) break;
         logits[i] = vf_load_as(format, x, at + i * LSK_LANES);
         top = vf_max(logits[i], top);
     }
     if (__builtin_expect(run->reference == LSK_LSE_NONE || vi_any(top > run->limit), 0))
         if (!lse_prepare_tile(run, logits, top, registers)) return;
 
-    LSK_UNROLL_KNOWN
-    for (int i = 0; i < registers; i++) {
+    LSK_UNROLL
+    for (int i = 0; i < 2 * LSK_NV; i++) {
+        if (i >= registers) break;
         vf v = vf_select(run->floor > logits[i], run->floor, logits[i]);  // NaN stays
         vf y = v, low = {};
         if (warm) {
@@ -414,4 +416,43 @@ static void gradient_row(void *out, int32_t out_format, const void *x, int32_t f
             memcpy((uint16_t *)out + at, narrow, (size_t)part * sizeof(uint16_t));
         }
     }
+}
+
+// The softmax of `count` <= 64 scores as lse_row and gradient_row form it, whose terms are the same: each is formed once.
+// Returns 0, with nothing written, where a score is beyond 2^20, infinite or NaN.
+static int32_t softmax_row(void *out, int32_t out_format, const float *x, ptrdiff_t count) {
+    const lsk_logit_rule rule = {.temperature = 1, .inverse = 1};
+    const int registers = registers_of(count);
+    float tile[LSK_LANE_COUNT];
+    load_tile(tile, LSK_FP32, x, 0, count);
+    vf top = vf_load(tile);
+    for (int i = 1; i < registers; i++) top = vf_max(vf_load(tile + i * LSK_LANES), top);
+    float highest = top[0];
+    for (int i = 1; i < LSK_LANES; i++) highest = top[i] > highest ? top[i] : highest;
+    if (!(highest >= -LSK_WIDE && highest < LSK_WIDE)) return 0;
+    lse_run run = lse_start(&rule);
+    lse_set_reference(&run, (int32_t)__builtin_rintf(highest * LSK_LOG2_E));
+    vf terms[LSK_NV];
+    for (int i = 0; i < LSK_NV; i++) terms[i] = (vf){};
+    for (int i = 0; i < registers; i++) {
+        vf v = vf_load(tile + i * LSK_LANES);
+        v = vf_select(run.floor > v, run.floor, v);
+        vf t = vf_fma(v, vf_splat(LSK_LOG2_E), run.magic);
+        terms[i] = vf_exp_p(vf_exp_r(v, t - run.magic)) * (vf)((vi)t << 23);
+    }
+    const double sum = lse_tree(terms);
+    if (sum != sum) return 0;
+    const vf inverse = vf_splat((float)(1 / sum));
+    for (int i = 0; i < registers; i++) {
+        const ptrdiff_t rest = count - i * LSK_LANES, some = rest < LSK_LANES ? rest : LSK_LANES;
+        vf p = terms[i] * inverse;
+        if (storage_format(out_format) == LSK_FP32) {
+            memcpy((float *)out + i * LSK_LANES, &p, (size_t)some * sizeof(float));
+        } else {
+            vh h = out_format == LSK_FP16 ? vh_fp16_from_vf(p) : vh_bf16_from_vf(p);
+            memcpy((uint16_t *)out + i * LSK_LANES, &h, (size_t)some * sizeof(uint16_t));
+        }
+    }
+    if (storage_format(out_format) == LSK_FP32) round_stored((float *)out, count, out_format);
+    return 1;
 }

@@ -121,6 +121,7 @@ typedef struct {
                         const lsk_logit_rule *rule, float shift);
     void (*gradient_row)(void *out, int32_t out_format, const void *x, int32_t format, ptrdiff_t count,
                          ptrdiff_t target, const lsk_logit_rule *rule, const lsk_gradient_row *row);
+    int32_t (*softmax_row)(void *out, int32_t out_format, const float *x, ptrdiff_t count);
 
     // gemm.h. The left operand in strips of `strip_rows` rows, the right one in panels of 32 columns.
     ptrdiff_t strip_rows;

@@ -27,7 +27,10 @@ final class ScoreSoftmax {
         _ scores: UnsafeMutablePointer<Float>, count: Int, of total: Int, into out: UnsafeMutableRawPointer
     ) -> Int {
         let size = format.byteCount
-        (out + count * size).initializeMemory(as: UInt8.self, repeating: 0, count: (total - count) * size)
+        if total > count { (out + count * size).clear(byteCount: (total - count) * size) }
+        if count <= Int(LSK_LANE_COUNT), kernels.softmax_row(out, format.rawValue, scores, count) != 0 {
+            return 0
+        }
         return withUnsafePointer(to: rule) { rule in
             guard let sum = try? sum(scores, count, rule) else { return 1 }
             // p = 0 - p * -1: the softmax's gradient with respect to a target that is not there.
