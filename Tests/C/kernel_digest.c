@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The instruction set, the rows of a strip, and 45 kernels. */
-_Static_assert(sizeof(lsk_kernels) == 47 * sizeof(void *), "a kernel came or went: it needs a digest here");
+/* The instruction set, the rows of a strip, and 47 kernels. */
+_Static_assert(sizeof(lsk_kernels) == 49 * sizeof(void *), "a kernel came or went: it needs a digest here");
 
 /* ---- digests */
 
@@ -246,6 +246,41 @@ static void digest_gradient_row(int32_t format) {
     digest_end(name);
 }
 
+/* The softmax of few scores is, bit for bit, what lse_row and gradient_row make of them; one it does not form it leaves. */
+static void digest_softmax_row(void) {
+    static const float scales[] = {0.01f, 12, 90, 60000, 3e6f};
+    static const float specials[] = {-__builtin_inff(), __builtin_inff(), __builtin_nanf(""), 3e6f, -3e6f};
+    const lsk_logit_rule rule = {.temperature = 1, .inverse = 1};
+    digest_begin();
+    for (ptrdiff_t count = 1; count <= LSK_LANE_COUNT; count++)
+        for (int c = 0; c < 10; c++)
+            for (int32_t to = LSK_FP32; to <= LSK_BF16; to++) {
+                float scores[LSK_LANE_COUNT], out[LSK_LANE_COUNT], apart[LSK_LANE_COUNT];
+                for (ptrdiff_t i = 0; i < count; i++) scores[i] = random_float(scales[c % 5]);
+                if (c >= 5) scores[count / 2] = specials[c - 5];
+                memset(out, 0x5a, sizeof out);
+                memset(apart, 0x5a, sizeof apart);
+                const int32_t formed = kernels->softmax_row(out, to, scores, count);
+                if (formed) {
+                    lsk_lse_block block;
+                    kernels->lse_row(&block, scores, LSK_FP32, count, &rule, 0);
+                    lsk_gradient_row row;
+                    memset(&row, 0, sizeof row);
+                    row.d_log_prob = -1;
+                    row.inverse_sum = (float)(1 / block.sum);
+                    row.reference = block.reference;
+                    kernels->gradient_row(apart, to, scores, LSK_FP32, count, -1, &rule, &row);
+                }
+                if (memcmp(out, apart, sizeof out) != 0) {
+                    fprintf(stderr, "softmax_row differs from lse_row and gradient_row at %td scores\n", count);
+                    exit(1);
+                }
+                digest_integer(formed);
+                digest_bytes(out, sizeof out);
+            }
+    digest_end("softmax_row");
+}
+
 /* ---- gemm.h */
 
 enum { MOST_ROWS = 29, C_STRIDE = 37 };
@@ -322,6 +357,18 @@ static void digest_pack_panel(int32_t format) {
     free(x);
     snprintf(name, sizeof name, "pack_panel_%s", name_of(format));
     digest_end(name);
+}
+
+static void digest_widen_panel(void) {
+    enum { K = 45 };
+    static uint8_t codes[K * LSK_PANEL];
+    static float scales[LSK_PANEL], panel[K * LSK_PANEL];
+    for (size_t i = 0; i < sizeof codes; i++) codes[i] = (uint8_t)(i < 256 ? i : random_bits());
+    for (int i = 0; i < LSK_PANEL; i++) scales[i] = i % 2 ? 0x1p-9f : 0x1p3f;
+    kernels->widen_panel(panel, codes, scales, K);
+    digest_begin();
+    digest_values(LSK_FP32, panel, K * LSK_PANEL);
+    digest_end("widen_panel_e4m3fn");
 }
 
 /* ---- layers.h */
@@ -854,6 +901,8 @@ int main(int count, char **arguments) {
     digest_optimizer();
     digest_lse_tile();
     digest_softmax_tiles();
+    digest_softmax_row();
+    digest_widen_panel();
     for (int32_t trainer = LSK_FP32; trainer <= LSK_FP64; trainer++)
         for (int32_t rollout = LSK_FP32; rollout <= LSK_FP64; rollout++) digest_mismatch(trainer, rollout);
     for (int32_t trainer = LSK_FP32; trainer <= LSK_BF16; trainer++)

@@ -111,45 +111,58 @@ LSK_INLINE int lse_prepare_tile(lse_run *run, const vf logits[2 * LSK_NV], vf to
     return !skip;
 }
 
-// One tile: 128 logits into the lanes, or the registers that it has if it is short.
-LSK_INLINE void lse_add_tile(lse_run *run, int32_t format, const void *x, ptrdiff_t at, int warm, int entropy,
-                             int registers) {
+// One register of logits into its lanes.
+LSK_INLINE void lse_add_register(lse_run *run, vf logits, int lane, int warm, int entropy) {
+    vf v = vf_select(run->floor > logits, run->floor, logits);  // NaN stays
+    vf y = v, low = {};
+    if (warm) {
+        // y + low = v / temperature to twice the precision: the division leaves no error behind.
+        y = v * vf_splat(run->inverse);
+        low = vf_fma(v, vf_splat(run->inverse), -y);
+        low = vf_fma(v, vf_splat(run->inverse_low), low);
+    }
+    vf t = vf_fma(y, vf_splat(LSK_LOG2_E), run->magic);
+    vf power = (vf)((vi)t << 23);  // 2^(n - N), and exactly 0 at the floor
+    vf n = t - run->magic;
+    vf r = vf_exp_r(y, n);
+    if (warm) r = r + low;
+    vf p = vf_exp_p(r);
+    if (entropy) {
+        vf term = p * power;
+        vf u = vf_fma(n - vf_splat((float)run->reference), vf_splat(LSK_LN2), r);  // y - N L
+        run->sum[lane] += term;
+        run->weighted[lane] = vf_fma(term, u, run->weighted[lane]);
+    } else {
+        run->sum[lane] = vf_fma(p, power, run->sum[lane]);
+    }
+}
+
+LSK_INLINE int lse_needs_preparing(const lse_run *run, vf top) {
+    return __builtin_expect(run->reference == LSK_LSE_NONE || vi_any(top > run->limit), 0);
+}
+
+// One tile: 128 logits into the lanes.
+LSK_INLINE void lse_add_tile(lse_run *run, int32_t format, const void *x, ptrdiff_t at, int warm, int entropy) {
     vf logits[2 * LSK_NV], top = vf_splat(-__builtin_inff());
     LSK_UNROLL
     for (int i = 0; i < 2 * LSK_NV; i++) {
-        if (i >= registers) break;
         logits[i] = vf_load_as(format, x, at + i * LSK_LANES);
         top = vf_max(logits[i], top);
     }
-    if (__builtin_expect(run->reference == LSK_LSE_NONE || vi_any(top > run->limit), 0))
-        if (!lse_prepare_tile(run, logits, top, registers)) return;
-
+    if (lse_needs_preparing(run, top) && !lse_prepare_tile(run, logits, top, 2 * LSK_NV)) return;
     LSK_UNROLL
-    for (int i = 0; i < 2 * LSK_NV; i++) {
-        if (i >= registers) break;
-        vf v = vf_select(run->floor > logits[i], run->floor, logits[i]);  // NaN stays
-        vf y = v, low = {};
-        if (warm) {
-            // y + low = v / temperature to twice the precision: the division leaves no error behind.
-            y = v * vf_splat(run->inverse);
-            low = vf_fma(v, vf_splat(run->inverse), -y);
-            low = vf_fma(v, vf_splat(run->inverse_low), low);
-        }
-        vf t = vf_fma(y, vf_splat(LSK_LOG2_E), run->magic);
-        vf power = (vf)((vi)t << 23);  // 2^(n - N), and exactly 0 at the floor
-        vf n = t - run->magic;
-        vf r = vf_exp_r(y, n);
-        if (warm) r = r + low;
-        vf p = vf_exp_p(r);
-        if (entropy) {
-            vf term = p * power;
-            vf u = vf_fma(n - vf_splat((float)run->reference), vf_splat(LSK_LN2), r);  // y - N L
-            run->sum[i % LSK_NV] += term;
-            run->weighted[i % LSK_NV] = vf_fma(term, u, run->weighted[i % LSK_NV]);
-        } else {
-            run->sum[i % LSK_NV] = vf_fma(p, power, run->sum[i % LSK_NV]);
-        }
+    for (int i = 0; i < 2 * LSK_NV; i++) lse_add_register(run, logits[i], i % LSK_NV, warm, entropy);
+}
+
+// The registers that a short tile has.
+LSK_INLINE void lse_add_short(lse_run *run, const float *tile, int registers, int warm, int entropy) {
+    vf logits[2 * LSK_NV], top = vf_splat(-__builtin_inff());
+    for (int i = 0; i < registers; i++) {
+        logits[i] = vf_load(tile + i * LSK_LANES);
+        top = vf_max(logits[i], top);
     }
+    if (lse_needs_preparing(run, top) && !lse_prepare_tile(run, logits, top, registers)) return;
+    for (int i = 0; i < registers; i++) lse_add_register(run, logits[i], i % LSK_NV, warm, entropy);
 }
 
 // Fixed tree: lane i takes lane i + 32, then + 16 ... + 1, in float64.
@@ -242,18 +255,36 @@ static void prepare_tile(float *tile, int32_t format, const void *x, ptrdiff_t a
     for (int i = 0; i < count; i += LSK_LANES) vf_store(tile + i, vf_prepare(vf_load(tile + i), rule, &slope));
 }
 
+LSK_INLINE void lse_add_prepared_as(lse_run *run, int32_t format, const void *x, ptrdiff_t at, ptrdiff_t count,
+                                    const lsk_logit_rule *rule, int warm, int entropy) {
+    for (; at < count; at += LSK_TILE) {
+        float tile[LSK_TILE];
+        const ptrdiff_t part = count - at < LSK_TILE ? count - at : LSK_TILE;
+        prepare_tile(tile, format, x, at, part, rule);
+        if (part == LSK_TILE) lse_add_tile(run, LSK_FP32, tile, 0, warm, entropy);
+        else lse_add_short(run, tile, registers_of(part), warm, entropy);
+    }
+}
+
+// Logits that are not taken as they lie in memory, once for all formats.
+static void lse_add_prepared(lse_run *run, int32_t format, const void *x, ptrdiff_t at, ptrdiff_t count,
+                             const lsk_logit_rule *rule, int warm, int entropy) {
+    if (warm && entropy) lse_add_prepared_as(run, format, x, at, count, rule, 1, 1);
+    else if (warm) lse_add_prepared_as(run, format, x, at, count, rule, 1, 0);
+    else if (entropy) lse_add_prepared_as(run, format, x, at, count, rule, 0, 1);
+    else lse_add_prepared_as(run, format, x, at, count, rule, 0, 0);
+}
+
 // Adds `count` logits, all of one block, to a row's lanes.
 LSK_INLINE void lse_add(lse_run *run, int32_t format, const void *x, ptrdiff_t count,
                         const lsk_logit_rule *rule, int warm, int entropy) {
     ptrdiff_t at = 0;
     if (is_plain(rule))
-        for (; at + LSK_TILE <= count; at += LSK_TILE)
-            lse_add_tile(run, format, x, at, warm, entropy, 2 * LSK_NV);
-    for (; at < count; at += LSK_TILE) {
-        float tile[LSK_TILE];
-        const ptrdiff_t part = count - at < LSK_TILE ? count - at : LSK_TILE;
-        prepare_tile(tile, format, x, at, part, rule);
-        lse_add_tile(run, LSK_FP32, tile, 0, warm, entropy, registers_of(part));
+        for (; at + LSK_TILE <= count; at += LSK_TILE) lse_add_tile(run, format, x, at, warm, entropy);
+    if (at < count) {
+        lse_run copy = *run;  // the run itself stays in registers
+        lse_add_prepared(&copy, format, x, at, count, rule, warm, entropy);
+        *run = copy;
     }
 }
 
