@@ -25,7 +25,7 @@ LSK_INLINE vl load_moves(const lsk_objective_chunk *chunk, int64_t at) {
 
 // For chunks of at most `count` tokens, a multiple of 8.
 static void begin_chunks(lsk_objective_chunk *chunk, const lsk_objective_span *span, int64_t count) {
-    memset(chunk->selected, 0, (size_t)count);
+    if (!span->selected) memset(chunk->selected, 0, (size_t)count);
     for (int input = 0; input < LSK_OBJECTIVE_INPUTS; input++) {
         if (span->input[input]) continue;
         double value = input == LSK_INPUT_ADVANTAGE ? span->advantage : input == LSK_INPUT_WEIGHT ? 1 : 0;
