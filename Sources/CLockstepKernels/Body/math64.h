@@ -13,46 +13,73 @@ typedef struct {
     vd q_minus;
 } vd_exp_parts;
 
-// |r| <= LSK_EXP_NEAR: n is 0.
-LSK_INLINE vd_exp_parts vd_split_exp_near(vd r) {
-    vd z = r * r;
-    vd even = vd_splat(0x1.1eed8eff8d898p-29);  // 1/12!
-    vd odd = vd_splat(0x1.6124613a86d09p-33);   // 1/13!
-    even = vd_fma(even, z, vd_splat(0x1.27e4fb7789f5cp-22));  // 1/10!
-    odd = vd_fma(odd, z, vd_splat(0x1.ae64567f544e4p-26));    // 1/11!
-    even = vd_fma(even, z, vd_splat(0x1.a01a01a01a01ap-16));  // 1/8!
-    odd = vd_fma(odd, z, vd_splat(0x1.71de3a556c734p-19));    // 1/9!
-    even = vd_fma(even, z, vd_splat(0x1.6c16c16c16c17p-10));  // 1/6!
-    odd = vd_fma(odd, z, vd_splat(0x1.a01a01a01a01ap-13));    // 1/7!
-    even = vd_fma(even, z, vd_splat(0x1.5555555555555p-5));   // 1/4!
-    odd = vd_fma(odd, z, vd_splat(0x1.1111111111111p-7));     // 1/5!
-    even = vd_fma(even, z, vd_splat(0.5));
-    odd = vd_fma(odd, z, vd_splat(0x1.5555555555555p-3));     // 1/3!
-    vd cube = r * z;
-    vd square = even * z;
+// The coefficients of z = r^2 in the two halves of the series, from the last but one down.
+static const double exp_even[5] = {0x1.27e4fb7789f5cp-22, 0x1.a01a01a01a01ap-16, 0x1.6c16c16c16c17p-10,
+                                   0x1.5555555555555p-5, 0.5};  // 1/10!, 1/8!, 1/6!, 1/4!, 1/2!
+static const double exp_odd[5] = {0x1.ae64567f544e4p-26, 0x1.71de3a556c734p-19, 0x1.a01a01a01a01ap-13,
+                                  0x1.1111111111111p-7, 0x1.5555555555555p-3};  // 1/11!, 1/9!, 1/7!, 1/5!, 1/3!
 
+// |r| <= LSK_EXP_NEAR: n is 0. `count` registers side by side, at most LSK_EXP_SIDE_BY_SIDE: each multiply-add of a
+// series waits for the one before.
+#define LSK_EXP_SIDE_BY_SIDE 8
+LSK_INLINE void vd_split_exps_near(vd_exp_parts *parts, const vd *r, const int count) {
+    vd z[LSK_EXP_SIDE_BY_SIDE], even[LSK_EXP_SIDE_BY_SIDE], odd[LSK_EXP_SIDE_BY_SIDE];
+    LSK_UNROLL
+    for (int i = 0; i < count; i++) {
+        z[i] = r[i] * r[i];
+        even[i] = vd_splat(0x1.1eed8eff8d898p-29);  // 1/12!
+        odd[i] = vd_splat(0x1.6124613a86d09p-33);   // 1/13!
+    }
+    LSK_UNROLL
+    for (int term = 0; term < 5; term++) {
+        LSK_UNROLL
+        for (int i = 0; i < count; i++) {
+            even[i] = vd_fma(even[i], z[i], vd_splat(exp_even[term]));
+            if (count > 1) LSK_IN_ORDER(even[i]);
+        }
+        LSK_UNROLL
+        for (int i = 0; i < count; i++) {
+            odd[i] = vd_fma(odd[i], z[i], vd_splat(exp_odd[term]));
+            if (count > 1) LSK_IN_ORDER(odd[i]);
+        }
+    }
+    LSK_UNROLL
+    for (int i = 0; i < count; i++) {
+        vd cube = r[i] * z[i], square = even[i] * z[i];
+        parts[i].scale = parts[i].inverse = vd_splat(1.0);
+        parts[i].r = r[i];
+        parts[i].q_plus = vd_fma(cube, odd[i], square);
+        parts[i].q_minus = vd_fma(-cube, odd[i], square);
+    }
+}
+LSK_INLINE vd_exp_parts vd_split_exp_near(vd r) {
     vd_exp_parts parts;
-    parts.scale = parts.inverse = vd_splat(1.0);
-    parts.r = r;
-    parts.q_plus = vd_fma(cube, odd, square);
-    parts.q_minus = vd_fma(-cube, odd, square);
+    vd_split_exps_near(&parts, &r, 1);
     return parts;
 }
 
 // Here x is nearer to 0 than to any other multiple of ln 2.
 #define LSK_EXP_NEAR 0.3465
 
+// x less n ln 2, for x in [-709, 709]; n stands in the low bits of `shifted`.
+LSK_INLINE vd vd_exp_rest(vd x, vd *shifted) {
+    const vd magic = vd_splat(0x1.8p52);  // adding it rounds to an integer, which stands in the low bits
+    *shifted = vd_fma(x, vd_splat(0x1.71547652b82fep0), magic);
+    vd n = *shifted - magic;
+    vd r = vd_fma(n, vd_splat(-0x1.62e42fefa39efp-1), x);
+    return vd_fma(n, vd_splat(-0x1.abc9e3b39803fp-56), r);
+}
+LSK_INLINE void vd_exp_scale(vd_exp_parts *parts, vd shifted) {
+    vul exponent = (vul)shifted << 52;
+    parts->scale = (vd)((vul)parts->scale + exponent);
+    parts->inverse = (vd)((vul)parts->inverse - exponent);
+}
+
 // x in [-709, 709]; at the ends 2^-n is 0 where it would be subnormal.
 LSK_INLINE vd_exp_parts vd_split_exp(vd x) {
-    const vd magic = vd_splat(0x1.8p52);  // adding it rounds to an integer, which stands in the low bits
-    vd shifted = vd_fma(x, vd_splat(0x1.71547652b82fep0), magic);
-    vd n = shifted - magic;
-    vd r = vd_fma(n, vd_splat(-0x1.62e42fefa39efp-1), x);
-    r = vd_fma(n, vd_splat(-0x1.abc9e3b39803fp-56), r);
+    vd shifted, r = vd_exp_rest(x, &shifted);
     vd_exp_parts parts = vd_split_exp_near(r);
-    vul exponent = (vul)shifted << 52;
-    parts.scale = (vd)((vul)parts.scale + exponent);
-    parts.inverse = (vd)((vul)parts.inverse - exponent);
+    vd_exp_scale(&parts, shifted);
     return parts;
 }
 

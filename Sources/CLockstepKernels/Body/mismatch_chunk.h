@@ -17,6 +17,7 @@ enum { LSK_ANY_D, LSK_TAME_D, LSK_NEAR_D };  // what is known of log-probs and t
 typedef struct {
     double trainer[LSK_MISMATCH_CHUNK + LSK_LANES64];  // one register more, which may be read
     double rollout[LSK_MISMATCH_CHUNK + LSK_LANES64];
+    double d[LSK_MISMATCH_CHUNK];          // trainer - rollout
     uint64_t counted[LSK_MISMATCH_WORDS];  // a bit for each
 #if LSK_SET != LSK_AVX512
     int64_t lanes[LSK_MISMATCH_CHUNK];  // the same, all bits for each
@@ -162,7 +163,9 @@ LSK_INLINE void load_register(lsk_chunk *chunk, lsk_survey *s, int64_t at, vf a,
     const vd_pair trainer = widen(a), rollout = widen(b);
     store_pair(chunk->trainer + at, trainer);
     store_pair(chunk->rollout + at, rollout);
-    const vi d = upper_halves(difference_of(trainer, rollout));
+    const vd_pair difference = difference_of(trainer, rollout);
+    store_pair(chunk->d + at, difference);
+    const vi d = upper_halves(difference);
     s->largest = __builtin_elementwise_max(s->largest, d & INT32_MAX);
     s->falls += d < 0;
     // Of these two the second has all d from 0 on too.
@@ -183,6 +186,7 @@ static __attribute__((noinline)) void survey(lsk_chunk *chunk) {
     for (int64_t at = 0; at < chunk->padded; at += LSK_LANES64) {
         const vl counted = counted_at(chunk, at);
         const vd a = vd_load(chunk->trainer + at), b = vd_load(chunk->rollout + at), d = a - b;
+        vd_store(chunk->d + at, d);
         reach = vd_max(vd_max(vd_abs(a), vd_abs(b)), reach);
         largest = vd_max(vd_abs(d), largest);
         faults |= counted & ((vd_max(a, b) >= vd_splat(0)) | (vd_min(a, b) <= vd_splat(-1000)));

@@ -45,6 +45,18 @@ LSK_INLINE void vh_store(uint16_t *p, vh v) { __builtin_memcpy(p, &v, sizeof v);
 LSK_FMA vf vf_fma(vf a, vf b, vf c) { return __builtin_elementwise_fma(a, b, c); }
 LSK_FMA vd vd_fma(vd a, vd b, vd c) { return __builtin_elementwise_fma(a, b, c); }
 
+// Keeps what comes before this value before what comes after it: the compiler, which looks for few registers, would
+// take one after the other what is written side by side, and each operation would wait for the one before.
+#if LSK_SET == LSK_BASELINE
+#define LSK_IN_ORDER(v) (void)(v)
+#elif LSK_SET == LSK_NEON
+#define LSK_IN_ORDER(v) __asm__ volatile("" : "+w"(v))
+#elif LSK_SET == LSK_AVX512
+#define LSK_IN_ORDER(v) __asm__ volatile("" : "+v"(v))
+#else
+#define LSK_IN_ORDER(v) __asm__ volatile("" : "+x"(v))
+#endif
+
 // Lane by lane: mask ? a : b, where a mask lane is all ones or zero.
 LSK_INLINE vf vf_select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 LSK_INLINE vi vi_select(vi mask, vi a, vi b) { return (mask & a) | (~mask & b); }
