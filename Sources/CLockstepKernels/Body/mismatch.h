@@ -108,7 +108,7 @@ typedef struct {
 typedef struct {
     double larger[LSK_MISMATCH_CHUNK];                        // the larger probability
     double sum[LSK_MISMATCH_CHUNK], gap[LSK_MISMATCH_CHUNK];  // p + q, p - q
-    double k3[LSK_MISMATCH_CHUNK];
+    double k3[LSK_MISMATCH_CHUNK + 4];                        // some more, which may be read
     double ratio[LSK_MISMATCH_CHUNK];                         // p / q
 } lsk_probabilities;
 

@@ -17,7 +17,7 @@ enum { LSK_ANY_D, LSK_TAME_D, LSK_NEAR_D };  // what is known of log-probs and t
 typedef struct {
     double trainer[LSK_MISMATCH_CHUNK + LSK_LANES64];  // one register more, which may be read
     double rollout[LSK_MISMATCH_CHUNK + LSK_LANES64];
-    double d[LSK_MISMATCH_CHUNK];          // trainer - rollout
+    double d[LSK_MISMATCH_CHUNK + 4];      // trainer - rollout
     uint64_t counted[LSK_MISMATCH_WORDS];  // a bit for each
 #if LSK_SET != LSK_AVX512
     int64_t lanes[LSK_MISMATCH_CHUNK];  // the same, all bits for each

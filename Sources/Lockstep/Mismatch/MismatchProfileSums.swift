@@ -43,12 +43,14 @@ struct MismatchProfileSums: ~Copyable {
     }
 
     private mutating func take(_ raw: UnsafeRawPointer, _ count: Int, from first: Int) {
-        // A bucket is four doubles: its tokens, then the three sums.
+        // A bucket is four doubles: its tokens, then the sums of d, of k3 and of |d|.
         let buckets = raw.assumingMemoryBound(to: Double.self)
         tokens.withUnsafeMutableBufferPointer { tokens in
             for number in 0..<count {
                 tokens[first + number] += Int(buckets[4 * number])
-                for term in 0..<3 { values[3 * (first + number) + term] = buckets[4 * number + 1 + term] }
+                values[3 * (first + number)] = buckets[4 * number + 1]
+                values[3 * (first + number) + 1] = buckets[4 * number + 3]
+                values[3 * (first + number) + 2] = buckets[4 * number + 2]
             }
         }
     }
