@@ -106,7 +106,7 @@ typedef struct {
 
 // What is worked out of a chunk between two goes over it.
 typedef struct {
-    double larger[LSK_MISMATCH_CHUNK];                        // the larger probability
+    double smaller[LSK_MISMATCH_CHUNK];                       // of the probabilities; with evidence then 1 / s
     double sum[LSK_MISMATCH_CHUNK], gap[LSK_MISMATCH_CHUNK];  // p + q, p - q
     double k3[LSK_MISMATCH_CHUNK + 4];                        // some more, which may be read
     double ratio[LSK_MISMATCH_CHUNK];                         // p / q
@@ -115,11 +115,16 @@ typedef struct {
 #define LSK_PASS static __attribute__((noinline)) void
 
 // A token that does not count has d = 0, so only what is not 0 there is cut out.
-LSK_INLINE void exponentials_pass(lsk_token_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk,
-                                  const int known) {
+// The histogram is counted here too: beside so much arithmetic that costs nearly nothing.
+LSK_INLINE void exponentials_pass(lsk_token_lanes *lanes, lsk_probabilities *out, uint64_t *histogram,
+                                  const lsk_chunk *chunk, const int known) {
     enum { P = LSK_MISMATCH_PARTS };
     for (int64_t at = 0; at < chunk->padded; at += LSK_MISMATCH_LANES) {
         prefetch_next(chunk, at);
+        if (histogram) {
+            LSK_UNROLL
+            for (int64_t i = at; i < at + LSK_MISMATCH_LANES; i++) histogram[chunk->bins[i]]++;
+        }
         vd a[P], b[P], d[P], larger[P];
         vd_ratio_terms terms[P];
         LSK_UNROLL
@@ -134,8 +139,9 @@ LSK_INLINE void exponentials_pass(lsk_token_lanes *lanes, lsk_probabilities *out
             const int64_t i = at + part * LSK_LANES64;
             const vl counted = counted_at(chunk, i);
             const vd_ratio_terms t = terms[part];
-            vd_store(out->larger + i, larger[part]);
-            vd_store(out->sum + i, sum_of(larger[part], t.shrink));
+            const vd sum = sum_of(larger[part], t.shrink);
+            vd_store(out->smaller + i, sum - larger[part]);
+            vd_store(out->sum + i, sum);
             vd_store(out->gap + i, gap_of(larger[part], t.gone, d[part]));
             vd_store(out->k3 + i, t.k3);
             vd_store(out->ratio + i, (vd)(counted & (vl)t.ratio));
@@ -143,14 +149,17 @@ LSK_INLINE void exponentials_pass(lsk_token_lanes *lanes, lsk_probabilities *out
         }
     }
 }
-LSK_PASS add_exponentials(lsk_token_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk) {
-    exponentials_pass(lanes, out, chunk, LSK_ANY_D);
+LSK_PASS add_exponentials(lsk_token_lanes *lanes, lsk_probabilities *out, uint64_t *histogram,
+                         const lsk_chunk *chunk) {
+    exponentials_pass(lanes, out, histogram, chunk, LSK_ANY_D);
 }
-LSK_PASS add_tame_exponentials(lsk_token_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk) {
-    exponentials_pass(lanes, out, chunk, LSK_TAME_D);
+LSK_PASS add_tame_exponentials(lsk_token_lanes *lanes, lsk_probabilities *out, uint64_t *histogram,
+                              const lsk_chunk *chunk) {
+    exponentials_pass(lanes, out, histogram, chunk, LSK_TAME_D);
 }
-LSK_PASS add_near_exponentials(lsk_token_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk) {
-    exponentials_pass(lanes, out, chunk, LSK_NEAR_D);
+LSK_PASS add_near_exponentials(lsk_token_lanes *lanes, lsk_probabilities *out, uint64_t *histogram,
+                              const lsk_chunk *chunk) {
+    exponentials_pass(lanes, out, histogram, chunk, LSK_NEAR_D);
 }
 
 LSK_PASS add_tokens(lsk_token_lanes *lanes, const lsk_probabilities *in, const lsk_chunk *chunk) {
@@ -261,11 +270,9 @@ LSK_INLINE void sum_span(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_misma
         sums->non_finite += chunk.non_finite;
         sums->differing += chunk.differing;
         for (int band = 0; band < LSK_MISMATCH_BANDS; band++) sums->outside[band] += chunk.outside[band];
-        if (histogram)
-            for (int64_t i = 0; i < chunk.padded; i++) histogram[chunk.bins[i]]++;
         (chunk.known == LSK_NEAR_D   ? add_near_exponentials
          : chunk.known == LSK_TAME_D ? add_tame_exponentials
-                                     : add_exponentials)(&t, &probabilities, &chunk);
+                                     : add_exponentials)(&t, &probabilities, histogram, &chunk);
         add_tokens(&t, &probabilities, &chunk);
         if (tokens > 0) note_largest(sums, largest_in(t.largest), &chunk, start);
         if (sums->tokens == 0 && tokens > 0) find_shifts(sums, &probabilities, &chunk);
