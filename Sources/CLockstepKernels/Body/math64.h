@@ -13,48 +13,37 @@ typedef struct {
     vd q_minus;
 } vd_exp_parts;
 
-// The coefficients of z = r^2 in the two halves of the series, from the last but one down.
-static const double exp_even[5] = {0x1.27e4fb7789f5cp-22, 0x1.a01a01a01a01ap-16, 0x1.6c16c16c16c17p-10,
-                                   0x1.5555555555555p-5, 0.5};  // 1/10!, 1/8!, 1/6!, 1/4!, 1/2!
-static const double exp_odd[5] = {0x1.ae64567f544e4p-26, 0x1.71de3a556c734p-19, 0x1.a01a01a01a01ap-13,
-                                  0x1.1111111111111p-7, 0x1.5555555555555p-3};  // 1/11!, 1/9!, 1/7!, 1/5!, 1/3!
-
-// |r| <= LSK_EXP_NEAR: n is 0. `count` registers side by side, at most LSK_EXP_SIDE_BY_SIDE: each multiply-add of a
-// series waits for the one before.
-#define LSK_EXP_SIDE_BY_SIDE 8
-LSK_INLINE void vd_split_exps_near(vd_exp_parts *parts, const vd *r, const int count) {
-    vd z[LSK_EXP_SIDE_BY_SIDE], even[LSK_EXP_SIDE_BY_SIDE], odd[LSK_EXP_SIDE_BY_SIDE];
-    LSK_UNROLL
-    for (int i = 0; i < count; i++) {
+// q_plus and q_minus of `count` registers, step by step together: each step waits for the one before it. The parts of the
+// series, Horner in r^2: 1/12! ... 1/2! and 1/13! ... 1/3!.
+LSK_INLINE void exp_series(const int count, vd *q_plus, vd *q_minus, const vd *r) {
+    static const double even_terms[] = {0x1.1eed8eff8d898p-29, 0x1.27e4fb7789f5cp-22, 0x1.a01a01a01a01ap-16,
+                                        0x1.6c16c16c16c17p-10, 0x1.5555555555555p-5,  0.5};
+    static const double odd_terms[] = {0x1.6124613a86d09p-33, 0x1.ae64567f544e4p-26, 0x1.71de3a556c734p-19,
+                                       0x1.a01a01a01a01ap-13, 0x1.1111111111111p-7,  0x1.5555555555555p-3};
+    vd z[2 * LSK_LANES], even[2 * LSK_LANES], odd[2 * LSK_LANES];
+    LSK_UNROLL for (int i = 0; i < count; i++) {
         z[i] = r[i] * r[i];
-        even[i] = vd_splat(0x1.1eed8eff8d898p-29);  // 1/12!
-        odd[i] = vd_splat(0x1.6124613a86d09p-33);   // 1/13!
+        even[i] = vd_splat(even_terms[0]);
+        odd[i] = vd_splat(odd_terms[0]);
     }
-    LSK_UNROLL
-    for (int term = 0; term < 5; term++) {
-        LSK_UNROLL
-        for (int i = 0; i < count; i++) {
-            even[i] = vd_fma(even[i], z[i], vd_splat(exp_even[term]));
-            if (count > 1) LSK_IN_ORDER(even[i]);
+    LSK_UNROLL for (int term = 1; term < 6; term++)
+        LSK_UNROLL for (int i = 0; i < count; i++) {
+            even[i] = vd_fma(even[i], z[i], vd_splat(even_terms[term]));
+            odd[i] = vd_fma(odd[i], z[i], vd_splat(odd_terms[term]));
+            LSK_IN_STEP(even[i]);
+            LSK_IN_STEP(odd[i]);
         }
-        LSK_UNROLL
-        for (int i = 0; i < count; i++) {
-            odd[i] = vd_fma(odd[i], z[i], vd_splat(exp_odd[term]));
-            if (count > 1) LSK_IN_ORDER(odd[i]);
-        }
-    }
-    LSK_UNROLL
-    for (int i = 0; i < count; i++) {
+    LSK_UNROLL for (int i = 0; i < count; i++) {
         vd cube = r[i] * z[i], square = even[i] * z[i];
-        parts[i].scale = parts[i].inverse = vd_splat(1.0);
-        parts[i].r = r[i];
-        parts[i].q_plus = vd_fma(cube, odd[i], square);
-        parts[i].q_minus = vd_fma(-cube, odd[i], square);
+        q_plus[i] = vd_fma(cube, odd[i], square);
+        if (q_minus) q_minus[i] = vd_fma(-cube, odd[i], square);
     }
 }
+
+// |r| <= LSK_EXP_NEAR: n is 0.
 LSK_INLINE vd_exp_parts vd_split_exp_near(vd r) {
-    vd_exp_parts parts;
-    vd_split_exps_near(&parts, &r, 1);
+    vd_exp_parts parts = {.scale = vd_splat(1.0), .inverse = vd_splat(1.0), .r = r};
+    exp_series(1, &parts.q_plus, &parts.q_minus, &r);
     return parts;
 }
 
@@ -69,17 +58,16 @@ LSK_INLINE vd vd_exp_rest(vd x, vd *shifted) {
     vd r = vd_fma(n, vd_splat(-0x1.62e42fefa39efp-1), x);
     return vd_fma(n, vd_splat(-0x1.abc9e3b39803fp-56), r);
 }
-LSK_INLINE void vd_exp_scale(vd_exp_parts *parts, vd shifted) {
-    vul exponent = (vul)shifted << 52;
-    parts->scale = (vd)((vul)parts->scale + exponent);
-    parts->inverse = (vd)((vul)parts->inverse - exponent);
-}
+// 2^n and 2^-n.
+LSK_INLINE vd vd_exp_scale(vd shifted) { return (vd)((vul)vd_splat(1.0) + ((vul)shifted << 52)); }
+LSK_INLINE vd vd_exp_inverse(vd shifted) { return (vd)((vul)vd_splat(1.0) - ((vul)shifted << 52)); }
 
 // x in [-709, 709]; at the ends 2^-n is 0 where it would be subnormal.
 LSK_INLINE vd_exp_parts vd_split_exp(vd x) {
     vd shifted, r = vd_exp_rest(x, &shifted);
     vd_exp_parts parts = vd_split_exp_near(r);
-    vd_exp_scale(&parts, shifted);
+    parts.scale = vd_exp_scale(shifted);
+    parts.inverse = vd_exp_inverse(shifted);
     return parts;
 }
 

@@ -49,8 +49,7 @@ LSK_INLINE void token_terms(vd larger[LSK_MISMATCH_PARTS], vd_ratio_terms terms[
                             const vd trainer[LSK_MISMATCH_PARTS], const vd rollout[LSK_MISMATCH_PARTS],
                             const vd d[LSK_MISMATCH_PARTS], const int known) {
     enum { P = LSK_MISMATCH_PARTS };
-    vd log_larger[P], r[2 * P], shifted[2 * P];
-    vd_exp_parts e[2 * P];
+    vd log_larger[P], r[2 * P], shifted[2 * P], q_plus[2 * P], q_minus[2 * P];
     LSK_UNROLL
     for (int i = 0; i < P; i++) {
         log_larger[i] = vd_max(trainer[i], rollout[i]);
@@ -58,15 +57,16 @@ LSK_INLINE void token_terms(vd larger[LSK_MISMATCH_PARTS], vd_ratio_terms terms[
         r[P + i] = known == LSK_NEAR_D ? vd_abs(d[i])
                                        : vd_exp_rest(known == LSK_ANY_D ? clamp_exponent(d[i]) : d[i], shifted + P + i);
     }
-    vd_split_exps_near(e, r, 2 * P);
+    exp_series(2 * P, q_plus, q_minus, r);
     LSK_UNROLL
     for (int i = 0; i < P; i++) {
-        vd_exp_scale(e + i, shifted[i]);
-        larger[i] = vd_fma(e[i].scale, e[i].r + e[i].q_plus, e[i].scale);
+        const vd scale = vd_exp_scale(shifted[i]);
+        larger[i] = vd_fma(scale, r[i] + q_plus[i], scale);
         if (known == LSK_ANY_D)
             larger[i] = vd_select(log_larger[i] > vd_splat(LSK_EXP_LIMIT), vd_splat(__builtin_inf()), larger[i]);
-        if (known != LSK_NEAR_D) vd_exp_scale(e + P + i, shifted[P + i]);
-        terms[i] = terms_from(e[P + i], d[i], known);
+        vd_exp_parts e = {.r = r[P + i], .q_plus = q_plus[P + i], .q_minus = q_minus[P + i]};
+        if (known != LSK_NEAR_D) e.scale = vd_exp_scale(shifted[P + i]), e.inverse = vd_exp_inverse(shifted[P + i]);
+        terms[i] = terms_from(e, d[i], known);
     }
 }
 

@@ -13,6 +13,14 @@
 #define LSK_UNROLL _Pragma("clang loop unroll(full)")
 #endif
 
+// Keeps the compiler from moving what x is made of behind what comes next: where few registers make it form one value
+// after the other, and processors do not look far enough ahead to work on both.
+#if LSK_SET == LSK_AVX2
+#define LSK_IN_STEP(x) __asm__ volatile("" : "+x"(x))
+#else
+#define LSK_IN_STEP(x) (void)0
+#endif
+
 typedef float vf __attribute__((vector_size(LSK_WIDTH)));
 typedef int32_t vi __attribute__((vector_size(LSK_WIDTH)));
 typedef uint32_t vu __attribute__((vector_size(LSK_WIDTH)));
@@ -44,18 +52,6 @@ LSK_INLINE void vh_store(uint16_t *p, vh v) { __builtin_memcpy(p, &v, sizeof v);
 #endif
 LSK_FMA vf vf_fma(vf a, vf b, vf c) { return __builtin_elementwise_fma(a, b, c); }
 LSK_FMA vd vd_fma(vd a, vd b, vd c) { return __builtin_elementwise_fma(a, b, c); }
-
-// Keeps what comes before this value before what comes after it: the compiler, which looks for few registers, would
-// take one after the other what is written side by side, and each operation would wait for the one before.
-#if LSK_SET == LSK_BASELINE
-#define LSK_IN_ORDER(v) (void)(v)
-#elif LSK_SET == LSK_NEON
-#define LSK_IN_ORDER(v) __asm__ volatile("" : "+w"(v))
-#elif LSK_SET == LSK_AVX512
-#define LSK_IN_ORDER(v) __asm__ volatile("" : "+v"(v))
-#else
-#define LSK_IN_ORDER(v) __asm__ volatile("" : "+x"(v))
-#endif
 
 // Lane by lane: mask ? a : b, where a mask lane is all ones or zero.
 LSK_INLINE vf vf_select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
