@@ -115,7 +115,7 @@ typedef struct {
 #define LSK_PASS static __attribute__((noinline)) void
 
 // A token that does not count has d = 0, so only what is not 0 there is cut out.
-// The histogram is counted here too: beside so much arithmetic that costs nearly nothing.
+// The histogram is counted here too, where all else is arithmetic.
 LSK_INLINE void exponentials_pass(lsk_token_lanes *lanes, lsk_probabilities *out, uint64_t *histogram,
                                   const lsk_chunk *chunk, const int known) {
     enum { P = LSK_MISMATCH_PARTS };

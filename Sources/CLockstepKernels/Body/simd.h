@@ -79,7 +79,8 @@ static const int32_t powers_of_2[8] = {1, 2, 4, 8, 16, 32, 64, 128};
 // The lanes of every set of so many tokens: found without a vector operation.
 #define LSK_PAIR(set) {-((set) & 1), -((set) >> 1 & 1)}
 #if LSK_LANES64 == 2
-static const int64_t lanes_of_bits[4][2] __attribute__((aligned(16))) = {LSK_PAIR(0), LSK_PAIR(1), LSK_PAIR(2), LSK_PAIR(3)};
+static const int64_t lanes_of_bits[4][2] __attribute__((aligned(16))) = {
+    LSK_PAIR(0), LSK_PAIR(1), LSK_PAIR(2), LSK_PAIR(3)};
 #else
 #define LSK_FOUR(set) {-((set) & 1), -((set) >> 1 & 1), -((set) >> 2 & 1), -((set) >> 3 & 1)}
 static const int64_t lanes_of_bits[16][4] __attribute__((aligned(32))) = {
