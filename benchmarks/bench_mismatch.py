@@ -165,7 +165,8 @@ def main():
         "arithmetic_floor_ms": 1e3 * OPERATIONS * tokens / (1e9 * flops)}
     row = {
         "work": "mismatch, all statistics", "tokens": tokens, "sequences": sequences, "format": "fp32",
-        "mask": True, "threads": 1, "ours_ms": 1e3 * median["ours"], "numpy_ms": 1e3 * median["numpy"],
+        "mask": True, "threads": 1, "instruction_set": harness.instruction_set(),
+        "ours_ms": 1e3 * median["ours"], "numpy_ms": 1e3 * median["numpy"],
         "numpy_ratio": median["numpy"] / median["ours"], "ns_a_token": 1e9 * median["ours"] / tokens,
         "read_gb_s": read, "float64_gflops": flops, **floors,
         "share_of_limit": max(floors.values()) / (1e3 * median["ours"]),
@@ -196,7 +197,7 @@ def accumulator_rows(measured, log, rounds):
     for summary in (False, True):
         for count in threads:
             seconds = median[f"{summary} {count}"]
-            row = {name: measured[name] for name in ("tokens", "sequences", "format", "mask")} | {
+            row = {name: measured[name] for name in ("tokens", "sequences", "format", "mask", "instruction_set")} | {
                 "work": "accumulator, summary" if summary else "accumulator, everything", "threads": count,
                 "ours_ms": 1e3 * seconds, "numpy_means_ms": 1e3 * median["numpy"],
                 "numpy_means_ratio": median["numpy"] / seconds, "ns_a_token": 1e9 * seconds / measured["tokens"],

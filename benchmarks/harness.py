@@ -32,6 +32,13 @@ def processors() -> list[int]:
 _processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 
 
+def instruction_set() -> str:
+    """The best that this processor has, and so the one that is measured."""
+    from lockstep import has_instruction_set
+
+    return [each for each in ("baseline", "neon", "avx2", "avx512") if has_instruction_set(each)][-1]
+
+
 def seconds(action) -> float:
     start = time.perf_counter()
     action()

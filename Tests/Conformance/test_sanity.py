@@ -196,7 +196,7 @@ def test_the_page(tmp_path, monkeypatch, capsys):
     [shell], [python] = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("sh", "python"))
     for line in shell.splitlines():
         assert line.startswith("lockstep sanity ")
-        commands.commands["sanity"].make_context("sanity", line.split()[2:])
+        commands.get_command(None, "sanity").make_context("sanity", line.split()[2:])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(experiment, "starting_model", lambda: CHAIN)
     exec(compile(python, "docs/Sanity.md", "exec"), {})  # noqa: S102

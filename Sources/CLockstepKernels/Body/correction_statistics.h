@@ -35,8 +35,8 @@ LSK_INLINE vd less_log(vd z, vd y) {
 LSK_INLINE vd binary_kl_of(vd a, vd b) {
     const vd zero = vd_splat(0);
     vd d = a - b;
-    vd_ratio_terms terms = ratio_terms_of(d, LSK_ANY_D);
-    vd gap = gap_of(larger_of(a, b, 0), terms.gone, d);
+    vd_ratio_terms terms = ratio_terms_of(d);
+    vd gap = gap_of(vd_exp(vd_max(a, b)), terms.gone, d);
     vd q = vd_exp(b);
     vd others_q = -vd_exp_less_one(b), others_p = -vd_exp_less_one(a);  // 1 - q and 1 - p
     vd second = others_q * less_log(-gap / others_q, others_p / others_q);
@@ -56,11 +56,11 @@ LSK_INLINE vd statistic_at(const lsk_tokens *tokens, const lsk_rejection *rule,
     const int under = rule->policies == LSK_CURRENT_TRAINER ? LSK_TRAINER : LSK_ROLLOUT;
     vd a = vd_load(tokens->log_probs[over] + at), b = vd_load(tokens->log_probs[under] + at);
     if (statistic == LSK_STATISTIC_PROBABILITY_DIFFERENCE)
-        return gap_of(larger_of(a, b, 0), ratio_terms_of(d, LSK_ANY_D).gone, d);
+        return gap_of(vd_exp(vd_max(a, b)), ratio_terms_of(d).gone, d);
     if (statistic == LSK_STATISTIC_BINARY_KL) return binary_kl_of(a, b);
     d = vd_clamp(d, all->log_ratio_min, all->log_ratio_max);
     if (statistic == LSK_STATISTIC_K2) return d * d * 0.5;
-    if (statistic == LSK_STATISTIC_K3) return ratio_terms_of(d, LSK_ANY_D).k3;
+    if (statistic == LSK_STATISTIC_K3) return ratio_terms_of(d).k3;
     if (statistic == LSK_STATISTIC_EXP_ABS) return vd_exp(vd_abs(d));
     return vd_exp(d);
 }

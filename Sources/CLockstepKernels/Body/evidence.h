@@ -25,8 +25,7 @@ typedef struct {
     uint64_t first[LSK_MISMATCH_WORDS], last[LSK_MISMATCH_WORDS];  // ends of runs
     uint64_t plain[LSK_MISMATCH_WORDS];
     uint64_t pairs[LSK_MISMATCH_WORDS];  // with the next
-    double scale[LSK_MISMATCH_CHUNK];    // s
-    double z[LSK_MISMATCH_CHUNK];        // of plain tokens
+    int32_t bins[LSK_MISMATCH_CHUNK];    // row and octave
 } lsk_scaled;
 
 // Whether the log-probs are those of a token whose policies can be compared.
@@ -75,26 +74,70 @@ LSK_INLINE vd inverse_of(vd scale) {
     return __builtin_convertvector(reciprocal, vd);
 }
 
-LSK_PASS add_plain(lsk_plain_lanes *lanes, lsk_scaled *scaled, const lsk_probabilities *in, const lsk_chunk *chunk) {
+// 1 / s of every token, where its smaller probability was, and the rows and octaves of plain ones; the bin of the
+// histogram says whether d is above 0, or 0.
+LSK_PASS find_octaves(lsk_evidence *sums, lsk_scaled *scaled, lsk_probabilities *values, const lsk_chunk *chunk) {
+    vi rises = {0}, equal = {0};
+    for (int64_t at = 0; at < chunk->padded; at += LSK_LANES) {
+        const vi plain = vi_from_bits(scaled->plain, at);
+        vd s[2], z[2];
+        LSK_UNROLL
+        for (int half = 0; half < 2; half++) {
+            const int64_t i = at + half * LSK_LANES64;
+            s[half] = scale_of(vd_load(values->smaller + i));
+            const vd inverse = inverse_of(s[half]);
+            vd_store(values->smaller + i, inverse);
+            z[half] = vd_load(chunk->d + i) * inverse;
+        }
+        vi bin;
+        __builtin_memcpy(&bin, chunk->bins + at, sizeof bin);
+        const vi up = plain & (bin > LSK_MISMATCH_ZERO_BIN);
+        rises += up;
+        equal += plain & (bin == LSK_MISMATCH_ZERO_BIN);
+        // The exponents stand in the upper halves; s is in [2^-20, 1].
+        const vi scale = vi_clamp(1022 - (LSK_UPPER((vi)s[0], (vi)s[1]) >> 20), 0, LSK_EVIDENCE_SCALES - 1);
+        const vi octave = vi_clamp((LSK_UPPER((vi)z[0], (vi)z[1]) >> 20 & 0x7ff) - (1023 + LSK_EVIDENCE_LOWEST), 0,
+                                   LSK_EVIDENCE_OCTAVES - 1);
+        bin = vi_select(plain, (scale * 2 - up) * LSK_EVIDENCE_OCTAVES + octave, vi_splat(LSK_EVIDENCE_BINS - 1));
+        __builtin_memcpy(scaled->bins + at, &bin, sizeof bin);
+    }
+    sums->up -= __builtin_reduce_add(rises);
+    sums->equal -= __builtin_reduce_add(equal);
+}
+
+// z and x of plain tokens.
+LSK_PASS add_scaled(lsk_plain_lanes *lanes, const lsk_scaled *scaled, const double *inverses,
+                    const lsk_chunk *chunk) {
     for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
         vd z_sum = lanes->z[part], zz = lanes->zz[part], x_sum = lanes->x[part], xx = lanes->xx[part];
-        vd xz = lanes->xz[part], log_ratio = lanes->log_ratio[part], square = lanes->square[part];
-        vd rise = lanes->rise[part], rise_square = lanes->rise_square[part], ratio = lanes->ratio[part];
-        vd trainer_square = lanes->trainer_square[part], rollout_square = lanes->rollout_square[part];
+        vd xz = lanes->xz[part];
         for (int64_t i = part * LSK_LANES64; i < chunk->padded; i += LSK_MISMATCH_LANES) {
-            const vl plain = vl_from_bits(scaled->plain, i);
-            const vd a = (vd)(plain & (vl)vd_load(chunk->trainer + i));
-            const vd b = (vd)(plain & (vl)vd_load(chunk->rollout + i)), d = a - b;
-            // The smaller probability is the sum without the larger.
-            const vd scale = scale_of(vd_load(in->sum + i) - vd_load(in->larger + i)), inverse = inverse_of(scale);
-            const vd z = d * inverse, x = b * inverse, up = vd_max(d, vd_splat(0));
-            vd_store(scaled->scale + i, scale);
-            vd_store(scaled->z + i, z);
+            const vd inverse = (vd)(vl_from_bits(scaled->plain, i) & (vl)vd_load(inverses + i));
+            const vd z = vd_load(chunk->d + i) * inverse, x = vd_load(chunk->rollout + i) * inverse;
             z_sum += z;
             zz = vd_fma(z, z, zz);
             x_sum += x;
             xx = vd_fma(x, x, xx);
             xz = vd_fma(x, z, xz);
+        }
+        lanes->z[part] = z_sum, lanes->zz[part] = zz, lanes->x[part] = x_sum, lanes->xx[part] = xx;
+        lanes->xz[part] = xz;
+    }
+}
+
+// The rest of plain tokens. Their bins are counted beside; there are two copies, so that a token need not wait for the
+// one before.
+LSK_PASS add_plain(lsk_plain_lanes *lanes, uint64_t *counts, const lsk_scaled *scaled, const lsk_probabilities *in,
+                   const lsk_chunk *chunk) {
+    for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
+        vd log_ratio = lanes->log_ratio[part], square = lanes->square[part], rise = lanes->rise[part];
+        vd rise_square = lanes->rise_square[part], ratio = lanes->ratio[part];
+        vd trainer_square = lanes->trainer_square[part], rollout_square = lanes->rollout_square[part];
+        for (int64_t i = part * LSK_LANES64; i < chunk->padded; i += LSK_MISMATCH_LANES) {
+            const vl plain = vl_from_bits(scaled->plain, i);
+            const vd a = (vd)(plain & (vl)vd_load(chunk->trainer + i));
+            const vd b = (vd)(plain & (vl)vd_load(chunk->rollout + i));
+            const vd d = (vd)(plain & (vl)vd_load(chunk->d + i)), up = vd_max(d, vd_splat(0));
             log_ratio += d;
             square = vd_fma(d, d, square);
             rise += up;
@@ -102,39 +145,13 @@ LSK_PASS add_plain(lsk_plain_lanes *lanes, lsk_scaled *scaled, const lsk_probabi
             ratio += (vd)(plain & (vl)vd_load(in->ratio + i));
             trainer_square = vd_fma(a, a, trainer_square);
             rollout_square = vd_fma(b, b, rollout_square);
+            LSK_UNROLL
+            for (int lane = 0; lane < LSK_LANES64; lane++)
+                counts[lane % LSK_EVIDENCE_COPIES * LSK_EVIDENCE_BINS + scaled->bins[i + lane]]++;
         }
-        lanes->z[part] = z_sum, lanes->zz[part] = zz, lanes->x[part] = x_sum, lanes->xx[part] = xx;
-        lanes->xz[part] = xz, lanes->log_ratio[part] = log_ratio, lanes->square[part] = square;
+        lanes->log_ratio[part] = log_ratio, lanes->square[part] = square;
         lanes->rise[part] = rise, lanes->rise_square[part] = rise_square, lanes->ratio[part] = ratio;
         lanes->trainer_square[part] = trainer_square, lanes->rollout_square[part] = rollout_square;
-    }
-}
-
-// The rows and octaves of plain tokens, counted; the bin of the histogram says whether d is above 0, or 0.
-LSK_PASS add_octaves(lsk_evidence *sums, uint64_t *counts, const lsk_scaled *scaled, const lsk_chunk *chunk) {
-    vi rises = {0}, equal = {0};
-    int32_t bins[LSK_MISMATCH_CHUNK];
-    for (int64_t at = 0; at < chunk->padded; at += LSK_LANES) {
-        const vi plain = vi_from_bits(scaled->plain, at);
-        vi bin;
-        __builtin_memcpy(&bin, chunk->bins + at, sizeof bin);
-        const vi up = plain & (bin > LSK_MISMATCH_ZERO_BIN);
-        rises += up;
-        equal += plain & (bin == LSK_MISMATCH_ZERO_BIN);
-        // The exponents stand in the upper halves; s is in [2^-20, 1].
-        const vi s = LSK_UPPER((vi)vd_load(scaled->scale + at), (vi)vd_load(scaled->scale + at + LSK_LANES64));
-        const vi z = LSK_UPPER((vi)vd_load(scaled->z + at), (vi)vd_load(scaled->z + at + LSK_LANES64));
-        const vi scale = vi_clamp(1022 - (s >> 20), 0, LSK_EVIDENCE_SCALES - 1);
-        const vi octave = vi_clamp((z >> 20 & 0x7ff) - (1023 + LSK_EVIDENCE_LOWEST), 0, LSK_EVIDENCE_OCTAVES - 1);
-        bin = vi_select(plain, (scale * 2 - up) * LSK_EVIDENCE_OCTAVES + octave, vi_splat(LSK_EVIDENCE_BINS - 1));
-        __builtin_memcpy(bins + at, &bin, sizeof bin);
-    }
-    sums->up -= __builtin_reduce_add(rises);
-    sums->equal -= __builtin_reduce_add(equal);
-    // Two copies, so that a token need not wait for the one before.
-    for (int64_t i = 0; i < chunk->padded; i += 2) {
-        counts[bins[i]]++;
-        counts[LSK_EVIDENCE_BINS + bins[i + 1]]++;
     }
 }
 
@@ -196,14 +213,14 @@ static int64_t octave_of(double z) {
 
 // Adds the proper ones of some ends of runs: to their row of counts, their squares and their number.
 static void add_ends(uint64_t *row, double *square, int64_t *number, const uint64_t ends[LSK_MISMATCH_WORDS],
-                     const lsk_scaled *scaled, const lsk_chunk *chunk) {
+                     const double *inverses, const lsk_chunk *chunk) {
     for (int word = 0; word < LSK_MISMATCH_WORDS; word++) {
         for (uint64_t rest = ends[word]; rest; rest &= rest - 1) {
             const int64_t i = 64 * word + __builtin_ctzll(rest);
-            const double a = chunk->trainer[i], b = chunk->rollout[i];
-            if (!is_proper(a, b)) continue;
-            row[octave_of((a - b) * inverse_of(vd_splat(scaled->scale[i]))[0])]++;
-            *square += (a - b) * (a - b);
+            if (!is_proper(chunk->trainer[i], chunk->rollout[i])) continue;
+            const double d = chunk->d[i];
+            row[octave_of(d * inverses[i])]++;
+            *square += d * d;
             ++*number;
         }
     }
@@ -211,7 +228,7 @@ static void add_ends(uint64_t *row, double *square, int64_t *number, const uint6
 
 // Adds the chunk from `start` on; `ends` says where in its sequence the span is.
 LSK_INLINE void add_evidence(lsk_evidence_lanes *lanes, lsk_evidence *sums, uint64_t *counts, int32_t ends,
-                         const lsk_probabilities *probabilities, const lsk_chunk *chunk,
+                         lsk_probabilities *probabilities, const lsk_chunk *chunk,
                          const lsk_mismatch_span *span, int64_t start) {
     const int64_t end = start + chunk->count;
     const uint64_t after = end < span->count ? span->mask == NULL || span->mask[end] != 0
@@ -226,17 +243,18 @@ LSK_INLINE void add_evidence(lsk_evidence_lanes *lanes, lsk_evidence *sums, uint
     find_pairs(&scaled);
     sums->plain += count_bits(scaled.plain);
     sums->pairs += count_bits(scaled.pairs);
-    add_plain(&lanes->plain, &scaled, probabilities, chunk);
-    add_octaves(sums, counts, &scaled, chunk);
+    find_octaves(sums, &scaled, probabilities, chunk);
+    add_scaled(&lanes->plain, &scaled, probabilities->smaller, chunk);
+    add_plain(&lanes->plain, counts, &scaled, probabilities, chunk);
     add_pairs(&lanes->pairs, &scaled, chunk);
     if (start == 0) {
         add_grid(&sums->trainer, chunk->trainer, chunk);
         add_grid(&sums->rollout, chunk->rollout, chunk);
     }
     add_ends(counts + LSK_EVIDENCE_FIRST_ROW * LSK_EVIDENCE_OCTAVES, &sums->first_square, &sums->first,
-             scaled.first, &scaled, chunk);
+             scaled.first, probabilities->smaller, chunk);
     add_ends(counts + LSK_EVIDENCE_LAST_ROW * LSK_EVIDENCE_OCTAVES, &sums->last_square, &sums->last,
-             scaled.last, &scaled, chunk);
+             scaled.last, probabilities->smaller, chunk);
     lanes->before = (uint64_t)has_bit(chunk->counted, chunk->count - 1);
 }
 

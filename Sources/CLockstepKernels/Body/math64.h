@@ -20,7 +20,7 @@ LSK_INLINE void exp_series(const int count, vd *q_plus, vd *q_minus, const vd *r
                                         0x1.6c16c16c16c17p-10, 0x1.5555555555555p-5,  0.5};
     static const double odd_terms[] = {0x1.6124613a86d09p-33, 0x1.ae64567f544e4p-26, 0x1.71de3a556c734p-19,
                                        0x1.a01a01a01a01ap-13, 0x1.1111111111111p-7,  0x1.5555555555555p-3};
-    vd z[LSK_LANES], even[LSK_LANES], odd[LSK_LANES];
+    vd z[2 * LSK_LANES], even[2 * LSK_LANES], odd[2 * LSK_LANES];
     LSK_UNROLL for (int i = 0; i < count; i++) {
         z[i] = r[i] * r[i];
         even[i] = vd_splat(even_terms[0]);
@@ -50,17 +50,24 @@ LSK_INLINE vd_exp_parts vd_split_exp_near(vd r) {
 // Here x is nearer to 0 than to any other multiple of ln 2.
 #define LSK_EXP_NEAR 0.3465
 
+// x less n ln 2, for x in [-709, 709]; n stands in the low bits of `shifted`.
+LSK_INLINE vd vd_exp_rest(vd x, vd *shifted) {
+    const vd magic = vd_splat(0x1.8p52);  // adding it rounds to an integer, which stands in the low bits
+    *shifted = vd_fma(x, vd_splat(0x1.71547652b82fep0), magic);
+    vd n = *shifted - magic;
+    vd r = vd_fma(n, vd_splat(-0x1.62e42fefa39efp-1), x);
+    return vd_fma(n, vd_splat(-0x1.abc9e3b39803fp-56), r);
+}
+// 2^n and 2^-n.
+LSK_INLINE vd vd_exp_scale(vd shifted) { return (vd)((vul)vd_splat(1.0) + ((vul)shifted << 52)); }
+LSK_INLINE vd vd_exp_inverse(vd shifted) { return (vd)((vul)vd_splat(1.0) - ((vul)shifted << 52)); }
+
 // x in [-709, 709]; at the ends 2^-n is 0 where it would be subnormal.
 LSK_INLINE vd_exp_parts vd_split_exp(vd x) {
-    const vd magic = vd_splat(0x1.8p52);  // adding it rounds to an integer, which stands in the low bits
-    vd shifted = vd_fma(x, vd_splat(0x1.71547652b82fep0), magic);
-    vd n = shifted - magic;
-    vd r = vd_fma(n, vd_splat(-0x1.62e42fefa39efp-1), x);
-    r = vd_fma(n, vd_splat(-0x1.abc9e3b39803fp-56), r);
+    vd shifted, r = vd_exp_rest(x, &shifted);
     vd_exp_parts parts = vd_split_exp_near(r);
-    vul exponent = (vul)shifted << 52;
-    parts.scale = (vd)((vul)parts.scale + exponent);
-    parts.inverse = (vd)((vul)parts.inverse - exponent);
+    parts.scale = vd_exp_scale(shifted);
+    parts.inverse = vd_exp_inverse(shifted);
     return parts;
 }
 

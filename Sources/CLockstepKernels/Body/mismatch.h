@@ -10,16 +10,15 @@ typedef struct {
     vd gone;    // 1 - exp(-|d|)
 } vd_ratio_terms;
 
-// What is known leaves out what would change nothing.
-LSK_INLINE vd_ratio_terms ratio_terms_of(vd d, const int known) {
+// Of the parts of exp(d), or where it is known that d is near 0 of exp(|d|). What is known leaves out what would
+// change nothing.
+LSK_INLINE vd_ratio_terms terms_from(vd_exp_parts e, vd d, const int known) {
+    vd_ratio_terms terms;
     if (known == LSK_NEAR_D) {
-        // exp(-|d|) and exp(|d|); of each other the two halves of the series are mirror images.
-        const vd size = vd_abs(d);
+        // Of exp(-|d|) and exp(|d|) the two halves of the series are mirror images.
         const vl falls = d < vd_splat(0);
-        const vd_exp_parts e = vd_split_exp_near(size);
-        const vd minus = e.q_minus - size;
-        vd_ratio_terms terms;
-        terms.exp_magnitude = 1 + (size + e.q_plus);
+        const vd minus = e.q_minus - e.r;
+        terms.exp_magnitude = 1 + (e.r + e.q_plus);
         terms.shrink = 1 + minus;
         terms.gone = -minus;
         terms.k3 = vd_select(falls, e.q_minus, e.q_plus);
@@ -28,7 +27,6 @@ LSK_INLINE vd_ratio_terms ratio_terms_of(vd d, const int known) {
     }
     const int tame = known != LSK_ANY_D;
     const vd limit = vd_splat(LSK_EXP_LIMIT), infinity = vd_splat(__builtin_inf());
-    vd_exp_parts e = tame ? vd_split_exp(d) : vd_split_exp(vd_max(vd_min(d, limit), -limit));
     vd scale_less = e.scale - 1.0, inverse_less = e.inverse - 1.0;
     vd plus = e.r + e.q_plus, minus = e.q_minus - e.r;  // exp(+-r) - 1
     vd ratio = vd_fma(e.scale, plus, e.scale);
@@ -36,7 +34,6 @@ LSK_INLINE vd_ratio_terms ratio_terms_of(vd d, const int known) {
     // exp(d) - 1 - d = 2^n q_plus + ((2^n - 1) + (2^n r - d)): exactly q_plus where n is 0.
     vd k3 = vd_fma(e.scale, e.q_plus, scale_less + vd_fma(e.scale, e.r, -d));
     vd exp_magnitude = vd_max(ratio, inverse);
-    vd_ratio_terms terms;
     terms.ratio = tame ? ratio : vd_select(d > limit, infinity, ratio);
     terms.k3 = tame ? k3 : vd_select(d > limit, infinity, k3);
     terms.exp_magnitude = tame ? exp_magnitude : vd_select(vd_abs(d) > limit, infinity, exp_magnitude);
@@ -44,13 +41,33 @@ LSK_INLINE vd_ratio_terms ratio_terms_of(vd d, const int known) {
     terms.gone = -vd_min(vd_fma(e.scale, plus, scale_less), vd_fma(e.inverse, minus, inverse_less));
     return terms;
 }
+LSK_INLINE vd clamp_exponent(vd x) { return vd_max(vd_min(x, vd_splat(LSK_EXP_LIMIT)), vd_splat(-LSK_EXP_LIMIT)); }
+LSK_INLINE vd_ratio_terms ratio_terms_of(vd d) { return terms_from(vd_split_exp(clamp_exponent(d)), d, LSK_ANY_D); }
 
-// The larger of the two probabilities.
-LSK_INLINE vd larger_of(vd trainer, vd rollout, const int tame) {
-    vd larger = vd_max(trainer, rollout);
-    if (!tame) return vd_exp(larger);
-    vd_exp_parts e = vd_split_exp(larger);
-    return vd_fma(e.scale, e.r + e.q_plus, e.scale);
+// The larger of the two probabilities and what follows from d, of some registers side by side.
+LSK_INLINE void token_terms(vd larger[LSK_MISMATCH_PARTS], vd_ratio_terms terms[LSK_MISMATCH_PARTS],
+                            const vd trainer[LSK_MISMATCH_PARTS], const vd rollout[LSK_MISMATCH_PARTS],
+                            const vd d[LSK_MISMATCH_PARTS], const int known) {
+    enum { P = LSK_MISMATCH_PARTS };
+    vd log_larger[P], r[2 * P], shifted[2 * P], q_plus[2 * P], q_minus[2 * P];
+    LSK_UNROLL
+    for (int i = 0; i < P; i++) {
+        log_larger[i] = vd_max(trainer[i], rollout[i]);
+        r[i] = vd_exp_rest(known == LSK_ANY_D ? clamp_exponent(log_larger[i]) : log_larger[i], shifted + i);
+        r[P + i] = known == LSK_NEAR_D ? vd_abs(d[i])
+                                       : vd_exp_rest(known == LSK_ANY_D ? clamp_exponent(d[i]) : d[i], shifted + P + i);
+    }
+    exp_series(2 * P, q_plus, q_minus, r);
+    LSK_UNROLL
+    for (int i = 0; i < P; i++) {
+        const vd scale = vd_exp_scale(shifted[i]);
+        larger[i] = vd_fma(scale, r[i] + q_plus[i], scale);
+        if (known == LSK_ANY_D)
+            larger[i] = vd_select(log_larger[i] > vd_splat(LSK_EXP_LIMIT), vd_splat(__builtin_inf()), larger[i]);
+        vd_exp_parts e = {.r = r[P + i], .q_plus = q_plus[P + i], .q_minus = q_minus[P + i]};
+        if (known != LSK_NEAR_D) e.scale = vd_exp_scale(shifted[P + i]), e.inverse = vd_exp_inverse(shifted[P + i]);
+        terms[i] = terms_from(e, d[i], known);
+    }
 }
 
 // p + q and p - q: the smaller probability is the larger one times exp(-|d|).
@@ -89,56 +106,82 @@ typedef struct {
 
 // What is worked out of a chunk between two goes over it.
 typedef struct {
-    double larger[LSK_MISMATCH_CHUNK];                        // the larger probability
+    double smaller[LSK_MISMATCH_CHUNK];                       // of the probabilities; with evidence then 1 / s
     double sum[LSK_MISMATCH_CHUNK], gap[LSK_MISMATCH_CHUNK];  // p + q, p - q
-    double k3[LSK_MISMATCH_CHUNK];
+    double k3[LSK_MISMATCH_CHUNK + 4];                        // some more, which may be read
     double ratio[LSK_MISMATCH_CHUNK];                         // p / q
 } lsk_probabilities;
 
 #define LSK_PASS static __attribute__((noinline)) void
 
 // A token that does not count has d = 0, so only what is not 0 there is cut out.
-LSK_INLINE void tokens_pass(lsk_token_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk,
-                            const int known) {
+// The histogram is counted here too, where all else is arithmetic.
+LSK_INLINE void exponentials_pass(lsk_token_lanes *lanes, lsk_probabilities *out, uint64_t *histogram,
+                                  const lsk_chunk *chunk, const int known) {
+    enum { P = LSK_MISMATCH_PARTS };
+    for (int64_t at = 0; at < chunk->padded; at += LSK_MISMATCH_LANES) {
+        prefetch_next(chunk, at);
+        if (histogram) {
+            LSK_UNROLL
+            for (int64_t i = at; i < at + LSK_MISMATCH_LANES; i++) histogram[chunk->bins[i]]++;
+        }
+        vd a[P], b[P], d[P], larger[P];
+        vd_ratio_terms terms[P];
+        LSK_UNROLL
+        for (int part = 0; part < P; part++) {
+            a[part] = vd_load(chunk->trainer + at + part * LSK_LANES64);
+            b[part] = vd_load(chunk->rollout + at + part * LSK_LANES64);
+            d[part] = vd_load(chunk->d + at + part * LSK_LANES64);
+        }
+        token_terms(larger, terms, a, b, d, known);
+        LSK_UNROLL
+        for (int part = 0; part < P; part++) {
+            const int64_t i = at + part * LSK_LANES64;
+            const vl counted = counted_at(chunk, i);
+            const vd_ratio_terms t = terms[part];
+            const vd sum = sum_of(larger[part], t.shrink);
+            vd_store(out->smaller + i, sum - larger[part]);
+            vd_store(out->sum + i, sum);
+            vd_store(out->gap + i, gap_of(larger[part], t.gone, d[part]));
+            vd_store(out->k3 + i, t.k3);
+            vd_store(out->ratio + i, (vd)(counted & (vl)t.ratio));
+            lanes->exp_magnitude[part] += (vd)(counted & (vl)t.exp_magnitude);
+        }
+    }
+}
+LSK_PASS add_exponentials(lsk_token_lanes *lanes, lsk_probabilities *out, uint64_t *histogram,
+                         const lsk_chunk *chunk) {
+    exponentials_pass(lanes, out, histogram, chunk, LSK_ANY_D);
+}
+LSK_PASS add_tame_exponentials(lsk_token_lanes *lanes, lsk_probabilities *out, uint64_t *histogram,
+                              const lsk_chunk *chunk) {
+    exponentials_pass(lanes, out, histogram, chunk, LSK_TAME_D);
+}
+LSK_PASS add_near_exponentials(lsk_token_lanes *lanes, lsk_probabilities *out, uint64_t *histogram,
+                              const lsk_chunk *chunk) {
+    exponentials_pass(lanes, out, histogram, chunk, LSK_NEAR_D);
+}
+
+LSK_PASS add_tokens(lsk_token_lanes *lanes, const lsk_probabilities *in, const lsk_chunk *chunk) {
     for (int part = 0; part < LSK_MISMATCH_PARTS; part++) {
         vd rollout = lanes->rollout[part], log_ratio = lanes->log_ratio[part], square = lanes->square[part];
-        vd magnitude = lanes->magnitude[part], k3 = lanes->k3[part], worst = lanes->exp_magnitude[part];
-        vd ratio = lanes->ratio[part], ratio_square = lanes->ratio_square[part], largest = {0};
+        vd magnitude = lanes->magnitude[part], k3 = lanes->k3[part], ratio = lanes->ratio[part];
+        vd ratio_square = lanes->ratio_square[part], largest = {0};
         for (int64_t i = part * LSK_LANES64; i < chunk->padded; i += LSK_MISMATCH_LANES) {
-            if (part == 0) prefetch_next(chunk, i);
-            const vl counted = counted_at(chunk, i);
-            const vd a = vd_load(chunk->trainer + i), b = vd_load(chunk->rollout + i), d = a - b;
-            const vd larger = larger_of(a, b, known != LSK_ANY_D);
-            const vd_ratio_terms t = ratio_terms_of(d, known);
-            const vd r = (vd)(counted & (vl)t.ratio);
-            vd_store(out->larger + i, larger);
-            vd_store(out->sum + i, sum_of(larger, t.shrink));
-            vd_store(out->gap + i, gap_of(larger, t.gone, d));
-            vd_store(out->k3 + i, t.k3);
-            vd_store(out->ratio + i, r);
-            rollout += b;
+            const vd d = vd_load(chunk->d + i), r = vd_load(in->ratio + i);
+            rollout += vd_load(chunk->rollout + i);
             log_ratio += d;
             square = vd_fma(d, d, square);
             magnitude += vd_abs(d);
             largest = vd_max(vd_abs(d), largest);
-            k3 += t.k3;
-            worst += (vd)(counted & (vl)t.exp_magnitude);
+            k3 += vd_load(in->k3 + i);
             ratio += r;
             ratio_square = vd_fma(r, r, ratio_square);
         }
         lanes->rollout[part] = rollout, lanes->log_ratio[part] = log_ratio, lanes->square[part] = square;
-        lanes->magnitude[part] = magnitude, lanes->k3[part] = k3, lanes->exp_magnitude[part] = worst;
-        lanes->ratio[part] = ratio, lanes->ratio_square[part] = ratio_square, lanes->largest[part] = largest;
+        lanes->magnitude[part] = magnitude, lanes->k3[part] = k3, lanes->ratio[part] = ratio;
+        lanes->ratio_square[part] = ratio_square, lanes->largest[part] = largest;
     }
-}
-LSK_PASS add_tokens(lsk_token_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk) {
-    tokens_pass(lanes, out, chunk, LSK_ANY_D);
-}
-LSK_PASS add_tame_tokens(lsk_token_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk) {
-    tokens_pass(lanes, out, chunk, LSK_TAME_D);
-}
-LSK_PASS add_near_tokens(lsk_token_lanes *lanes, lsk_probabilities *out, const lsk_chunk *chunk) {
-    tokens_pass(lanes, out, chunk, LSK_NEAR_D);
 }
 
 LSK_INLINE double largest_in(const vd parts[LSK_MISMATCH_PARTS]) {
@@ -151,7 +194,7 @@ LSK_INLINE double largest_in(const vd parts[LSK_MISMATCH_PARTS]) {
 static void note_largest(lsk_mismatch_sums *sums, double largest, const lsk_chunk *chunk, int64_t start) {
     if (largest <= sums->largest) return;
     for (int64_t at = 0; at < chunk->padded; at += LSK_LANES64) {
-        vd magnitude = vd_abs(vd_load(chunk->trainer + at) - vd_load(chunk->rollout + at));
+        vd magnitude = vd_abs(vd_load(chunk->d + at));
         vl here = counted_at(chunk, at) & (magnitude == vd_splat(largest));
         if (__builtin_reduce_or(here) == 0) continue;
         int64_t i = 0;
@@ -227,11 +270,10 @@ LSK_INLINE void sum_span(lsk_mismatch_sums *sums, uint64_t *histogram, lsk_misma
         sums->non_finite += chunk.non_finite;
         sums->differing += chunk.differing;
         for (int band = 0; band < LSK_MISMATCH_BANDS; band++) sums->outside[band] += chunk.outside[band];
-        if (histogram)
-            for (int64_t i = 0; i < chunk.padded; i++) histogram[chunk.bins[i]]++;
-        (chunk.known == LSK_NEAR_D   ? add_near_tokens
-         : chunk.known == LSK_TAME_D ? add_tame_tokens
-                                     : add_tokens)(&t, &probabilities, &chunk);
+        (chunk.known == LSK_NEAR_D   ? add_near_exponentials
+         : chunk.known == LSK_TAME_D ? add_tame_exponentials
+                                     : add_exponentials)(&t, &probabilities, histogram, &chunk);
+        add_tokens(&t, &probabilities, &chunk);
         if (tokens > 0) note_largest(sums, largest_in(t.largest), &chunk, start);
         if (sums->tokens == 0 && tokens > 0) find_shifts(sums, &probabilities, &chunk);
         sums->tokens += tokens;
@@ -333,7 +375,7 @@ static int64_t select_wide(double *values, const lsk_bin_range *ranges, int64_t 
         for (int64_t i = 0; i < chunk.count; i++)
             for (int64_t range = 0; range < range_count; range++)
                 if ((uint32_t)(chunk.bins[i] - ranges[range].first) < ranges[range].count)
-                    values[found++] = chunk.trainer[i] - chunk.rollout[i];
+                    values[found++] = chunk.d[i];
     }
     return found;
 }
@@ -363,10 +405,9 @@ static int64_t mismatch_terms(double *log_ratio, double *k3, double *probability
         if (!any) continue;
         non_finite += chunk.non_finite;
         for (int64_t at = 0; at < whole; at += LSK_LANES64) {
-            vd b = vd_load(chunk.rollout + at);
-            vd d = vd_load(chunk.trainer + at) - b;
+            vd b = vd_load(chunk.rollout + at), d = vd_load(chunk.d + at);
             vd_store(log_ratio + start + at, d);
-            vd_store(k3 + start + at, ratio_terms_of(d, LSK_ANY_D).k3);
+            vd_store(k3 + start + at, ratio_terms_of(d).k3);
             vd_store(probability + start + at, vd_exp(b));
         }
     }

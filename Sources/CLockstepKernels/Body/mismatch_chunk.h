@@ -17,10 +17,8 @@ enum { LSK_ANY_D, LSK_TAME_D, LSK_NEAR_D };  // what is known of log-probs and t
 typedef struct {
     double trainer[LSK_MISMATCH_CHUNK + LSK_LANES64];  // one register more, which may be read
     double rollout[LSK_MISMATCH_CHUNK + LSK_LANES64];
+    double d[LSK_MISMATCH_CHUNK + 4];      // trainer - rollout
     uint64_t counted[LSK_MISMATCH_WORDS];  // a bit for each
-#if LSK_SET != LSK_AVX512
-    int64_t lanes[LSK_MISMATCH_CHUNK];  // the same, all bits for each
-#endif
     int32_t bins[LSK_MISMATCH_CHUNK];     // of d in the histogram
     int32_t buckets[LSK_MISMATCH_CHUNK];  // of probability, as what stands before it in bytes
     int64_t count, padded;
@@ -112,31 +110,14 @@ LSK_INLINE vi bins_of(vi d) {
 LSK_INLINE vd_pair difference_of(vd_pair a, vd_pair b) { return (vd_pair){a.low - b.low, a.high - b.high}; }
 
 // Which tokens of a register count.
-#if LSK_SET == LSK_AVX512
 LSK_INLINE vl counted_at(const lsk_chunk *chunk, int64_t at) { return vl_from_bits(chunk->counted, at); }
-LSK_INLINE void store_counted(lsk_chunk *chunk, int64_t at, vi counted) { (void)chunk, (void)at, (void)counted; }
-#else
-LSK_INLINE vl counted_at(const lsk_chunk *chunk, int64_t at) {
-    vl counted;
-    __builtin_memcpy(&counted, chunk->lanes + at, sizeof counted);
-    return counted;
-}
-LSK_INLINE void store_counted(lsk_chunk *chunk, int64_t at, vi counted) {
-    vi_half halves[2];
-    __builtin_memcpy(halves, &counted, sizeof halves);
-    for (int half = 0; half < 2; half++) {
-        vl lanes = __builtin_convertvector(halves[half], vl);
-        __builtin_memcpy(chunk->lanes + at + half * LSK_LANES64, &lanes, sizeof lanes);
-    }
-}
-#endif
 
 // The bucket of a probability, from the exponent of -ln q and one bit of its mantissa.
 enum { LSK_BUCKET_BYTES = sizeof(lsk_mismatch_bucket), LSK_NO_BUCKET = LSK_PROBABILITY_BUCKETS * LSK_BUCKET_BYTES };
 
 // What is counted of a chunk, lane by lane; counts are below 0.
 typedef struct {
-    vi equal, falls, beyond[LSK_MISMATCH_BANDS];
+    vi equal, beyond[LSK_MISMATCH_BANDS];
     vu reach;           // the largest |log-prob| as bits, less 1, and more than all numbers for one not below 0
     vi largest;         // upper half of |d|
     vi least, most;
@@ -145,9 +126,8 @@ typedef struct {
 // The tokens of one register of floats, at `at` in the chunk.
 LSK_INLINE void load_register(lsk_chunk *chunk, lsk_survey *s, int64_t at, vf a, vf b) {
     const vi counted = vi_from_bits(chunk->counted, at);
-    store_counted(chunk, at, counted);
-    s->reach = __builtin_elementwise_max(s->reach, (vu)(counted & ((vi)a - (INT32_MIN + 1))));
-    s->reach = __builtin_elementwise_max(s->reach, (vu)(counted & ((vi)b - (INT32_MIN + 1))));
+    const vu reach = __builtin_elementwise_max((vu)a - (1u + INT32_MAX) - 1, (vu)b - (1u + INT32_MAX) - 1);
+    s->reach = __builtin_elementwise_max(s->reach, (vu)counted & reach);
     a = (vf)(counted & (vi)a);
     b = (vf)(counted & (vi)b);
     s->equal += (vi)a == (vi)b;
@@ -162,13 +142,14 @@ LSK_INLINE void load_register(lsk_chunk *chunk, lsk_survey *s, int64_t at, vf a,
     const vd_pair trainer = widen(a), rollout = widen(b);
     store_pair(chunk->trainer + at, trainer);
     store_pair(chunk->rollout + at, rollout);
-    const vi d = upper_halves(difference_of(trainer, rollout));
-    s->largest = __builtin_elementwise_max(s->largest, d & INT32_MAX);
-    s->falls += d < 0;
-    // Of these two the second has all d from 0 on too.
+    const vd_pair difference = difference_of(trainer, rollout);
+    store_pair(chunk->d + at, difference);
+    const vi d = upper_halves(difference);
+    const vi magnitude = d & INT32_MAX;
+    s->largest = __builtin_elementwise_max(s->largest, magnitude);
     LSK_UNROLL
     for (int band = 0; band < LSK_MISMATCH_BANDS; band++)
-        s->beyond[band] += (d > band_rise[band]) + (d > INT32_MIN + band_fall[band]);
+        s->beyond[band] += magnitude > vi_select(d >> 31, vi_splat(band_fall[band]), vi_splat(band_rise[band]));
     vi bins = vi_select(counted, bins_of(d), vi_splat(LSK_MISMATCH_UNCOUNTED_BIN));
     __builtin_memcpy(chunk->bins + at, &bins, sizeof bins);
 }
@@ -178,11 +159,10 @@ static __attribute__((noinline)) void survey(lsk_chunk *chunk) {
     const vd low = vd_splat(0x1.8p-21), high = vd_splat(0x1p6);
     vd reach = {0}, largest = {0};
     vl differing = {0}, faults = {0}, least = vl_splat(LSK_NO_BUCKET), most = {0}, outside[LSK_MISMATCH_BANDS] = {{0}};
-    for (int64_t at = 0; at < chunk->padded; at += LSK_LANES)
-        store_counted(chunk, at, vi_from_bits(chunk->counted, at));
     for (int64_t at = 0; at < chunk->padded; at += LSK_LANES64) {
         const vl counted = counted_at(chunk, at);
         const vd a = vd_load(chunk->trainer + at), b = vd_load(chunk->rollout + at), d = a - b;
+        vd_store(chunk->d + at, d);
         reach = vd_max(vd_max(vd_abs(a), vd_abs(b)), reach);
         largest = vd_max(vd_abs(d), largest);
         faults |= counted & ((vd_max(a, b) >= vd_splat(0)) | (vd_min(a, b) <= vd_splat(-1000)));
@@ -252,10 +232,9 @@ LSK_INLINE void load_narrow(lsk_chunk *chunk, const char *trainer, int32_t train
     }
     for (; at < chunk->padded; at += LSK_LANES) load_register(chunk, &s, at, vf_splat(0), vf_splat(0));
 
-    const int64_t from_0_on = chunk->padded + __builtin_reduce_add(s.falls);
     chunk->differing = chunk->padded + __builtin_reduce_add(s.equal);
     for (int band = 0; band < LSK_MISMATCH_BANDS; band++)
-        chunk->outside[band] = -__builtin_reduce_add(s.beyond[band]) - from_0_on;
+        chunk->outside[band] = -__builtin_reduce_add(s.beyond[band]);
     chunk->least = __builtin_reduce_min(s.least);
     chunk->most = __builtin_reduce_max(s.most);
     const uint32_t reach = __builtin_reduce_max(s.reach);

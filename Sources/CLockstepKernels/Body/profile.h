@@ -36,73 +36,66 @@ LSK_INLINE int64_t position_end(int bucket) {
     return next < 2 ? next : (int64_t)(2 + (next & 1)) << (next / 2 - 1);
 }
 
-// A bucket as a vector: its lanes are {tokens, d, |d|, k3}.
+// A bucket as a vector: its lanes are {tokens, d, k3, |d|}.
 typedef double vd_bucket __attribute__((vector_size(sizeof(lsk_mismatch_bucket))));
 typedef int64_t vl_bucket __attribute__((vector_size(sizeof(vd_bucket))));
+typedef double vd_two __attribute__((vector_size(sizeof(lsk_mismatch_bucket) / 2)));
 // At any double; a pointer to the aligned type would promise too much, and no function may return a vector that is
 // wider than a register.
 typedef double vd_bucket_unaligned __attribute__((vector_size(sizeof(lsk_mismatch_bucket)), aligned(8), may_alias));
 #define BUCKET_AT(place) (*(vd_bucket_unaligned *)(uintptr_t)(place))
 
-// Writes what each token of the chunk adds to its buckets; of one that does not count only the first lane means
-// nothing, the others are 0.
-LSK_INLINE void write_terms(vd_bucket terms[LSK_MISMATCH_CHUNK], const lsk_chunk *chunk, const double *k3_of) {
-    for (int64_t i = 0; i < chunk->padded; i += 4) {
-        const vd_bucket d = BUCKET_AT(chunk->trainer + i) - BUCKET_AT(chunk->rollout + i), one = {1, 1, 1, 1};
-        const vd_bucket magnitude = (vd_bucket)((vl_bucket)d & INT64_MAX), k3 = BUCKET_AT(k3_of + i);
-        const vd_bucket even = __builtin_shufflevector(one, d, 0, 4, 2, 6);
-        const vd_bucket odd = __builtin_shufflevector(one, d, 1, 5, 3, 7);
-        const vd_bucket more_even = __builtin_shufflevector(magnitude, k3, 0, 4, 2, 6);
-        const vd_bucket more_odd = __builtin_shufflevector(magnitude, k3, 1, 5, 3, 7);
-        terms[i] = __builtin_shufflevector(even, more_even, 0, 1, 4, 5);
-        terms[i + 1] = __builtin_shufflevector(odd, more_odd, 0, 1, 4, 5);
-        terms[i + 2] = __builtin_shufflevector(even, more_even, 2, 3, 6, 7);
-        terms[i + 3] = __builtin_shufflevector(odd, more_odd, 2, 3, 6, 7);
+// What two tokens add to their buckets; of one that does not count only the first lane means nothing, the others
+// are 0.
+LSK_INLINE void make_terms(vd_bucket terms[2], const double *d_of, const double *k3_of) {
+    vd_two d, k3;
+    const vd_two one = {1, 1};
+    __builtin_memcpy(&d, d_of, sizeof d);
+    __builtin_memcpy(&k3, k3_of, sizeof k3);
+    const vl_bucket no_sign = {-1, -1, INT64_MAX, INT64_MAX};
+    const vd_bucket twice = (vd_bucket)((vl_bucket)__builtin_shufflevector(d, d, 0, 1, 0, 1) & no_sign);
+    const vd_bucket other = __builtin_shufflevector(one, k3, 0, 1, 2, 3);
+    terms[0] = __builtin_shufflevector(other, twice, 0, 4, 2, 6);
+    terms[1] = __builtin_shufflevector(other, twice, 1, 5, 3, 7);
+}
+
+// Adds tokens `i` to i + 3 of a chunk, or as many of them as `count` says, to the buckets of their probabilities and
+// to four lanes. The buckets are there four times: token i adds to copy i mod 4, so that the next token need not wait
+// for it.
+LSK_INLINE void add_four(vd_bucket lanes[4], char *const copies[4], const lsk_chunk *chunk, const double *k3_of,
+                         int64_t i, int64_t count) {
+    vd_bucket terms[4];
+    make_terms(terms, chunk->d + i, k3_of + i);
+    make_terms(terms + 2, chunk->d + i + 2, k3_of + i + 2);
+    LSK_UNROLL
+    for (int lane = 0; lane < 4; lane++) {
+        if (lane >= count) break;
+        lanes[lane] += terms[lane];
+        BUCKET_AT(copies[lane] + chunk->buckets[i + lane]) += terms[lane];
     }
 }
 
-// Adds the tokens of a chunk to the buckets of their positions. The run of tokens that one bucket takes of a
-// chunk is summed in four lanes, token i of the run in lane i mod 4, and they are added as (0 + 2) + (1 + 3).
-LSK_INLINE void add_positions(lsk_mismatch_profile *profile, const lsk_chunk *chunk, const vd_bucket *terms) {
+// Adds the tokens of a chunk to the buckets of their probabilities and positions. The run of tokens that one bucket
+// of positions takes of a chunk is summed in four lanes, token i of the run in lane i mod 4, and they are added as
+// (0 + 2) + (1 + 3).
+LSK_PASS add_profile(lsk_mismatch_profile *profile, const lsk_chunk *chunk, const double *k3_of) {
     for (int64_t start = 0; start < chunk->padded;) {
         const int number = position_bucket(profile->before);
         int64_t tokens;
         const int64_t end =
             skip_counted(chunk, start, position_end(number) - profile->before, &tokens);
+        char *copies[4];
+        for (int lane = 0; lane < 4; lane++) copies[lane] = (char *)profile->copies[(start + lane) % 4];
         vd_bucket lanes[4] = {{0}};
         int64_t i = start;
-        for (; i + 4 <= end; i += 4) {
-            LSK_UNROLL
-            for (int lane = 0; lane < 4; lane++) lanes[lane] += terms[i + lane];
-        }
-        if (i < end) lanes[0] += terms[i];
-        if (i + 1 < end) lanes[1] += terms[i + 1];
-        if (i + 2 < end) lanes[2] += terms[i + 2];
+        for (; i + 4 <= end; i += 4) add_four(lanes, copies, chunk, k3_of, i, 4);
+        if (i < end) add_four(lanes, copies, chunk, k3_of, i, end - i);
         vd_bucket run = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
         run[0] = (double)tokens;
         BUCKET_AT(profile->position + number) += run;
         profile->before += tokens;
         start = end;
     }
-}
-
-// Adds the tokens of a chunk to the buckets of their probabilities, which are there four times: token i adds
-// to copy i mod 4, so that the next token need not wait for it.
-LSK_INLINE void add_probabilities(lsk_mismatch_profile *profile, const lsk_chunk *chunk, const vd_bucket *terms) {
-    for (int64_t at = 0; at < chunk->padded; at += LSK_PROBABILITY_COPIES) {
-        LSK_UNROLL
-        for (int copy = 0; copy < LSK_PROBABILITY_COPIES; copy++) {
-            char *bucket = (char *)profile->copies[copy] + chunk->buckets[at + copy];
-            BUCKET_AT(bucket) += terms[at + copy];
-        }
-    }
-}
-
-LSK_PASS add_profile(lsk_mismatch_profile *profile, const lsk_chunk *chunk, const double *k3_of) {
-    vd_bucket terms[LSK_MISMATCH_CHUNK];
-    write_terms(terms, chunk, k3_of);
-    add_positions(profile, chunk, terms);
-    add_probabilities(profile, chunk, terms);
 }
 
 // (copy 0 + copy 2) + (copy 1 + copy 3), in order of growing probability, of the buckets that may have taken some;

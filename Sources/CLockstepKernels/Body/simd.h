@@ -76,11 +76,22 @@ LSK_INLINE vi vi_from_bits(const uint64_t *bits, int64_t at) {
 }
 #else
 static const int32_t powers_of_2[8] = {1, 2, 4, 8, 16, 32, 64, 128};
-static const int64_t wide_powers_of_2[4] = {1, 2, 4, 8};
+// The lanes of every set of so many tokens: found without a vector operation.
+#define LSK_PAIR(set) {-((set) & 1), -((set) >> 1 & 1)}
+#if LSK_LANES64 == 2
+static const int64_t lanes_of_bits[4][2] __attribute__((aligned(16))) = {
+    LSK_PAIR(0), LSK_PAIR(1), LSK_PAIR(2), LSK_PAIR(3)};
+#else
+#define LSK_FOUR(set) {-((set) & 1), -((set) >> 1 & 1), -((set) >> 2 & 1), -((set) >> 3 & 1)}
+static const int64_t lanes_of_bits[16][4] __attribute__((aligned(32))) = {
+    LSK_FOUR(0), LSK_FOUR(1), LSK_FOUR(2),  LSK_FOUR(3),  LSK_FOUR(4),  LSK_FOUR(5),  LSK_FOUR(6),  LSK_FOUR(7),
+    LSK_FOUR(8), LSK_FOUR(9), LSK_FOUR(10), LSK_FOUR(11), LSK_FOUR(12), LSK_FOUR(13), LSK_FOUR(14), LSK_FOUR(15)};
+#endif
 LSK_INLINE vl vl_from_bits(const uint64_t *bits, int64_t at) {
-    vl powers;
-    __builtin_memcpy(&powers, wide_powers_of_2, sizeof powers);
-    return ((((const uint8_t *)bits)[at / 8] >> (at % 8)) & powers) != 0;
+    vl lanes;
+    const int set = ((const uint8_t *)bits)[at / 8] >> (at % 8) & ((1 << LSK_LANES64) - 1);
+    __builtin_memcpy(&lanes, lanes_of_bits[set], sizeof lanes);
+    return lanes;
 }
 LSK_INLINE vi vi_from_bits(const uint64_t *bits, int64_t at) {
     vi powers;

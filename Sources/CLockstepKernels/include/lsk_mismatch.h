@@ -70,8 +70,8 @@ enum { LSK_POSITION_BUCKETS = 42, LSK_PROBABILITY_BUCKETS = 54, LSK_PROBABILITY_
 typedef struct {
     double tokens;
     double log_ratio;  // d
-    double magnitude;  // |d|
     double k3;         // exp(d) - 1 - d
+    double magnitude;  // |d|
 } lsk_mismatch_bucket;
 
 // The profiles of a span. `before` is moved on: give the number of counted tokens of the sequence before the

@@ -37,18 +37,21 @@ struct MismatchProfileSums: ~Copyable {
         let raw = UnsafeRawPointer(span)
         let positions = raw + MemoryLayout<lsk_mismatch_profile>.offset(of: \.position)!
         let probabilities = raw + MemoryLayout<lsk_mismatch_profile>.offset(of: \.probability)!
+        values.update(repeating: 0, count: sums.count)
         take(positions, MismatchProfileSums.positions, from: 0)
         take(probabilities, MismatchProfileSums.probabilities, from: MismatchProfileSums.positions)
         sums.add(values, kernels)
     }
 
     private mutating func take(_ raw: UnsafeRawPointer, _ count: Int, from first: Int) {
-        // A bucket is four doubles: its tokens, then the three sums.
+        // A bucket is four doubles: its tokens, then the sums of d, of k3 and of |d|.
         let buckets = raw.assumingMemoryBound(to: Double.self)
         tokens.withUnsafeMutableBufferPointer { tokens in
-            for number in 0..<count {
+            for number in 0..<count where buckets[4 * number] != 0 {
                 tokens[first + number] += Int(buckets[4 * number])
-                for term in 0..<3 { values[3 * (first + number) + term] = buckets[4 * number + 1 + term] }
+                values[3 * (first + number)] = buckets[4 * number + 1]
+                values[3 * (first + number) + 1] = buckets[4 * number + 3]
+                values[3 * (first + number) + 2] = buckets[4 * number + 2]
             }
         }
     }

@@ -129,7 +129,7 @@ enum ReferenceMismatch {
         return sums
     }
 
-    /// A bucket of a profile: tokens, and sums of d, |d| and k3.
+    /// A bucket of a profile: tokens, and sums of d, k3 and |d|.
     typealias Bucket = [Double]
 
     /// The buckets by position of a span, when `before` counted tokens of its sequence came earlier.
@@ -162,7 +162,7 @@ enum ReferenceMismatch {
 
     /// Adds a token to a bucket.
     private static func add(_ token: Token, to bucket: inout Bucket) {
-        let terms = [1, token.logRatio, token.logRatio.magnitude, token.k3]
+        let terms = [1, token.logRatio, token.k3, token.logRatio.magnitude]
         for (term, value) in terms.enumerated() { bucket[term] += value }
     }
 

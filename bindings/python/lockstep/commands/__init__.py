@@ -8,36 +8,38 @@ help).
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import click
 
 import lockstep
 
-from .advise import advise
-from .audit import audit
-from .certify import certify
-from .convert import convert
-from .diagnose import diagnose
-from .locate import locate
-from .offline import offline
-from .presets import presets
-from .sanity import sanity
-from .scaler import scaler
-from .train import pretrain, train
-from .watch import watch
-
 __all__ = ["commands"]
 
+# Each command, and the file that it is in.
+FILES = {
+    name: name
+    for name in ("advise", "audit", "certify", "convert", "diagnose", "locate", "offline", "presets", "sanity", "scaler",
+                 "train", "watch")
+} | {"pretrain": "train"}
 
-@click.group()
+
+class Commands(click.Group):
+    """A command's file is imported when the command is wanted: the others would take time, and megabytes."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted(FILES)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name in FILES and name not in self.commands:
+            self.add_command(getattr(import_module(f".{FILES[name]}", __package__), name))
+        return super().get_command(context, name)
+
+
+@click.group(cls=Commands)
 @click.version_option(lockstep.__version__, prog_name="lockstep")
 def commands() -> None:
     """Keep the policy you train and the policy you sample from the same policy."""
     for stream in (sys.stdout, sys.stderr):  # an old terminal without π shows ? instead of failing
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-
-
-for command in (diagnose, certify, advise, watch, convert, presets, audit, offline, locate, scaler, train, pretrain,
-                sanity):
-    commands.add_command(command)

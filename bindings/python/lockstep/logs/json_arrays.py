@@ -8,7 +8,7 @@ where lines are as expected; every other line, and all that is wrong with one, i
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 from .columns import WITH_PROMPT
 from .rows import SIDES, BadRow, Rows
 
-try:
+if TYPE_CHECKING:
     from simdjson import Array, Parser
-except ModuleNotFoundError:  # it comes with lockstep[report]
-    Parser = None
 
 FLOATS = {float, int, type(None)}
 # What the bytes of a column are. A mask of booleans is a "t" or "f" a token.
@@ -71,7 +69,7 @@ class ArrayReader:
         `about` is given those that are no columns of tokens. `numeric_mask`: a mask may be of 0 and 1.
         """
         self._roles, self._about, self._also, self._numeric_mask = roles, about, others, numeric_mask
-        self._parser = Parser() if Parser is not None else None
+        self._parser = new_parser()
         self._names: list[str] = []
         self._columns: list[tuple[str, str]] = []
         self._others: list[str] = []
@@ -155,6 +153,15 @@ class ArrayReader:
         wanted = {*roles.values(), *self._also}.difference(name for _, name in self._columns)
         self._others = [name for name in names if name in wanted]
         self._names = names
+
+
+def new_parser() -> Parser | None:
+    """A parser, for which nobody pays a megabyte who reads no JSON; None without its package."""
+    try:
+        from simdjson import Parser
+    except ModuleNotFoundError:  # it comes with lockstep[report]
+        return None
+    return Parser()
 
 
 def fit(ids: NDArray) -> bool:
