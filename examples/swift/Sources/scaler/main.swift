@@ -12,7 +12,8 @@ for name in ["torch", "deepspeed", "megatron"] {
     var scaler = try LossScaler(options)
     print("\(name):", terminator: "")
     for (step, overflow) in overflows.enumerated() {
-        if step == overflows.count / 2 { scaler = try LossScaler(bytes: scaler.bytes) }  // as with a checkpoint
+        // As with a checkpoint.
+        if step == overflows.count / 2 { scaler = try LossScaler(bytes: scaler.bytes) }
         let report = scaler.update(foundNonFinite: overflow)
         print(String(format: " %.0f", report.scale) + (report.skip ? " (skip)" : ""), terminator: "")
     }
