@@ -22,13 +22,18 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import harness  # noqa: E402
 
 LOG = ROOT / "examples" / "data" / "smollm2-135m.fp16.jsonl.gz"
-RECIPE, RANK, ALPHA, RATE, STEPS, SAMPLES = "fp16", 16, 32.0, 1e-3, 10, 4
+RECIPE, RANK, ALPHA, RATE, STEPS, LENGTH = "fp16", 16, 32.0, 1e-3, 10, 96
 
 
 def rows():
-    """The first response to each of four prompts: ids, and which of them are the response's."""
-    found = [json.loads(line) for line in gzip.open(LOG)][::SAMPLES][:4]
-    return [row["token_ids"] for row in found], [row["loss_mask"] for row in found]
+    """The first long response to each of four prompts, cut to one length, as two threads share whole sequences: ids, and
+    which of them are the response's."""
+    found = {}
+    for line in gzip.open(LOG):
+        row = json.loads(line)
+        if len(row["token_ids"]) >= LENGTH and len(found) < 4:
+            found.setdefault(row["env_name"], row)
+    return [row["token_ids"][:LENGTH] for row in found.values()], [row["loss_mask"][:LENGTH] for row in found.values()]
 
 
 class Training:
@@ -113,7 +118,7 @@ def reinforcement(folder):
             rewards=lambda problem, prompt, response: len(set(response.tolist())) / len(response))
         made = lockstep.Run(
             environment, model=folder, lora_rank=RANK, lora_alpha=ALPHA, model_seed=1, learning_rate=RATE,
-            trainer=RECIPE, prompts=2, samples=SAMPLES, threads=threads)
+            trainer=RECIPE, prompts=2, samples=4, threads=threads)
         return [made.step().to_dict() for _ in range(2)]
 
     one, two = run(1), run(2)
