@@ -154,7 +154,7 @@ public final class Trainer: @unchecked Sendable {
     public func snapshot() throws(LockstepError) -> Model {
         if isStale {
             trained = try withLockstepFloatMode { () throws(LockstepError) in
-                try TrainedModel(weights, recipe)
+                try TrainedModel(weights, recipe, after: trained)
             }
             for pass in passes { pass.use(trained) }
             isStale = false
