@@ -790,6 +790,7 @@ enum { OBJECTIVE_COUNT = 700 };
 /* The counts, the sums and the gradients of a span. */
 static void digest_terms(const lsk_objective_span *span, const lsk_objective_rule *rule) {
     static double gradient[OBJECTIVE_COUNT], d_entropies[OBJECTIVE_COUNT];
+    static float narrow[OBJECTIVE_COUNT];
     lsk_objective_counts counts;
     kernels->objective_count(&counts, span, rule);
     digest_integer(counts.tokens);
@@ -808,6 +809,12 @@ static void digest_terms(const lsk_objective_span *span, const lsk_objective_rul
     digest_double(sums.ratio);
     digest_integer(sums.clamped);
     for (int64_t i = 0; i < span->count; i++) digest_double(gradient[i] + 0);
+    kernels->objective_terms(&sums, narrow, LSK_FP32, NULL, LSK_FP32, span, rule,
+                             rule->level != LSK_RATIO_TOKEN ? &found : NULL, 0.37);
+    digest_double(sums.policy + sums.kl);
+    digest_double(sums.k3);
+    digest_integer(sums.low + 3 * sums.high + 7 * sums.dual + 11 * sums.clamped + 13 * sums.kl_clamped);
+    for (int64_t i = 0; i < span->count; i++) digest_double((double)narrow[i] + 0);
 }
 
 static void digest_objective(int32_t term, int32_t level) {
@@ -862,6 +869,10 @@ static void digest_objective(int32_t term, int32_t level) {
             even.mask = even.kept = even.selected = NULL;
             even.input[LSK_INPUT_ADVANTAGE] = even.input[LSK_INPUT_WEIGHT] = even.input[LSK_INPUT_ENTROPY] = NULL;
             even.advantage = kl % 2 ? 1.25 : -0.75;
+            if (rule.term != LSK_KL_COV) digest_terms(&even, &rule);
+            rule.ratio_max = __builtin_inf();
+            rule.kl_gradient = LSK_KL_DIRECT;
+            even.input[LSK_INPUT_WEIGHT] = span.input[LSK_INPUT_WEIGHT];
             if (rule.term != LSK_KL_COV) digest_terms(&even, &rule);
             if (kl != LSK_KL_NONE) {
                 kernels->objective_kl(gradient, LSK_FP64, NULL, LSK_FP64, &span, &rule);

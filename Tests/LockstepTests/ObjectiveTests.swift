@@ -66,9 +66,10 @@ private struct ObjectiveData {
         return data
     }
 
-    /// The batch, all arrays in one format but for the scalars.
+    /// The batch, all arrays in one format but for the scalars. `bare`: without weights and entropies; `whole`: without
+    /// entropies and what leaves tokens out beside the mask.
     func withBatch<Result>(
-        _ format: Format = .fp64, sequenceAdvantages: Bool = false, bare: Bool = false,
+        _ format: Format = .fp64, sequenceAdvantages: Bool = false, bare: Bool = false, whole: Bool = false,
         _ body: (TokenBatch) throws -> Result
     ) throws -> Result {
         let stored = arrays.enumerated().map { index, array -> [UInt8] in
@@ -110,6 +111,7 @@ private struct ObjectiveData {
                                 batch.kept = MaskView(kept.baseAddress, rows: 1, columns: count)
                                 batch.selected = MaskView(selected.baseAddress, rows: 1, columns: count)
                                 if bare { (batch.weights, batch.entropies) = (nil, nil) }
+                                if whole { (batch.entropies, batch.kept, batch.selected) = (nil, nil, nil) }
                                 return try body(batch)
                             }
                         }
@@ -186,6 +188,36 @@ private let lengths = [1, 7, 0, 8, 9, 255, 256, 257, 0, 520, 33]
         }
     }
 
+    /// Without what leaves tokens out, in fp32: with bounds that act and bounds that do not.
+    @Test(arguments: instructionSets)
+    func kernelsEqualTheReferenceWhereNothingIsLeftOut(_ set: InstructionSet) throws {
+        let kernels = try Execution(instructionSet: set).kernels()
+        let data = ObjectiveData.plain(seed: 9, lengths: lengths)
+        let terms = objectives.filter {
+            $0.ratioLevel == .token && $0.term != .klCov && $0.term != .gmpo && $0.term != .vespo
+        }
+        for bare in [false, true] {
+            try data.withBatch(.fp32, sequenceAdvantages: true, bare: bare, whole: true) { batch in
+                for var options in terms {
+                    options.entropyCoefficient = 0
+                    options.klGradient = .direct
+                    for (turn, kl) in [KLEstimator.none, .k3, .none, .k3, .k3, .k1].enumerated() {
+                        options.kl = kl
+                        options.dual = turn < 2 ? .infinity : 1.1
+                        options.ratioMax = turn == 5 ? 1.2 : .infinity
+                        options.klOutputMax = turn == 3 ? 0.01 : 10
+                        (options.logRatioMin, options.logRatioMax) = turn == 4 ? (-0.4, 0.5) : (-20, 20)
+                        let scan = try ObjectiveScan(
+                            batch, options, Execution(threads: 1, instructionSet: set))
+                        for sequence in 0..<scan.sequences where scan.counts.base[sequence].tokens > 0 {
+                            try expectReference(kernels, scan, sequence)
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// One advantage a sequence, or the same for each of its tokens.
     @Test func howAdvantagesAreGivenDoesNotShow() throws {
         let data = ObjectiveData.plain(seed: 8, lengths: lengths)
@@ -234,6 +266,19 @@ private let lengths = [1, 7, 0, 8, 9, 255, 256, 257, 0, 520, 33]
             gradient.map { $0 + 0 }.map(\.bitPattern) == wanted.gradient.map { ($0 + 0).bitPattern },
             "\(what)")
         #expect(entropyGradient == wanted.entropyGradient, "\(what)")
+        // And in fp32, without that of entropies.
+        var again = lsk_objective_sums()
+        var narrow = [Float](repeating: .nan, count: Int(span.count))
+        let fp32 = Format.fp32.rawValue
+        if var found = level {
+            kernels.pointee.objective_terms!(&again, &narrow, fp32, nil, fp32, &span, &rule, &found, 0.37)
+        } else {
+            kernels.pointee.objective_terms!(&again, &narrow, fp32, nil, fp32, &span, &rule, nil, 0.37)
+        }
+        #expect(bits(again) == bits(wanted.sums), "\(what): \(again) is not \(wanted.sums)")
+        #expect(
+            narrow.map { ($0 + 0).bitPattern } == wanted.gradient.map { (Float($0) + 0).bitPattern },
+            "\(what)")
     }
 
     @Test(arguments: instructionSets)

@@ -13,29 +13,37 @@ typedef struct {
     vd q_minus;
 } vd_exp_parts;
 
+// q_plus and q_minus of `count` registers, step by step together: each step waits for the one before it. The parts of the
+// series, Horner in r^2: 1/12! ... 1/2! and 1/13! ... 1/3!.
+LSK_INLINE void exp_series(const int count, vd *q_plus, vd *q_minus, const vd *r) {
+    static const double even_terms[] = {0x1.1eed8eff8d898p-29, 0x1.27e4fb7789f5cp-22, 0x1.a01a01a01a01ap-16,
+                                        0x1.6c16c16c16c17p-10, 0x1.5555555555555p-5,  0.5};
+    static const double odd_terms[] = {0x1.6124613a86d09p-33, 0x1.ae64567f544e4p-26, 0x1.71de3a556c734p-19,
+                                       0x1.a01a01a01a01ap-13, 0x1.1111111111111p-7,  0x1.5555555555555p-3};
+    vd z[LSK_LANES], even[LSK_LANES], odd[LSK_LANES];
+    LSK_UNROLL for (int i = 0; i < count; i++) {
+        z[i] = r[i] * r[i];
+        even[i] = vd_splat(even_terms[0]);
+        odd[i] = vd_splat(odd_terms[0]);
+    }
+    LSK_UNROLL for (int term = 1; term < 6; term++)
+        LSK_UNROLL for (int i = 0; i < count; i++) {
+            even[i] = vd_fma(even[i], z[i], vd_splat(even_terms[term]));
+            odd[i] = vd_fma(odd[i], z[i], vd_splat(odd_terms[term]));
+            LSK_IN_STEP(even[i]);
+            LSK_IN_STEP(odd[i]);
+        }
+    LSK_UNROLL for (int i = 0; i < count; i++) {
+        vd cube = r[i] * z[i], square = even[i] * z[i];
+        q_plus[i] = vd_fma(cube, odd[i], square);
+        if (q_minus) q_minus[i] = vd_fma(-cube, odd[i], square);
+    }
+}
+
 // |r| <= LSK_EXP_NEAR: n is 0.
 LSK_INLINE vd_exp_parts vd_split_exp_near(vd r) {
-    vd z = r * r;
-    vd even = vd_splat(0x1.1eed8eff8d898p-29);  // 1/12!
-    vd odd = vd_splat(0x1.6124613a86d09p-33);   // 1/13!
-    even = vd_fma(even, z, vd_splat(0x1.27e4fb7789f5cp-22));  // 1/10!
-    odd = vd_fma(odd, z, vd_splat(0x1.ae64567f544e4p-26));    // 1/11!
-    even = vd_fma(even, z, vd_splat(0x1.a01a01a01a01ap-16));  // 1/8!
-    odd = vd_fma(odd, z, vd_splat(0x1.71de3a556c734p-19));    // 1/9!
-    even = vd_fma(even, z, vd_splat(0x1.6c16c16c16c17p-10));  // 1/6!
-    odd = vd_fma(odd, z, vd_splat(0x1.a01a01a01a01ap-13));    // 1/7!
-    even = vd_fma(even, z, vd_splat(0x1.5555555555555p-5));   // 1/4!
-    odd = vd_fma(odd, z, vd_splat(0x1.1111111111111p-7));     // 1/5!
-    even = vd_fma(even, z, vd_splat(0.5));
-    odd = vd_fma(odd, z, vd_splat(0x1.5555555555555p-3));     // 1/3!
-    vd cube = r * z;
-    vd square = even * z;
-
-    vd_exp_parts parts;
-    parts.scale = parts.inverse = vd_splat(1.0);
-    parts.r = r;
-    parts.q_plus = vd_fma(cube, odd, square);
-    parts.q_minus = vd_fma(-cube, odd, square);
+    vd_exp_parts parts = {.scale = vd_splat(1.0), .inverse = vd_splat(1.0), .r = r};
+    exp_series(1, &parts.q_plus, &parts.q_minus, &r);
     return parts;
 }
 

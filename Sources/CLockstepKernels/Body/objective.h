@@ -51,8 +51,8 @@ LSK_PASS find_ratios(lsk_ratio_sums *sums, lsk_objective_chunk *chunk, const lsk
 }
 
 // The ratio of a sequence for each of its tokens.
-static void spread_level(lsk_objective_chunk *chunk, const lsk_objective_level *level) {
-    for (int i = 0; i < LSK_OBJECTIVE_CHUNK; i++) {
+static void spread_level(lsk_objective_chunk *chunk, const lsk_objective_level *level, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
         chunk->log_ratio[i] = level->log_ratio;
         chunk->ratio[i] = level->ratio;
         chunk->moves[i] = level->inside;
@@ -221,6 +221,8 @@ LSK_PASS write_constant(char *out, int32_t format, const lsk_objective_chunk *ch
         store_output(out, format, i, chunk->count, vd_if(load_flags(chunk->counted, i), vd_splat(value)));
 }
 
+#include "objective_plain.h"
+
 // A gradient: NULL, or where it goes.
 typedef struct {
     char *base;
@@ -250,24 +252,39 @@ static void add_terms(lsk_objective_sums *sums, lsk_gradient gradient, lsk_gradi
     lsk_ratio_sums r = {0};
     lsk_term_sums t = {0};
     lsk_rest_sums e = {0};
-    int64_t tokens = 0;
+    int64_t tokens = 0, begun = 0;
     for (int part = 0; part < LSK_PARTS; part++) {
         r.least[part] = vd_splat(__builtin_inf());
         r.most[part] = vd_splat(-__builtin_inf());
     }
-    begin_chunks(&chunk, span);
     const lsk_objective_level none = {.ratio = 1};
     const int own_ratios = !level && span->input[LSK_INPUT_TRAINER];
-    if (!own_ratios) spread_level(&chunk, level ? level : &none);
-    for (int64_t start = 0; start < span->count; start += LSK_OBJECTIVE_CHUNK) {
+    const int plain = own_ratios && !d_entropies.base && (!gradient.base || gradient.format == LSK_FP32) &&
+                      is_plain_span(span, rule);
+    for (int64_t start = 0; start < span->count; start += chunk.count) {
+        const int any = load_masks(&chunk, span, rule, start);
         char *out = gradient.base ? gradient.base + start * size : NULL;
         char *d_out = d_entropies.base ? d_entropies.base + start * d_size : NULL;
-        if (!load_objective(&chunk, span, rule, start)) {
+        if (!any) {
             if (out) memset(out, 0, (size_t)(chunk.count * size));
             if (d_out) memset(d_out, 0, (size_t)(chunk.count * d_size));
             continue;
         }
-        tokens += count_flags(chunk.counted);
+        const int64_t counted = count_flags(chunk.counted);
+        if (plain && chunk.count >= 8 && counted == chunk.count) {
+            const int64_t blocks = chunk.count / 8 * 8;
+            if (add_plain_objective(&r, &t, &e, (float *)out, factor, span, rule, start, blocks)) {
+                chunk.count = blocks;  // what is left of a last block is a chunk of its own
+                continue;
+            }
+        }
+        if (chunk.padded > begun) {
+            begun = chunk.padded;
+            begin_chunks(&chunk, span, begun);
+            if (!own_ratios) spread_level(&chunk, level ? level : &none, begun);
+        }
+        load_values(&chunk, span, rule, start);
+        tokens += rule->exclude ? count_flags(chunk.counted) : counted;
         if (own_ratios) find_ratios(&r, &chunk, rule);
         if (uneven) find_moves(&chunk, level, rule);
         terms_passes[rule->term](&t, &chunk, rule, level);
@@ -412,7 +429,7 @@ static void objective_terms(lsk_objective_sums *sums, void *gradient, int32_t fo
 static void objective_kl(void *values, int32_t format, void *gradients, int32_t gradients_format,
                          const lsk_objective_span *span, const lsk_objective_rule *rule) {
     lsk_objective_chunk chunk;
-    begin_chunks(&chunk, span);
+    begin_chunks(&chunk, span, LSK_OBJECTIVE_CHUNK);
     for (int64_t start = 0; start < span->count; start += LSK_OBJECTIVE_CHUNK) {
         char *out = (char *)values + start * size_of(format);
         char *d_out = gradients ? (char *)gradients + start * size_of(gradients_format) : NULL;

@@ -73,7 +73,9 @@ LSK_PASS add_plain_shares(lsk_level_sums *sums, const float *current, const floa
             far |= vd_abs(delta[part]) > near;
         }
         if (__builtin_expect(__builtin_reduce_or(far) == 0, 1)) {
-            LSK_EACH_PART k3[part] += vd_split_exp_near(delta[part]).q_plus;
+            vd near_k3[LSK_PARTS];
+            exp_series(LSK_PARTS, near_k3, NULL, delta);
+            LSK_EACH_PART k3[part] += near_k3[part];
         } else {
             LSK_EACH_PART {
                 vd x = vd_hold(delta[part], low, high);
@@ -142,7 +144,7 @@ static void objective_level(lsk_objective_level *level, lsk_objective_counts *co
         if (plain && count_flags(chunk.counted) == chunk.count) {
             add_plain_chunk(&s, span, rule, start, chunk.count);
         } else {
-            if (!begun) begin_chunks(&chunk, span);
+            if (!begun) begin_chunks(&chunk, span, LSK_OBJECTIVE_CHUNK);
             begun = 1;
             load_values(&chunk, span, rule, start);
             add_shares(&s, &chunk, rule, weighted);

@@ -23,12 +23,13 @@ LSK_INLINE vl load_moves(const lsk_objective_chunk *chunk, int64_t at) {
     return v;
 }
 
-static void begin_chunks(lsk_objective_chunk *chunk, const lsk_objective_span *span) {
-    memset(chunk->selected, 0, sizeof chunk->selected);
+// For chunks of at most `count` tokens, a multiple of 8.
+static void begin_chunks(lsk_objective_chunk *chunk, const lsk_objective_span *span, int64_t count) {
+    if (!span->selected) memset(chunk->selected, 0, (size_t)count);
     for (int input = 0; input < LSK_OBJECTIVE_INPUTS; input++) {
         if (span->input[input]) continue;
         double value = input == LSK_INPUT_ADVANTAGE ? span->advantage : input == LSK_INPUT_WEIGHT ? 1 : 0;
-        for (int i = 0; i < LSK_OBJECTIVE_CHUNK; i++) chunk->value[input][i] = value;
+        for (int64_t i = 0; i < count; i++) chunk->value[input][i] = value;
     }
 }
 
@@ -133,31 +134,30 @@ static int load_objective(lsk_objective_chunk *chunk, const lsk_objective_span *
 
 // ---- counting
 
-// Whether anything in `count` values of an array is not finite.
+// Whether anything in `count` values of an array is not finite: 0 times it is not 0.
 static int has_non_finite(const char *in, int32_t format, int64_t count) {
     vd wide = {0};
-    vf narrow = {0};
+    vf narrow[4] = {{0}};  // sums that do not wait for each other
     int64_t at = 0;
     if (format == LSK_FP64) {
-        for (; at + LSK_LANES64 <= count; at += LSK_LANES64) {
-            vd x = vd_load((const double *)in + at);
-            wide += x - x;
-        }
+        for (; at + LSK_LANES64 <= count; at += LSK_LANES64) wide = vd_fma(vd_load((const double *)in + at), (vd){}, wide);
         double rest = 0;
         for (; at < count; at++) rest += ((const double *)in)[at] - ((const double *)in)[at];
         if (rest != 0) return 1;
     } else {
-        for (; at + LSK_LANES <= count; at += LSK_LANES) {
-            vf x = load_floats(in + at * size_of(format), format);
-            narrow += x - x;
-        }
-        if (at < count) {
-            vf x = load_some_floats(in + at * size_of(format), format, count - at);
-            narrow += x - x;
+        for (; at + 4 * LSK_LANES <= count; at += 4 * LSK_LANES)
+            LSK_UNROLL for (int i = 0; i < 4; i++)
+                narrow[i] = vf_fma(load_floats(in + (at + i * LSK_LANES) * size_of(format), format), (vf){}, narrow[i]);
+        for (; at < count; at += LSK_LANES) {
+            const int64_t left = count - at;
+            const char *from = in + at * size_of(format);
+            vf x = left < LSK_LANES ? load_some_floats(from, format, left) : load_floats(from, format);
+            narrow[0] = vf_fma(x, (vf){}, narrow[0]);
         }
     }
+    vf all = narrow[0] + narrow[1] + (narrow[2] + narrow[3]);
     int found = 0;
-    for (int i = 0; i < LSK_LANES; i++) found |= narrow[i] != 0;
+    for (int i = 0; i < LSK_LANES; i++) found |= all[i] != 0;
     for (int i = 0; i < LSK_LANES64; i++) found |= wide[i] != 0;
     return found;
 }
@@ -190,7 +190,7 @@ static void objective_count(lsk_objective_counts *counts, const lsk_objective_sp
                             is_suspect(span, LSK_INPUT_CURRENT, start, chunk.count);
         if (suspect) {  // perhaps only where no token counts
             careful.exclude = 1;
-            begin_chunks(&chunk, span);
+            begin_chunks(&chunk, span, LSK_OBJECTIVE_CHUNK);
             load_objective(&chunk, span, &careful, start);
         }
         add_counts_of(counts, &chunk);

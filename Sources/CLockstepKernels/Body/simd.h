@@ -13,6 +13,14 @@
 #define LSK_UNROLL _Pragma("clang loop unroll(full)")
 #endif
 
+// Keeps the compiler from moving what x is made of behind what comes next: where few registers make it form one value
+// after the other, and processors do not look far enough ahead to work on both.
+#if LSK_SET == LSK_AVX2
+#define LSK_IN_STEP(x) __asm__ volatile("" : "+x"(x))
+#else
+#define LSK_IN_STEP(x) (void)0
+#endif
+
 typedef float vf __attribute__((vector_size(LSK_WIDTH)));
 typedef int32_t vi __attribute__((vector_size(LSK_WIDTH)));
 typedef uint32_t vu __attribute__((vector_size(LSK_WIDTH)));

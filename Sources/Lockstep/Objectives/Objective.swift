@@ -230,22 +230,20 @@ extension ObjectiveScan {
         let counts = counts.base[sequence]
         let extent = counts.tokens > 0 ? extent(of: sequence) : 0..<0
         let place = batch.layout.place(of: sequence)
-        for view in [gradient, entropyGradient] {
-            guard let view, length > 0 else { continue }
+        /// Where the gradient of the sequence's first token that counts goes; what is around it is 0.
+        func start(_ view: MutableMatrixView?) -> UnsafeMutableRawPointer? {
+            guard let view, length > 0 else { return nil }
             let (row, size) = (view.address(place), view.format.byteCount)
-            let tail = extent.upperBound
             row.clear(byteCount: extent.lowerBound * size)
-            (row + tail * size).clear(byteCount: (length - tail) * size)
+            (row + extent.upperBound * size).clear(byteCount: (length - extent.upperBound) * size)
+            return row + extent.lowerBound * size
         }
+        let (d, dEntropies) = (start(gradient), start(entropyGradient))
         var found = lsk_objective_sums()
         if counts.tokens > 0 {
-            let at = batch.layout.place(of: sequence, position: extent.lowerBound)
-            let (d, dEntropies) = (gradient?.address(at), entropyGradient?.address(at))
-            let formats = (gradient?.format.rawValue ?? 0, entropyGradient?.format.rawValue ?? 0)
-            var (span, rule) = (span(of: sequence, extent), rule)
             kernels.pointee.objective_terms!(
-                &found, d, formats.0, dEntropies, formats.1, &span, &rule,
-                levels.count > 0 ? levels.base + sequence : nil, weight / share)
+                &found, d, gradient?.format.rawValue ?? 0, dEntropies, entropyGradient?.format.rawValue ?? 0,
+                spans.base + sequence, rules.base, levels.count > 0 ? levels.base + sequence : nil, weight / share)
         }
         sums.add(found, counts, length: length, share: share, batch, kernels)
     }

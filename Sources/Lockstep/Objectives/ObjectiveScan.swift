@@ -6,7 +6,9 @@ import CLockstepKernels
 final class ObjectiveScan {
     let batch: TokenBatch
     let options: ObjectiveOptions
-    let rule: lsk_objective_rule
+    /// One rule, where kernels read it: copying it for each sequence shows.
+    let rules: Scratch<lsk_objective_rule>
+    var rule: lsk_objective_rule { rules.base.pointee }
     let kernels: UnsafePointer<lsk_kernels>
     let threads: Int
     let sequences: Int
@@ -14,8 +16,9 @@ final class ObjectiveScan {
     let counts: Scratch<lsk_objective_counts>
     /// The ratio of each sequence; empty where it is a token's or was not asked for.
     let levels: Scratch<lsk_objective_level>
-    /// The positions of each sequence from its first token that counts to its last.
+    /// The positions of each sequence from its first token that counts to its last, and the kernels' view of them.
     private let extents: Scratch<(first: Int, end: Int)>
+    let spans: Scratch<lsk_objective_span>
     private let tasks: [Range<Int>]
 
     /// A task takes sequences until it has this many tokens.
@@ -31,7 +34,7 @@ final class ObjectiveScan {
         countsOnly: Bool = false, _ execution: Execution
     ) throws(LockstepError) {
         try batch.validate()
-        rule = try options.rule()
+        rules = try Scratch<lsk_objective_rule>(count: 1, filledWith: options.rule())
         self.batch =
             try divergenceOnly
             ? ObjectiveScan.neededForDivergence(batch) : ObjectiveScan.needed(batch, options)
@@ -52,17 +55,19 @@ final class ObjectiveScan {
         self.tasks = tasks
         counts = try Scratch<lsk_objective_counts>(count: sequences, filledWith: .init())
         extents = try Scratch<(first: Int, end: Int)>(count: sequences, filledWith: (0, 0))
-        let hasLevels = !divergenceOnly && !countsOnly && rule.level != LSK_RATIO_TOKEN
+        spans = try Scratch<lsk_objective_span>(count: sequences, filledWith: .init())
+        let hasLevels = !divergenceOnly && !countsOnly && rules.base.pointee.level != LSK_RATIO_TOKEN
         levels = try Scratch<lsk_objective_level>(count: hasLevels ? sequences : 0, filledWith: .init())
         forEachSequence { sequence, _ in
             let extent = findExtent(of: sequence)
             extents.base[sequence] = (extent.lowerBound, extent.upperBound)
-            var (span, rule) = (span(of: sequence, extent), rule)
+            let span = spans.base + sequence
+            span.pointee = self.span(of: sequence, extent)
             if hasLevels {
                 kernels.pointee.objective_level!(
-                    levels.base + sequence, counts.base + sequence, &span, &rule)
+                    levels.base + sequence, counts.base + sequence, span, rules.base)
             } else {
-                kernels.pointee.objective_count!(counts.base + sequence, &span, &rule)
+                kernels.pointee.objective_count!(counts.base + sequence, span, rules.base)
             }
         }
         if options.nonFinite == .exclude { return }
