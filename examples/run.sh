@@ -3,17 +3,24 @@
 #
 # PREFIX is where `make install` put the library. The three languages share one expected output for
 # each example, bits included. Lines that start with "PyTorch" are shown but not compared: they are
-# another library's. Each is given the folder of a small model, which most do not need. --update writes the expected outputs from the C programs.
+# another library's. Each is given the folder of a small model, which most do not need: the built-in one, or one with a larger
+# vocabulary. --update writes the expected outputs from the C programs.
 set -eu
 root=$(cd "$(dirname "$0")" && pwd)
 prefix=$1
 python=${PYTHON:-python3}
 swift=${SWIFT:-swift}
 build=$root/../build/examples
-model=$root/../Tests/Vectors/models/llama_untied
 mkdir -p "$build"
 export PKG_CONFIG_PATH="$prefix/lib/pkgconfig" LD_LIBRARY_PATH="$prefix/lib"
 passed=0 failed=0
+
+model() { # of an example's name
+    case $1 in
+    models) echo "$root/../Tests/Vectors/models/llama_untied" ;;
+    *) echo "$root/data/chain-sft" ;;
+    esac
+}
 
 compare() { # language, name, command...
     language=$1 name=$2
@@ -39,13 +46,14 @@ for source in "$root"/c/*.c; do
     # shellcheck disable=SC2046
     gcc -std=c99 -O2 -Wall -Wextra -pedantic -Werror "$source" -o "$build/$name" \
         $(pkg-config --cflags --libs lockstep) -lm || true
-    [ "${2:-}" != --update ] || "$build/$name" "$model" > "$root/$name.expected"
-    compare c "$name" "$build/$name" "$model"
+    [ "${2:-}" != --update ] || "$build/$name" "$(model "$name")" > "$root/$name.expected"
+    compare c "$name" "$build/$name" "$(model "$name")"
 done
 
 echo "-- python"
 for source in "$root"/python/*.py; do
-    compare python "$(basename "$source" .py)" "$python" "$source" "$model"
+    name=$(basename "$source" .py)
+    compare python "$name" "$python" "$source" "$(model "$name")"
 done
 
 echo "-- swift"
@@ -54,7 +62,7 @@ if "$swift" build --package-path "$root/swift" --scratch-path "$scratch" -c rele
     bin=$("$swift" build --package-path "$root/swift" --scratch-path "$scratch" -c release --show-bin-path)
     for folder in "$root"/swift/Sources/*; do
         name=$(basename "$folder")
-        compare swift "$name" "$bin/$name" "$model"
+        compare swift "$name" "$bin/$name" "$(model "$name")"
     done
 else
     cat "$build/swift.log"

@@ -2489,8 +2489,8 @@ typedef struct {
  * loss_scale   from 2^-60 to 2^60; multiplies them on the way and is taken out again where gradients are added
  * temperature  divides the logits; 1: none
  *
- * An overflow of the backward pass is no error: the report says where, and lockstep_trainer_gradients gives NaN until
- * lockstep_trainer_clear. One of the forward pass is LOCKSTEP_ERROR_NON_FINITE naming layer and operation, and has the
+ * An overflow of the backward pass is no error: outputs are written, the report says where, and
+ * lockstep_trainer_gradients gives NaN until lockstep_trainer_clear. One of the forward pass is LOCKSTEP_ERROR_NON_FINITE naming layer and operation, and has the
  * same effect. After other errors nothing has been added. At most 2^24 tokens until lockstep_trainer_clear. */
 lockstep_status lockstep_trainer_accumulate(
     lockstep_backward_report *report, const lockstep_tensor *log_probs, const lockstep_tensor *entropy,

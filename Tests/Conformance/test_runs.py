@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import resource
 import shutil
 import signal
@@ -518,6 +519,21 @@ def test_a_run_that_diverges(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["step-00000000"]
 
 
+def test_a_loss_that_is_not_finite(tmp_path):
+    """An old policy of e^-690 that nothing bounds: with rewards of 1e99 an infinite loss."""
+    verdicts = itertools.cycle([0.0, 1e99])
+    algorithm = {"policies": "two", "objective": {"log_ratio_min": -math.inf, "log_ratio_max": math.inf}}
+    run = make(functions(rewards=lambda problem, prompt, response: next(verdicts)), algorithm=algorithm)
+    run.save(tmp_path)
+    run.give(1, [replace(each, raw_log_probs=each.raw_log_probs * 0 - 690) for each in drawn(run)])
+    message = "the run diverged .*: the loss is inf; first not finite is the gradient, of sequence 0 at position 3, inf"
+    for call in (run.step, run.step, lambda: run.save(tmp_path)):
+        with pytest.raises(lockstep.NonFiniteError, match=message):
+            call()
+    assert [each.name for each in tmp_path.iterdir()] == ["step-00000000"]
+    assert make(functions(), algorithm=algorithm).step().step == 1
+
+
 def test_a_supervised_run_that_diverges(tmp_path):
     run = lockstep.SupervisedRun(Task("chain", size=6), steps=40, batch=4, recipe="fp16", learning_rate=1e5)
     run.save(tmp_path)
@@ -592,6 +608,41 @@ def test_train(tmp_path):
     assert command(*arguments, tmp_path / "parts", "--steps", 5, "--resume").returncode == 0
     one, other = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts"))
     assert one == other and [json.loads(line)["step"] for line in one.splitlines()] == [1, 2, 3, 4, 5]
+
+
+def test_train_that_diverges(tmp_path):
+    """Exit status 2 and one line that says what was first; the checkpoint before is whole, and what was measured is there."""
+    out = tmp_path / "run"
+    arguments = ["train", "--size", 4, "--prompts", 2, "--samples", 4, "--model-seed", 1, "--learning-rate", 1,
+                 "--steps", 20, "--save-every", 1, "--out", out]
+    done = command(*arguments)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert re.search(r"step \d+: the run diverged and has stopped: .*(layer|tensor|logits)", done.stderr), done.stderr
+    steps = len((out / "metrics.jsonl").read_text().splitlines())
+    kept = newest(out)
+    assert steps >= 1 and kept.name == f"step-{steps:08}"
+    assert lockstep.Model(kept).parameters == 51_488
+    again = command(*arguments, "--resume")  # from there it diverges again, to the letter
+    assert again.returncode == 2 and again.stderr == done.stderr and newest(out) == kept
+
+
+def test_train_on_a_full_disk(tmp_path):
+    """Exit status 2 and what the system says; the checkpoint before is kept, and the run goes on from it elsewhere."""
+    arguments = ["train", "--size", 4, "--prompts", 2, "--samples", 2, "--model-seed", 1, "--save-every", 1]
+    assert command(*arguments, "--steps", 1, "--out", tmp_path / "run").returncode == 0
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    full = subprocess.run(
+        [sys.executable, "-m", "lockstep.cli", *map(str, arguments), "--steps", "2", "--resume", "--out",
+         str(tmp_path / "run")], capture_output=True, text=True, preexec_fn=limit)
+    assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr
+    assert "cannot be written: File too large" in full.stderr.replace("\n", " ")
+    assert [each.name for each in (tmp_path / "run").glob("step-*")] == ["step-00000001"]
+    done = command(*arguments, "--steps", 2, "--resume", "--out", tmp_path / "run")
+    assert done.returncode == 0 and newest(tmp_path / "run").name == "step-00000002", done.stderr
 
 
 def test_pretrain(tmp_path):

@@ -125,6 +125,7 @@ def test_an_overflow_is_said():
     step = trainer.accumulate(tokens, given, loss_scale=2.0**40)
     assert (step.overflows, step.overflow_sequence, step.overflow_layer) == (3, 0, 2)
     assert step.overflow_operation == "output head"
+    assert step.scores.log_probs.tobytes() == trainer.snapshot().score(tokens).log_probs.tobytes()
     assert np.isnan(trainer.gradients()).all()
     trainer.clear()
     assert not trainer.gradients().any()

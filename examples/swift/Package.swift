@@ -8,6 +8,7 @@ let package = Package(
     targets: [
         "first", "batch_invariance", "mismatch", "linear_log_probs", "log", "accumulator", "monitor",
         "corrections", "advantages", "objectives", "presets", "models",
+        "training", "scaler", "tasks", "run", "rollouts",
     ]
     .map {
         .executableTarget(name: $0, dependencies: [.product(name: "Lockstep", package: "lockstep")])

@@ -59,13 +59,15 @@ public final class Model: @unchecked Sendable {
         try adapter?.checkAllRead()
     }
 
-    /// Makes a model of named tensors.
+    /// Makes a model of named tensors; what `frozen` knows is not read.
     init(
-        _ source: any TensorSource, _ configuration: ModelConfiguration, _ recipe: Recipe, parameterCount: Int
+        _ source: any TensorSource, _ configuration: ModelConfiguration, _ recipe: Recipe,
+        parameterCount: Int,
+        frozen: @escaping (WeightNames.Matrix) -> Head? = { _ in nil }
     ) throws(LockstepError) {
         try recipe.check()
         let names = WeightNames(configuration)
-        let loader = WeightLoader(source, recipe)
+        let loader = WeightLoader(source, recipe, frozen)
         self.parameterCount = parameterCount
         self.configuration = configuration
         self.recipe = recipe
@@ -136,10 +138,15 @@ private struct WeightLoader {
     let source: any TensorSource
     let recipe: Recipe
     let memory = PanelMemory(isShared: true)
+    /// Matrices that are there already.
+    let frozen: (WeightNames.Matrix) -> Head?
 
-    init(_ source: any TensorSource, _ recipe: Recipe) {
+    init(
+        _ source: any TensorSource, _ recipe: Recipe, _ frozen: @escaping (WeightNames.Matrix) -> Head?
+    ) {
         self.source = source
         self.recipe = recipe
+        self.frozen = frozen
     }
 
     func layer(_ names: WeightNames, _ index: Int) throws(LockstepError) -> Model.Layer {
@@ -188,6 +195,7 @@ private struct WeightLoader {
     func matrix(
         _ matrix: WeightNames.Matrix, as wanted: Format? = nil
     ) throws(LockstepError) -> Head {
+        if let same = frozen(matrix) { return same }
         let (wide, columns) = (recipe.wideParameters, matrix.columns)
         // Weights that become 8 bits are rounded once, from float32.
         let isNarrow = wanted == .e4m3fn

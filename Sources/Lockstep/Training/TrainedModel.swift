@@ -9,6 +9,13 @@ final class TrainedModel: @unchecked Sendable {
     let embedding: MatrixTarget
     let finalNorm: Int?
     let layers: [Layer]
+    /// Matrices without anything that is trained, by the name of their first part: the next snapshot has the same.
+    private let frozen: [String: Frozen]
+
+    private struct Frozen {
+        let weight: Head
+        let transposed: Head
+    }
 
     /// A matrix of the backward pass.
     struct Matrix {
@@ -36,13 +43,20 @@ final class TrainedModel: @unchecked Sendable {
         let down: Matrix
     }
 
-    init(_ weights: TrainedWeights, _ recipe: Recipe) throws(LockstepError) {
+    /// The masters as they are; `last` is the snapshot before it.
+    init(_ weights: TrainedWeights, _ recipe: Recipe, after last: TrainedModel? = nil) throws(LockstepError) {
         let model = try Model(
-            weights, weights.configuration, recipe, parameterCount: weights.modelCount)
+            weights, weights.configuration, recipe, parameterCount: weights.modelCount,
+            frozen: { last?.frozen[$0.parts[0].name]?.weight })
+        var frozen: [String: Frozen] = [:]
         let names = WeightNames(weights.configuration)
         let memory = PanelMemory(isShared: true)
         func matrix(_ name: WeightNames.Matrix, _ weight: Head) throws(LockstepError) -> Matrix {
-            Matrix(transposed: try weight.transposed(in: memory), target: weights.target(name))
+            let (target, key) = (weights.target(name), name.parts[0].name)
+            let same = last?.frozen[key]?.transposed
+            let transposed = if let same { same } else { try weight.transposed(in: memory) }
+            if target.parts.isEmpty { frozen[key] = Frozen(weight: weight, transposed: transposed) }
+            return Matrix(transposed: transposed, target: target)
         }
         func mlp(
             _ name: (gateAndUp: WeightNames.Matrix, down: WeightNames.Matrix), _ mlp: Model.MLP
@@ -77,6 +91,7 @@ final class TrainedModel: @unchecked Sendable {
         head = try matrix(weights.configuration.isTied ? names.embedding : names.head, model.head)
         embedding = weights.target(names.embedding)
         finalNorm = weights.target(names.finalNorm)
+        self.frozen = frozen
     }
 }
 

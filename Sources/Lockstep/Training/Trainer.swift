@@ -154,7 +154,7 @@ public final class Trainer: @unchecked Sendable {
     public func snapshot() throws(LockstepError) -> Model {
         if isStale {
             trained = try withLockstepFloatMode { () throws(LockstepError) in
-                try TrainedModel(weights, recipe)
+                try TrainedModel(weights, recipe, after: trained)
             }
             for pass in passes { pass.use(trained) }
             isStale = false
@@ -232,20 +232,22 @@ public final class Trainer: @unchecked Sendable {
             }
             addedTokens += tokens.count
             let isKept = temperature == keptTemperature
-            return try run(tokens, layout, outputs) { (sequence, part, first, pass) throws(PassFailure) in
-                var state = pass.own
-                if isKept, sequence < kept.count, kept[sequence].holds(part, trained) {
-                    state = kept[sequence]
-                } else {
-                    try pass.run(part, in: state)
-                }
-                let entropy = gradients.entropy
-                try pass.runBackward(
-                    part, from: state,
-                    dLogProb: { (gradients.logProbs?.double(first + $0) ?? 0) * lossScale },
-                    dEntropy: entropy == nil ? nil : { (entropy?.double(first + $0) ?? 0) * lossScale })
-                return state
-            }
+            let entropy = gradients.entropy
+            return try run(
+                tokens, layout, outputs,
+                { (sequence, part, pass) throws(PassFailure) in
+                    if isKept, sequence < kept.count, kept[sequence].holds(part, trained) {
+                        return kept[sequence]
+                    }
+                    try pass.run(part, in: pass.own)
+                    return pass.own
+                },
+                backward: { (part, first, state, pass) throws(PassFailure) in
+                    try pass.runBackward(
+                        part, from: state,
+                        dLogProb: { (gradients.logProbs?.double(first + $0) ?? 0) * lossScale },
+                        dEntropy: entropy == nil ? nil : { (entropy?.double(first + $0) ?? 0) * lossScale })
+                })
         }
     }
 
@@ -279,7 +281,7 @@ public final class Trainer: @unchecked Sendable {
             }
             keptTemperature = temperature
             let wanted = BackwardOutputs(logProbs: outputs.logProbs, entropy: outputs.entropy)
-            try run(tokens, layout, wanted) { (sequence, part, _, pass) throws(PassFailure) in
+            try run(tokens, layout, wanted) { (sequence, part, pass) throws(PassFailure) in
                 let state = sequence < min(keeping, kept.count) ? kept[sequence] : pass.own
                 try pass.run(part, in: state)
                 return state
@@ -338,12 +340,15 @@ public final class Trainer: @unchecked Sendable {
         }
     }
 
-    /// Calls `body` for each sequence (its number, tokens, where they begin, and a worker's pass), and writes what it
-    /// found.
+    /// Calls `forward` for each sequence (its number, tokens, and a worker's pass) and writes what it found, whatever
+    /// `backward` (tokens, where they begin, what `forward` gave, the pass) meets then.
     @discardableResult
     private func run(
         _ tokens: TokenView, _ layout: SequenceLayout, _ outputs: BackwardOutputs,
-        _ body: (Int, UnsafeBufferPointer<Int32>, Int, SequencePass) throws(PassFailure) -> PassState
+        _ forward: (Int, UnsafeBufferPointer<Int32>, SequencePass) throws(PassFailure) -> PassState,
+        backward: (UnsafeBufferPointer<Int32>, Int, PassState, SequencePass) throws(PassFailure) -> Void = {
+            _, _, _, _ in
+        }
     ) throws(LockstepError) -> BackwardReport {
         let ids = try Scratch<Int32>(count: tokens.count)
         for index in 0..<tokens.count { ids.base[index] = Int32(tokens[index]) }
@@ -357,12 +362,12 @@ public final class Trainer: @unchecked Sendable {
             let part = UnsafeBufferPointer(start: idBase + first, count: layout.length(of: sequence))
             if part.isEmpty { return }
             do throws(PassFailure) {
-                let state = try body(sequence, part, first, passes[worker])
-                guard isWritten else { return }
-                for position in part.indices {
+                let state = try forward(sequence, part, passes[worker])
+                for position in isWritten ? part.indices : 0..<0 {
                     (foundBase[2 * (first + position)], foundBase[2 * (first + position) + 1]) =
                         state.score(position)
                 }
+                try backward(part, first, state, passes[worker])
             } catch {
                 failures[sequence] = error
             }
