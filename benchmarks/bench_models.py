@@ -36,7 +36,8 @@ rows: list[dict] = []
 
 def report(work: str, dtype: str, threads: int, ours: float, **more) -> None:
     """One row: milliseconds, and what they are compared with."""
-    rows.append({"work": work, "format": dtype, "threads": threads, "ours_ms": 1e3 * ours, **more})
+    rows.append({"work": work, "format": dtype, "threads": threads, "instruction_set": harness.instruction_set(),
+                 "ours_ms": 1e3 * ours, **more})
     extras = "  ".join(f"{key} {value:.2f}" for key, value in more.items())
     print(f"{work:34} {dtype:5} {threads} thr {1e3 * ours:9.2f} ms  {extras}", flush=True)
 

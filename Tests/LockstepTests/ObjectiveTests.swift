@@ -66,8 +66,9 @@ private struct ObjectiveData {
         return data
     }
 
-    /// The batch, all arrays in one format but for the scalars. `bare`: without weights and entropies; `whole`: without
-    /// entropies and what leaves tokens out beside the mask.
+    /// The batch, all arrays in one format but for the scalars.
+    ///
+    /// `bare`: without weights and entropies; `whole`: without entropies and what leaves tokens out beside the mask.
     func withBatch<Result>(
         _ format: Format = .fp64, sequenceAdvantages: Bool = false, bare: Bool = false, whole: Bool = false,
         _ body: (TokenBatch) throws -> Result

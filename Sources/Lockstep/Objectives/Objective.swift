@@ -243,7 +243,8 @@ extension ObjectiveScan {
         if counts.tokens > 0 {
             kernels.pointee.objective_terms!(
                 &found, d, gradient?.format.rawValue ?? 0, dEntropies, entropyGradient?.format.rawValue ?? 0,
-                spans.base + sequence, rules.base, levels.count > 0 ? levels.base + sequence : nil, weight / share)
+                spans.base + sequence, rules.base, levels.count > 0 ? levels.base + sequence : nil,
+                weight / share)
         }
         sums.add(found, counts, length: length, share: share, batch, kernels)
     }
