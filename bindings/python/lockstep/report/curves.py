@@ -56,8 +56,8 @@ def draw(panel: Panel, name: str) -> str:
                 continue
             shown = np.isfinite(band.mean) & ((band.mean > 0) | (not panel.log))
             colour = plots._colour(index)
-            ax.plot(band.at[shown], band.mean[shown], color=colour, linestyle=plots.DASHES[index % len(plots.DASHES)],
-                    marker=plots.MARKERS[index % len(plots.MARKERS)] if shown.sum() <= 16 else None, markersize=4.5,
+            ax.plot(band.at[shown], band.mean[shown], color=colour, linestyle=plots._dash(index),
+                    marker=plots._marker(index) if shown.sum() <= 16 else None, markersize=4.5,
                     linewidth=1.4)
             wide = shown & np.isfinite(band.low) & np.isfinite(band.high) & ((band.low > 0) | (not panel.log))
             ax.fill_between(band.at[wide], band.low[wide], band.high[wide], color=colour, alpha=0.15, linewidth=0)

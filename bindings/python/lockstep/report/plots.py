@@ -108,7 +108,7 @@ def sequences(diagnoses: Sequence[Diagnosis]) -> list[str]:
             statistics = diagnosis.statistics
             ax.axhline(0, color=QUIET, linewidth=0.8)
             ax.scatter(values["tokens"], values["log_ratio"], s=14, color=_colour(index),
-                       alpha=0.6, linewidths=0, marker=MARKERS[index % len(MARKERS)],
+                       alpha=0.6, linewidths=0, marker=_marker(index),
                        rasterized=len(values) > 500)
             slope = statistics.slope_per_1000
             mean = statistics.sequence_log_ratio
@@ -147,7 +147,7 @@ def distribution(diagnoses: Sequence[Diagnosis]) -> tuple[str, int]:
             share = np.maximum(counts / max(tokens, 1), floor)
             ax.stairs(share, edges, color=_colour(index), alpha=0.14, fill=True, baseline=floor)
             ax.stairs(share, edges, color=_colour(index), linewidth=1.4, baseline=None,
-                      linestyle=DASHES[index % len(DASHES)])
+                      linestyle=_dash(index))
         _log_axis(ax, 1.05 * floor, 1.5)
         ax.set(xlim=(-reach, reach), xlabel="log ratio d = ln π − ln μ, nats",
                ylabel=f"share of tokens, bins of {2 * reach / BINS:.2g}")
@@ -228,8 +228,8 @@ def steps(diagnoses: Sequence[Diagnosis]) -> list[str]:
                 values = np.array([getattr(value, "value", value) for _, value in known], float)
                 errors = np.array([getattr(value, "standard_error", math.nan) for _, value in known], float)
                 shown = values > 0
-                ax.plot(at[shown], values[shown], color=_colour(index), linestyle=DASHES[index % len(DASHES)],
-                        linewidth=1.4, marker=MARKERS[index % len(MARKERS)] if len(at) <= 40 else None, markersize=4)
+                ax.plot(at[shown], values[shown], color=_colour(index), linestyle=_dash(index),
+                        linewidth=1.4, marker=_marker(index) if len(at) <= 40 else None, markersize=4)
                 band = shown & np.isfinite(errors) & (values > 2 * errors)
                 ax.fill_between(at[band], (values - 2 * errors)[band], (values + 2 * errors)[band],
                                 color=_colour(index), alpha=0.15, linewidth=0)
@@ -254,9 +254,9 @@ def sequence_weight(diagnoses: Sequence[Diagnosis]) -> str:
             if not math.isfinite(weight.variance_per_token):
                 continue
             ax.plot(lengths, 100 * np.exp(-weight.variance_per_token * lengths), color=_colour(index),
-                    linestyle=DASHES[index % len(DASHES)])
+                    linestyle=_dash(index))
             ax.plot([statistics.mean_sequence_length], [100 * statistics.sequence_ess], color=_colour(index),
-                    marker=MARKERS[index % len(MARKERS)], markersize=7, linestyle="none")
+                    marker=_marker(index), markersize=7, linestyle="none")
         ax.axhline(50, color=QUIET, linewidth=0.8)
         ax.set_xscale("log")
         ax.set(xlim=(lengths[0], lengths[-1]), ylim=(0, 104), xlabel="length of the sequences, tokens",
@@ -274,8 +274,8 @@ def growth(lines: Sequence[tuple[str, Sequence[int], Sequence[float]]]) -> str:
         for index, (name, layers, values) in enumerate(lines):
             at, height = np.array(layers, float), np.array(values, float)
             shown = (height > 0) & np.isfinite(height)
-            ax.plot(at[shown], height[shown], color=_colour(index), linestyle=DASHES[index % len(DASHES)],
-                    marker=MARKERS[index % len(MARKERS)] if len(at) <= 40 else None, markersize=4, label=name)
+            ax.plot(at[shown], height[shown], color=_colour(index), linestyle=_dash(index),
+                    marker=_marker(index) if len(at) <= 40 else None, markersize=4, label=name)
             heights += height[shown].tolist()
         low, high = (min(heights[1:]), max(heights[1:])) if len(heights) > 1 else (1e-4, 1e-3)
         _log_axis(ax, 10.0 ** math.floor(math.log10(low)), 10.0 ** (math.floor(math.log10(high)) + 1))
@@ -292,8 +292,8 @@ def key(index: int, place: str) -> str:
         figure = Figure(figsize=(0.42, 0.14))
         ax = figure.add_axes((0, 0, 1, 1), xlim=(0, 1), ylim=(0, 1))
         ax.set_axis_off()
-        ax.plot([0.02, 0.5, 0.98], [0.5] * 3, color=_colour(index), linestyle=DASHES[index % len(DASHES)])
-        ax.plot([0.5], [0.5], color=_colour(index), marker=MARKERS[index % len(MARKERS)], markersize=5)
+        ax.plot([0.02, 0.5, 0.98], [0.5] * 3, color=_colour(index), linestyle=_dash(index))
+        ax.plot([0.5], [0.5], color=_colour(index), marker=_marker(index), markersize=5)
         return _svg(figure, f"key-{place}-{index}", "key")
 
 
@@ -309,10 +309,10 @@ def _bucket_lines(ax: Axes, counts: Axes, edges: NDArray, buckets: NDArray, inde
     middles = middle(edges[:-1] * edges[1:]) if middle is not None else (edges[:-1] + edges[1:]) / 2
     shown = (buckets["tokens"] >= FEWEST_IN_BUCKET) & (buckets["mean_abs_log_ratio"] > 0)
     ax.plot(middles[shown], buckets["mean_abs_log_ratio"][shown], color=_colour(index),
-            linestyle=DASHES[index % len(DASHES)], marker=MARKERS[index % len(MARKERS)], markersize=4.5)
+            linestyle=_dash(index), marker=_marker(index), markersize=4.5)
     drawn = np.append(np.diff(edges) > 0, True)
     counts.stairs(np.maximum(buckets["tokens"][drawn[:-1]], 0.1), edges[drawn], color=_colour(index), linewidth=1.4,
-                  linestyle=DASHES[index % len(DASHES)], baseline=None)
+                  linestyle=_dash(index), baseline=None)
 
 
 def _panel(height: float) -> tuple[Figure, Axes]:
@@ -326,6 +326,15 @@ def _layout() -> ConstrainedLayoutEngine:
 
 def _colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
+
+
+def _dash(index: int) -> Any:
+    """Where colours come again, dash and marker are others."""
+    return DASHES[(index + index // len(COLOURS)) % len(DASHES)]
+
+
+def _marker(index: int) -> str:
+    return MARKERS[(index + 2 * (index // len(COLOURS))) % len(MARKERS)]
 
 
 def _title(label: str) -> str:
