@@ -809,12 +809,20 @@ static void digest_terms(const lsk_objective_span *span, const lsk_objective_rul
     digest_double(sums.ratio);
     digest_integer(sums.clamped);
     for (int64_t i = 0; i < span->count; i++) digest_double(gradient[i] + 0);
+    /* What is written in fp32 may take another way, without masks. */
+    const lsk_objective_sums wide = sums;
     kernels->objective_terms(&sums, narrow, LSK_FP32, NULL, LSK_FP32, span, rule,
                              rule->level != LSK_RATIO_TOKEN ? &found : NULL, 0.37);
-    digest_double(sums.policy + sums.kl);
-    digest_double(sums.k3);
-    digest_integer(sums.low + 3 * sums.high + 7 * sums.dual + 11 * sums.clamped + 13 * sums.kl_clamped);
-    for (int64_t i = 0; i < span->count; i++) digest_double((double)narrow[i] + 0);
+    if (memcmp(&sums, &wide, sizeof sums) != 0) {
+        fprintf(stderr, "objective_terms: sums with a gradient in fp32 differ from those with one in fp64\n");
+        exit(1);
+    }
+    for (int64_t i = 0; i < span->count; i++)
+        if (narrow[i] != (float)gradient[i]) {
+            fprintf(stderr, "objective_terms: the gradient of token %lld in fp32 is not that in fp64, rounded\n",
+                    (long long)i);
+            exit(1);
+        }
 }
 
 static void digest_objective(int32_t term, int32_t level) {
@@ -870,10 +878,26 @@ static void digest_objective(int32_t term, int32_t level) {
             even.input[LSK_INPUT_ADVANTAGE] = even.input[LSK_INPUT_WEIGHT] = even.input[LSK_INPUT_ENTROPY] = NULL;
             even.advantage = kl % 2 ? 1.25 : -0.75;
             if (rule.term != LSK_KL_COV) digest_terms(&even, &rule);
-            rule.ratio_max = __builtin_inf();
-            rule.kl_gradient = LSK_KL_DIRECT;
-            even.input[LSK_INPUT_WEIGHT] = span.input[LSK_INPUT_WEIGHT];
-            if (rule.term != LSK_KL_COV) digest_terms(&even, &rule);
+            if (format == LSK_FP32 && rule.term != LSK_KL_COV) {
+                /* As it mostly is: log ratios near 0 with some far from it, and bounds that do not act. */
+                float *current = (float *)(uintptr_t)span.input[LSK_INPUT_CURRENT];
+                float *reference = (float *)(uintptr_t)span.input[LSK_INPUT_REFERENCE];
+                for (int i = 0; i < COUNT; i++) {
+                    const float scale = i / 8 % 5 == 3 ? 0.6f : 0.05f;
+                    current[i] = ((const float *)span.input[LSK_INPUT_TRAINER])[i] + random_float(scale);
+                    reference[i] = current[i] + random_float(scale);
+                }
+                lsk_objective_rule usual = rule;
+                usual.ratio_max = __builtin_inf();
+                usual.kl_gradient = LSK_KL_DIRECT;
+                even.input[LSK_INPUT_WEIGHT] = span.input[LSK_INPUT_WEIGHT];
+                for (int way = 0; way < 4; way++) {
+                    usual.dual = way < 2 ? 1.05 : __builtin_inf();
+                    usual.kl_output = way % 2 ? 5 : 0.001;
+                    even.advantage = way % 3 ? 1.25 : -0.75;
+                    digest_terms(&even, &usual);
+                }
+            }
             if (kl != LSK_KL_NONE) {
                 kernels->objective_kl(gradient, LSK_FP64, NULL, LSK_FP64, &span, &rule);
                 for (int64_t i = 0; i < span.count; i++) digest_double(gradient[i] + 0);

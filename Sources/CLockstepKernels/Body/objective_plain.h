@@ -188,7 +188,8 @@ LSK_PASS plain_k3(lsk_rest_sums *sums, float *out, double factor, const double *
 // `count` tokens from `start` on, a multiple of 8 and at most a chunk. Returns 0, with nothing done, if they are not of
 // that kind after all.
 static int add_plain_objective(lsk_ratio_sums *r, lsk_term_sums *t, lsk_rest_sums *e, float *out, double factor,
-                     const lsk_objective_span *span, const lsk_objective_rule *rule, int64_t start, int64_t count) {
+                               const lsk_objective_span *span, const lsk_objective_rule *rule, int64_t start,
+                               int64_t count) {
     double ratios[LSK_OBJECTIVE_CHUNK], by[LSK_OBJECTIVE_CHUNK], *slopes = rule->kl == LSK_KL_NONE ? NULL : by;
     const float *inputs[LSK_OBJECTIVE_INPUTS];
     for (int input = 0; input < LSK_OBJECTIVE_INPUTS; input++)
