@@ -1,13 +1,15 @@
 """Reading lines of JSON whose arrays of numbers become NumPy arrays without a Python object a token.
 
-simdjson parses a line about twice as fast as orjson makes objects of it, and what is not wanted of it costs
-nothing more. What it finds is kept as bytes, of which the lines of a block are made arrays together. It is used
-where lines are as expected; every other line, and all that is wrong with one, is left to `json_records.parse`.
+A line is cut into its arrays and the rest, an object of few bytes; simdjson parses the arrays of a block of lines
+together, a column at a time, twice as fast as orjson makes objects of them. It is used where lines are as expected;
+every other line, and all that is wrong with one, is left to `json_records.parse`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,17 +21,17 @@ from .rows import SIDES, BadRow, Rows
 if TYPE_CHECKING:
     from simdjson import Array, Parser
 
+loads: Callable[[bytes], Any]
+try:
+    from orjson import loads
+except ModuleNotFoundError:  # it comes with lockstep[report]; without it reading is about 5 times slower
+    loads = json.loads
+
 FLOATS = {float, int, type(None)}
-# What the bytes of a column are. A mask of booleans is a "t" or "f" a token.
-TYPES = {
-    "trainer": np.float64,
-    "rollout": np.float64,
-    "mask": np.uint8,
-    "numeric mask": np.float64,
-    "token_ids": np.int64,
-}
 # simdjson counts the values of an array so far.
 MOST = 0xFFFFFF
+# What stands for an array in the rest of a line.
+MARKS = [b"[%d]" % index for index in range(64)]
 # What is raised for what simdjson does not parse, and for a value that is not as expected.
 UNFIT = (ValueError, TypeError, RuntimeError, IndexError, AttributeError, KeyError, OverflowError, BadRow)
 
@@ -43,13 +45,11 @@ class About(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line that is as expected. Those of one kind can be packed together."""
+    """A line that is as expected but, maybe, for its arrays. Those of one kind can be packed together."""
 
     kind: tuple
-    """Which columns it has, and whether it has no id."""
-    tokens: int
-    columns: dict[str, Any]
-    """The bytes of each."""
+    """The roles of its arrays, and whether it has no id."""
+    arrays: list[bytes]
     about: About
 
 
@@ -57,102 +57,139 @@ class ArrayReader:
     """Reads lines of one format."""
 
     def __init__(
-        self,
-        roles: Mapping[str, str],
-        about: Callable[[dict], About],
-        others: Collection[str] = (),
-        *,
-        numeric_mask: bool = True,
+        self, roles: Mapping[str, str], about: Callable[[dict], About], *, numeric_mask: bool = True
     ):
-        """Of a line it reads the fields of `roles`, which may be settled later, and `others`.
+        """Of a line it reads the fields of `roles`, which may be settled later.
 
-        `about` is given those that are no columns of tokens. `numeric_mask`: a mask may be of 0 and 1.
+        `about` is given the line with a list of one number in place of each array. `numeric_mask`: a mask may be of
+        0 and 1.
         """
-        self._roles, self._about, self._also, self._numeric_mask = roles, about, others, numeric_mask
+        self._roles, self._about, self._numeric_mask = roles, about, numeric_mask
         self._parser = new_parser()
-        self._names: list[str] = []
-        self._columns: list[tuple[str, str]] = []
-        self._others: list[str] = []
+        self._places: dict[str, int] | None = None
+        self._kinds: tuple[tuple, tuple] = ((), ())
 
     def read(self, line: bytes) -> Line | None:
-        """What a line holds, or None for one that another reader must look at."""
-        if not self._roles or self._parser is None or line[:1] != b"{" or not _flat(line):
+        """A line in parts, or None for one that another reader must look at.
+
+        Each "[" is taken to begin an array, for which a mark is put. In what is left only marks can be lists, so
+        where each of them is the value of a field, none was cut out of a text, an object or another array.
+        """
+        if not self._roles or self._parser is None:
             return None
+        arrays: list[bytes] = []
+        rest: list[bytes] = []
         try:
-            found = self._parser.parse(line)
-            names = list(found)
-            if names != self._names:
-                self._settle(names)
-            about = self._about({name: found[name] for name in self._others})
-            columns: dict[str, Any] = {}
-            tokens = -1
-            for role, name in self._columns:
-                values = found[name]
-                if values is None and role == "token_ids":
-                    continue
-                column, count = None, len(values)
-                if role == "token_ids":
-                    column = values.as_buffer(of_type="i")
-                    if count > tokens and name in WITH_PROMPT:
-                        column, count = memoryview(column)[8 * (count - tokens) :], tokens
-                elif role != "mask":
-                    column = _numbers(values)
-                elif type(values[0]) is bool:
-                    # Of [true,false] this leaves "tf", and of any other value a character of another kind.
-                    column = values.mini.translate(None, b"[,]rueals")
-                elif self._numeric_mask:
-                    role, column = "numeric mask", values.as_buffer(of_type="d")
-                if column is None or count != tokens >= 0:
-                    return None
-                columns[role], tokens = column, count
+            start, at = 0, line.find(b"[")
+            while at >= 0:
+                end = line.index(b"]", at) + 1
+                rest += (line[start:at], MARKS[len(arrays)])
+                arrays.append(line[at:end])
+                start, at = end, line.find(b"[", end)
+            rest.append(line[start:])
+            record = loads(b"".join(rest))
+            places = {name: value[0] for name, value in record.items() if type(value) is list}
+            if len(places) != len(arrays):
+                return None
+            if places != self._places:
+                self._settle(places)
+            name = self._roles.get("token_ids")
+            if name not in places and record.get(name) is not None:
+                return None
+            about = self._about(record)
         except UNFIT:
             return None
-        return Line((*columns, about.id is None), tokens, columns, about) if tokens < MOST else None
+        return Line(self._kinds[about.id is None], arrays, about)
 
     def pack(self, lines: Sequence[Line], numbers: Sequence[int]) -> Rows | None:
         """The rows of lines of one kind, with their numbers; None if there is something wrong with one of them."""
-        columns: dict[str, NDArray] = {
-            role: np.frombuffer(b"".join([line.columns[role] for line in lines]), TYPES[role])
-            for role in lines[0].columns
-        }
-        lengths = [line.tokens for line in lines]
-        counted = np.ones(sum(lengths), np.bool_)
-        for role, no, yes in (("mask", ord("f"), ord("t")), ("numeric mask", 0, 1)):
-            if role in columns:
-                counted = columns[role] == yes
-                if len(counted) != sum(lengths) or not (counted | (columns[role] == no)).all():
-                    return None
-        ids = columns.get("token_ids")
-        if ids is not None and not fit(ids):
+        try:
+            return self._pack(lines, numbers)
+        except UNFIT:
             return None
-        with np.errstate(over="ignore"):  # beyond float32 is infinite, which is told of where it counts
-            sides = {side: columns[side].astype(np.float32) for side in SIDES if side in columns}
-        own, steps, environments = zip(*(line.about for line in lines), strict=True)
+
+    def _pack(self, lines: Sequence[Line], numbers: Sequence[int]) -> Rows | None:
+        columns: dict[str, NDArray] = {}
+        lengths: list[int] = []
+        for role, place in lines[0].kind[0]:
+            texts = [line.arrays[place] for line in lines]
+            if role is None:
+                self._check(texts)
+                continue
+            column, counts = self._column(role, texts)
+            if not columns:
+                lengths = counts
+                if max(counts) >= MOST:
+                    return None
+            elif counts != lengths:
+                if role != "token_ids" or self._roles[role] not in WITH_PROMPT:
+                    return None
+                column = _last(column, np.array(counts), np.array(lengths))
+            columns[role] = column
+        own, steps, environments = zip(*[line.about for line in lines], strict=True)
         return Rows(
-            trainer=sides.get("trainer"),
-            rollout=sides.get("rollout"),
-            mask=counted,
+            trainer=columns.get("trainer"),
+            rollout=columns.get("rollout"),
+            mask=columns["mask"] if "mask" in columns else np.ones(sum(lengths), np.bool_),
             lengths=lengths,
             lines=numbers,
             ids=None if own[0] is None else own,
             steps=steps,
-            token_ids=None if ids is None else ids.astype(np.int32),
+            token_ids=columns.get("token_ids"),
             environments=environments,
         )
 
-    def _settle(self, names: list[str]) -> None:
-        """Finds which fields of a line are to be read."""
-        if len(set(names)) != len(names):  # simdjson finds the first of a name, orjson the last
+    def _column(self, role: str, texts: list[bytes]) -> tuple[NDArray, list[int]]:
+        """The values of the arrays of one column, one after the other, and how many each has.
+
+        Each text has one "]", its last byte, so together they are JSON only where each is an array, or where a text
+        goes from one into another; but texts are no value of a column.
+        """
+        texts[0] = b"[" + texts[0]
+        texts[-1] += b"]"
+        together = b",".join(texts)
+        values = self._parser.parse(together)
+        counts = list(map(len, values))
+        if role == "token_ids":
+            ids = np.frombuffer(values.as_buffer(of_type="i"), np.int64)
+            if not fit(ids):
+                raise OverflowError
+            return ids.astype(np.int32), counts
+        if role == "mask":
+            return self._mask(values, together, sum(counts)), counts
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, which is told of where it counts
+            return _numbers(values).astype(np.float32), counts
+
+    def _mask(self, values: Array, text: bytes, count: int) -> NDArray[np.bool_]:
+        # Of [true,false] this leaves "tf", and of any other value a character of another kind.
+        letters = np.frombuffer(text.translate(None, b"[,] \t\r\nrueals"), np.uint8)
+        mask = letters == ord("t")
+        if len(letters) == count and (mask | (letters == ord("f"))).all():
+            return mask
+        if not self._numeric_mask:
+            raise TypeError
+        numbers = np.frombuffer(values.as_buffer(of_type="d"))
+        if not ((numbers == 0) | (numbers == 1)).all():
             raise ValueError
+        return numbers == 1
+
+    def _check(self, texts: list[bytes]) -> None:
+        """Whether arrays that are not read are JSON."""
+        for text in texts:
+            self._parser.parse(text)
+
+    def _settle(self, places: dict[str, int]) -> None:
+        """Finds the roles of a line's arrays."""
         roles = self._roles
-        self._columns = [
-            (role, roles[role])
+        layout = [
+            (role, places[roles[role]])
             for role in (*SIDES, "mask", "token_ids")
-            if role in roles and (role != "token_ids" or roles[role] in names)
+            if role in roles and (role != "token_ids" or roles[role] in places)
         ]
-        wanted = {*roles.values(), *self._also}.difference(name for _, name in self._columns)
-        self._others = [name for name in names if name in wanted]
-        self._names = names
+        read = {place for _, place in layout}
+        layout += [(None, place) for place in places.values() if place not in read]
+        self._kinds = (tuple(layout), False), (tuple(layout), True)
+        self._places = places
 
 
 def new_parser() -> Parser | None:
@@ -169,23 +206,20 @@ def fit(ids: NDArray) -> bool:
     return len(ids) == 0 or (-(2**31) <= ids.min() and ids.max() < 2**31)
 
 
-def _numbers(values: Array) -> Any:
-    """The bytes of the numbers of an array; null is NaN."""
+def _numbers(values: Array) -> NDArray[np.float64]:
+    """The numbers of arrays; null is NaN."""
     try:
-        return values.as_buffer(of_type="d")
+        return np.frombuffer(values.as_buffer(of_type="d"))
     except TypeError:
-        some = values.as_list()
+        some = list(itertools.chain.from_iterable(values.as_list()))
         if not FLOATS.issuperset(map(type, some)):
             raise
         return np.array(some, np.float64)
 
 
-def _flat(line: bytes) -> bool:
-    """Whether no array stands in another: those simdjson would give as one. Text may look like it."""
-    at = line.find(b"[")
-    while at > 1:
-        before = line[at - 1]
-        if before != 58 and (before != 32 or line[at - 2] != 58):  # ": ["
-            return False
-        at = line.find(b"[", at + 1)
-    return True
+def _last(values: NDArray, counts: NDArray, lengths: NDArray) -> NDArray:
+    """Of each `counts` values the last `lengths`."""
+    if (counts < lengths).any():
+        raise ValueError
+    ends = np.cumsum(lengths)
+    return values[np.repeat(np.cumsum(counts) - ends, lengths) + np.arange(ends[-1])]

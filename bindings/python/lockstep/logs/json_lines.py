@@ -35,7 +35,7 @@ def recognises(head) -> bool:
 def source(path: Path, wanted: Wanted, advance: Callable[[int], None] | None) -> JsonSource:
     """The sequences of one file."""
     records = _Records(wanted)
-    arrays = ArrayReader(records.fields, records.about, HEADER)
+    arrays = ArrayReader(records.fields, records.about)
     return JsonSource(path, wanted, advance, records, records.fields, records.header, arrays)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,12 @@ from numpy.typing import NDArray
 
 from . import files
 from .files import LineReader
-from .json_arrays import FLOATS, ArrayReader, Line, fit
+from .json_arrays import FLOATS, ArrayReader, Line, fit, loads
 from .log import LogError
 from .rows import BadRow, Rows, Wanted
 
-_loads: Callable[[bytes], Any]
-try:
-    from orjson import loads as _loads
-except ModuleNotFoundError:  # it comes with lockstep[report]; without it reading is about 5 times slower
-    _loads = json.loads
-
-# Tokens of so many lines are handed on together.
-TOGETHER = 1 << 15
+# Lines of so many bytes are made arrays together.
+TOGETHER = 1 << 19
 # The first line of a document that json.dump(indent=...) or jq wrote, over many lines.
 OPENINGS = (b"{", b"[", b"[{")
 
@@ -65,41 +58,53 @@ class JsonSource:
     def __iter__(self) -> Iterator[tuple[int, Rows | LogError]]:
         """Rows of one line, or of several that are as expected, of one kind and header."""
         held: list[tuple[int, bytes, Line]] = []
-        tokens, most = 0, min(TOGETHER, self._wanted.batch_tokens)
-        batch = 0
+        size, self._room = 0, self._wanted.batch_tokens
         for number, text in self._records():
             line = self._arrays.read(text) if self._arrays is not None and isinstance(text, bytes) else None
-            if held and (line is None or line.kind != held[0][2].kind or self._said != self.header):
+            if held and (
+                size >= TOGETHER or line is None or line.kind != held[0][2].kind or self._said != self.header
+            ):
                 yield from self._together(held)
-                held, tokens = [], 0
+                held, size = [], 0
             rows = self._row(number, text) if line is None else None
             if self._said != self.header and not isinstance(rows, LogError):
                 self.header = dict(self._said)
             if line is not None:
                 held.append((number, text, line))
-                tokens, batch = tokens + line.tokens, batch + line.tokens
+                size += len(text)
             else:
+                self._count(rows)
                 yield number, rows
-                batch += len(rows.mask) if isinstance(rows, Rows) else 0
-            if held and (tokens >= most or batch >= self._wanted.batch_tokens):
-                yield from self._together(held)
-                held, tokens = [], 0
-            if batch >= self._wanted.batch_tokens:
-                batch = 0
         if held:
             yield from self._together(held)
 
     def _together(self, held: list[tuple[int, bytes, Line]]) -> Iterator[tuple[int, Rows | LogError]]:
-        """The rows of lines that `ArrayReader` took."""
+        """The rows of lines that `ArrayReader` took; where there is something wrong, of each half."""
         numbers, texts, lines = zip(*held, strict=True)
         rows = self._arrays.pack(lines, numbers)
         if rows is not None:
-            yield numbers[0], rows
+            start, ends = 0, np.cumsum([0, *rows.lengths])
+            while start < len(held):
+                end = min(int(np.searchsorted(ends, ends[start] + self._room)), len(held))
+                part = rows.part(start, end, slice(ends[start], ends[end]))
+                self._count(part)
+                yield numbers[start], part
+                start = end
+        elif len(held) > 1:
+            yield from self._together(held[: len(held) // 2])
+            yield from self._together(held[len(held) // 2 :])
         else:
-            said = dict(self._said)  # by the line after them, maybe
-            one_by_one = list(map(self._row, numbers, texts))
+            said = dict(self._said)  # by the line after it, maybe
+            one = self._row(numbers[0], texts[0])
             self._said.update(said)
-            yield from zip(numbers, one_by_one, strict=True)
+            self._count(one)
+            yield numbers[0], one
+
+    def _count(self, rows: Rows | LogError) -> None:
+        """Takes rows off what is left of a batch, so that the next ones end where it does."""
+        self._room -= len(rows.mask) if isinstance(rows, Rows) else 0
+        if self._room <= 0:
+            self._room = self._wanted.batch_tokens
 
     def _row(self, number: int, record: bytes | LogError | Any) -> Rows | LogError:
         """The rows of one line, or what is wrong with it."""
@@ -163,7 +168,7 @@ def is_document(line: bytes) -> bool:
 def parse(text: bytes) -> Any:
     """The JSON value of a line."""
     try:
-        return _loads(text)
+        return loads(text)
     except (ValueError, RecursionError) as error:
         if not text.endswith(b"\n"):
             raise BadRow(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from . import json_records
@@ -44,8 +45,7 @@ def source(path: Path, wanted: Wanted, advance: Callable[[int], None] | None) ->
         return _about(record, wanted)
 
     columns = {role: name for role, name in FIELDS.items() if role != "token_ids" or wanted.token_ids}
-    others = ("schema_version", "run_id", "env_name", *IDENTITY)
-    arrays = ArrayReader(columns, about, others, numeric_mask=False)
+    arrays = ArrayReader(columns, about, numeric_mask=False)
     return JsonSource(path, wanted, advance, parse, FIELDS, {}, arrays)
 
 
@@ -96,4 +96,7 @@ def _identity(record: dict) -> int | None:
     if set(map(type, parts)) != {int} or min(parts) < 0 or max(parts) >= 2**63:
         return None
     run = record.get("run_id")
-    return record_identity(PRIME_RL, text_identity(run) if isinstance(run, str) else 0, *parts)
+    return record_identity(PRIME_RL, _of_run(run) if isinstance(run, str) else 0, *parts)
+
+
+_of_run = lru_cache(16)(text_identity)

@@ -36,6 +36,23 @@ class Rows:
     environments: Sequence[str] | None = None
     """One name a sequence, or None: no sequence has one."""
 
+    def part(self, start: int, end: int, tokens: slice) -> Rows:
+        """The sequences from `start` to `end`, which are `tokens`, without copying those."""
+        if (start, end) == (0, len(self.lengths)):
+            return self
+        of = slice(start, end)
+        return Rows(
+            trainer=None if self.trainer is None else self.trainer[tokens],
+            rollout=None if self.rollout is None else self.rollout[tokens],
+            mask=self.mask[tokens],
+            lengths=self.lengths[of],
+            lines=self.lines[of],
+            ids=None if self.ids is None else self.ids[of],
+            steps=self.steps[of],
+            token_ids=None if self.token_ids is None else self.token_ids[tokens],
+            environments=None if self.environments is None else self.environments[of],
+        )
+
 
 def concatenate(rows: Sequence[Rows]) -> Rows:
     """One Rows of several of the same kind."""
