@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,8 @@ except ModuleNotFoundError:  # it comes with lockstep[report]; without it readin
     loads = json.loads
 
 FLOATS = {float, int, type(None)}
+# What may be where an array of token ids is: its mark, or nothing.
+MAYBE_IDS = {list, type(None)}
 # simdjson counts the values of an array so far.
 MOST = 0xFFFFFF
 # What stands for an array in the rest of a line.
@@ -49,7 +51,8 @@ class Line(NamedTuple):
 
     kind: tuple
     """The roles of its arrays, and whether it has no id."""
-    arrays: list[bytes]
+    arrays: tuple[bytes, ...]
+    """What is between their brackets."""
     about: About
 
 
@@ -69,37 +72,60 @@ class ArrayReader:
         self._places: dict[str, int] | None = None
         self._kinds: tuple[tuple, tuple] = ((), ())
 
-    def read(self, line: bytes) -> Line | None:
-        """A line in parts, or None for one that another reader must look at.
+    @property
+    def ready(self) -> bool:
+        """Whether it knows which columns there are, and has a parser."""
+        return bool(self._roles) and self._parser is not None
 
-        Each "[" is taken to begin an array, for which a mark is put. In what is left only marks can be lists, so
-        where each of them is the value of a field, none was cut out of a text, an object or another array.
-        """
-        if not self._roles or self._parser is None:
-            return None
-        arrays: list[bytes] = []
-        rest: list[bytes] = []
+    def read(self, texts: Sequence[bytes]) -> Iterator[Line | None]:
+        """Each line in parts, or None for one that another reader must look at."""
         try:
-            start, at = 0, line.find(b"[")
-            while at >= 0:
-                end = line.index(b"]", at) + 1
-                rest += (line[start:at], MARKS[len(arrays)])
-                arrays.append(line[at:end])
-                start, at = end, line.find(b"[", end)
-            rest.append(line[start:])
-            record = loads(b"".join(rest))
-            places = {name: value[0] for name, value in record.items() if type(value) is list}
-            if len(places) != len(arrays):
-                return None
-            if places != self._places:
-                self._settle(places)
-            name = self._roles.get("token_ids")
-            if name not in places and record.get(name) is not None:
-                return None
-            about = self._about(record)
+            together = self._cut(texts)
         except UNFIT:
-            return None
-        return Line(self._kinds[about.id is None], arrays, about)
+            together = None
+        name = self._roles.get("token_ids", "")
+        for index, text in enumerate(texts):
+            try:
+                kinds, record, arrays = together[index] if together else self._cut([text])[0]
+                about = self._about(record)
+                if type(record.get(name)) not in MAYBE_IDS:
+                    raise TypeError
+            except UNFIT:
+                yield None
+            else:
+                yield Line(kinds[about.id is None], arrays, about)
+
+    def _cut(self, texts: Sequence[bytes]) -> list[tuple[tuple, dict, tuple[bytes, ...]]]:
+        """Kinds, fields and arrays of lines that have the same arrays; raises one of UNFIT for others.
+
+        Each "[" is taken to begin an array, for which a mark is put. In what is left only marks can be lists; where
+        each is the value of its field in every line, none was cut out of a text, an object or another array.
+        """
+        count = len(texts)
+        first, *parts = b"".join(texts).split(b"[")
+        marks = MARKS[: len(parts) // count]
+        arrays, between = zip(*[part.split(b"]", 1) for part in parts], strict=True)
+        pieces = [first] * (2 * len(parts) + 1)
+        pieces[1::2] = marks * count
+        pieces[2::2] = between
+        rest = b"".join(pieces).strip()
+        # Lines are objects by themselves, not only together, if they have braces but at their ends no others.
+        if count > 1 and not (
+            rest.count(b"{") == rest.count(b"}") == rest.count(b"}\n{") + 1 == count
+            and (rest[0], rest[-1]) == (ord("{"), ord("}"))
+        ):
+            raise ValueError
+        records = loads(b"[" + rest.replace(b"\n", b",") + b"]")
+        places = {name: value[0] for name, value in records[0].items() if type(value) is list}
+        if len(records) != count or len(places) != len(marks):
+            raise ValueError
+        for name, place in places.items():
+            if [record[name] for record in records].count([place]) != count:
+                raise ValueError
+        if places != self._places:
+            self._settle(places)
+        rows = zip(*[iter(arrays)] * len(marks), strict=True)
+        return list(zip(itertools.repeat(self._kinds), records, rows))
 
     def pack(self, lines: Sequence[Line], numbers: Sequence[int]) -> Rows | None:
         """The rows of lines of one kind, with their numbers; None if there is something wrong with one of them."""
@@ -142,12 +168,12 @@ class ArrayReader:
     def _column(self, role: str, texts: list[bytes]) -> tuple[NDArray, list[int]]:
         """The values of the arrays of one column, one after the other, and how many each has.
 
-        Each text has one "]", its last byte, so together they are JSON only where each is an array, or where a text
-        goes from one into another; but texts are no value of a column.
+        Together they are JSON where each is an array, or where a text goes from one into another; but texts are no
+        values of a column.
         """
-        texts[0] = b"[" + texts[0]
-        texts[-1] += b"]"
-        together = b",".join(texts)
+        texts[0] = b"[[" + texts[0]
+        texts[-1] += b"]]"
+        together = b"],[".join(texts)
         values = self._parser.parse(together)
         counts = list(map(len, values))
         if role == "token_ids":
@@ -176,7 +202,7 @@ class ArrayReader:
     def _check(self, texts: list[bytes]) -> None:
         """Whether arrays that are not read are JSON."""
         for text in texts:
-            self._parser.parse(text)
+            self._parser.parse(b"[" + text + b"]")
 
     def _settle(self, places: dict[str, int]) -> None:
         """Finds the roles of a line's arrays."""

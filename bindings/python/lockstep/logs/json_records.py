@@ -57,26 +57,46 @@ class JsonSource:
 
     def __iter__(self) -> Iterator[tuple[int, Rows | LogError]]:
         """Rows of one line, or of several that are as expected, of one kind and header."""
-        held: list[tuple[int, bytes, Line]] = []
+        held: list[tuple[int, bytes]] = []
         size, self._room = 0, self._wanted.batch_tokens
         for number, text in self._records():
-            line = self._arrays.read(text) if self._arrays is not None and isinstance(text, bytes) else None
-            if held and (
-                size >= TOGETHER or line is None or line.kind != held[0][2].kind or self._said != self.header
-            ):
-                yield from self._together(held)
-                held, size = [], 0
-            rows = self._row(number, text) if line is None else None
-            if self._said != self.header and not isinstance(rows, LogError):
-                self.header = dict(self._said)
-            if line is not None:
-                held.append((number, text, line))
+            if self._arrays is not None and self._arrays.ready and isinstance(text, bytes):
+                held.append((number, text))
                 size += len(text)
+                if size < TOGETHER:
+                    continue
+                yield from self._block(held)
             else:
-                self._count(rows)
-                yield number, rows
-        if held:
-            yield from self._together(held)
+                yield from self._block(held)
+                yield number, self._alone(number, text)
+            held, size = [], 0
+        yield from self._block(held)
+
+    def _block(self, held: list[tuple[int, bytes]]) -> Iterator[tuple[int, Rows | LogError]]:
+        """The rows of some lines."""
+        if not held:
+            return
+        like: list[tuple[int, bytes, Line]] = []
+        for (number, text), line in zip(held, self._arrays.read([text for _, text in held]), strict=True):
+            if like and (line is None or line.kind != like[0][2].kind or self._said != self.header):
+                yield from self._together(like)
+                like = []
+            if line is None:
+                yield number, self._alone(number, text)
+            else:
+                like.append((number, text, line))
+                if self._said != self.header:
+                    self.header = dict(self._said)
+        if like:
+            yield from self._together(like)
+
+    def _alone(self, number: int, text: bytes | LogError | Any) -> Rows | LogError:
+        """The rows of one line, and its header."""
+        rows = self._row(number, text)
+        if self._said != self.header and not isinstance(rows, LogError):
+            self.header = dict(self._said)
+        self._count(rows)
+        return rows
 
     def _together(self, held: list[tuple[int, bytes, Line]]) -> Iterator[tuple[int, Rows | LogError]]:
         """The rows of lines that `ArrayReader` took; where there is something wrong, of each half."""

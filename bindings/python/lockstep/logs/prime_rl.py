@@ -92,8 +92,10 @@ def _sequence(record: dict, line: int, wanted: Wanted) -> Rows:
 
 
 def _identity(record: dict) -> int | None:
-    parts = [record.get(name) for name in IDENTITY]
-    if set(map(type, parts)) != {int} or min(parts) < 0 or max(parts) >= 2**63:
+    step, rank, micro_step, index = parts = tuple(map(record.get, IDENTITY))
+    if not type(step) is type(rank) is type(micro_step) is type(index) is int:
+        return None
+    if min(parts) < 0 or max(parts) >= 2**63:
         return None
     run = record.get("run_id")
     return record_identity(PRIME_RL, _of_run(run) if isinstance(run, str) else 0, *parts)
