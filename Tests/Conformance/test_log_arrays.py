@@ -85,6 +85,15 @@ LINES = {
     "blanks": "  " + text(),
     "a byte order mark": "\ufeff" + text(),
     "more": text()[:-1] + " 1\n",
+    "a form feed": "\f" + text(),
+    "a carriage return": text()[:-1] + "\r\n",
+    "an object in an object": text(meta='{"a": {"b": 1}}'),
+    "a column in an object": text(meta='{"trainer": [1, 2, 3]}'),
+    "another array": text(advantages="[1, null, 1e300]", words='["a", "]"]', names='["b"]'),
+    "another array that is not JSON": text(advantages="[1, 02]"),
+    "an array and a name twice": text()[:-2] + ', "trainer": 1}\n',
+    "a name twice and an array": '{"rollout": 1, ' + text()[1:],
+    "two objects": text()[:-1] + ", " + text(),
     "a surrogate": text(env_name='"\\ud800"'),
 }
 
@@ -96,6 +105,38 @@ LINES = {
 def test_a_line_of_named_columns(tmp_path, line, options):
     path = write(tmp_path / "log.jsonl", changed(GOOD, id=100), changed(GOOD, id=101), line, changed(GOOD, id=102))
     fast, slow = with_and_without(path, **options)
+    assert fast == slow
+
+
+TOGETHER = {
+    "a text in two arrays": [text(trainer='["]'), text(trainer='["]')],
+    "a text in two arrays that are not read": [text(words='["]'), text(words='["]')],
+    "an object in two lines": ['{"a": {"b": 1\n', "}}\n"],
+    "two objects and an object in two lines": [text()[:-1] + ", " + text(), '{"a": [{}\n', "{}]}\n"],
+    "an array in two lines": [text(trainer="[-1, [-2]"), text(trainer="-1], -3]")],
+    "an array more, and less": [text(more="[1]"), text()[:-2].replace('"mask": [', '"mask": 0, "x": [') + "}\n"],
+    "marks": [text(trainer="[0]", rollout="[1]"), text(prompt='"[0] [1] [2] [3]"'), text(id="[0]")],
+}
+
+
+@pytest.mark.parametrize("lines", TOGETHER.values(), ids=TOGETHER)
+def test_lines_that_are_json_only_together(tmp_path, lines):
+    for some in (lines, [changed(GOOD, id=100), *lines, changed(GOOD, id=101)]):
+        fast, slow = with_and_without(write(tmp_path / "log.jsonl", *some), skip_bad=True)
+        assert fast == slow
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**4), st.integers(0, 3),
+                          st.text('[]{}",:\\\n 0t', max_size=3)), min_size=1, max_size=4))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_damage(tmp_path, edits):
+    path = tmp_path / "log.jsonl"
+    lines = "".join(text(id=str(index), words='["a"]', more="[0]", mask="[true, false, true]") for index in range(4))
+    for at, removed, added in edits:
+        at %= len(lines)
+        lines = lines[:at] + added + lines[at + removed :]
+    path.write_text(text(id="9") + lines)
+    fast, slow = with_and_without(path, skip_bad=True, mixed=True)
     assert fast == slow
 
 

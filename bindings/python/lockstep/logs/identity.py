@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _WORD = (1 << 64) - 1
+_PACKED = [struct.Struct(f"<{count}Q") for count in range(16)]
 
 # What the parts are hashed from, so that an id of one kind is not that of another.
 OWN, PLACE, PRIME_RL = 1, 2, 3
@@ -43,7 +44,7 @@ def text_identity(text: str) -> int:
 
 def record_identity(*parts: int) -> int:
     """64 bits of BLAKE2b over integers of 64 bits."""
-    packed = struct.pack(f"<{len(parts)}Q", *parts)
+    packed = _PACKED[len(parts)].pack(*parts)
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
 
 

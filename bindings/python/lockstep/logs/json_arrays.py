@@ -51,7 +51,7 @@ class Line(NamedTuple):
 
     kind: tuple
     """The roles of its arrays, and whether it has no id."""
-    arrays: tuple[bytes, ...]
+    arrays: list[bytes]
     """What is between their brackets."""
     about: About
 
@@ -95,20 +95,31 @@ class ArrayReader:
             else:
                 yield Line(kinds[about.id is None], arrays, about)
 
-    def _cut(self, texts: Sequence[bytes]) -> list[tuple[tuple, dict, tuple[bytes, ...]]]:
+    def _cut(self, texts: Sequence[bytes]) -> list[tuple[tuple, dict, list[bytes]]]:
         """Kinds, fields and arrays of lines that have the same arrays; raises one of UNFIT for others.
 
         Each "[" is taken to begin an array, for which a mark is put. In what is left only marks can be lists; where
         each is the value of its field in every line, none was cut out of a text, an object or another array.
         """
         count = len(texts)
-        first, *parts = b"".join(texts).split(b"[")
-        marks = MARKS[: len(parts) // count]
-        arrays, between = zip(*[part.split(b"]", 1) for part in parts], strict=True)
-        pieces = [first] * (2 * len(parts) + 1)
-        pieces[1::2] = marks * count
-        pieces[2::2] = between
-        rest = b"".join(pieces).strip()
+        rows, between = [], []
+        for text in texts:
+            arrays, end, at = [], -1, text.find(b"[")
+            while at >= 0:
+                between.append(text[end + 1 : at])
+                end = text.index(b"]", at)
+                arrays.append(text[at + 1 : end])
+                at = text.find(b"[", end)
+            between.append(text[end + 1 :])
+            rows.append(arrays)
+        marks = MARKS[: len(rows[0])]
+        width = 2 * len(marks) + 1
+        pieces = [b""] * (width * count)
+        for place, mark in enumerate(marks):
+            pieces[2 * place + 1 :: width] = [mark] * count
+        for place in range(len(marks) + 1):
+            pieces[2 * place :: width] = between[place :: len(marks) + 1]
+        rest = b"".join(pieces).strip(b" \t\r\n")
         # Lines are objects by themselves, not only together, if they have braces but at their ends no others.
         if count > 1 and not (
             rest.count(b"{") == rest.count(b"}") == rest.count(b"}\n{") + 1 == count
@@ -124,7 +135,6 @@ class ArrayReader:
                 raise ValueError
         if places != self._places:
             self._settle(places)
-        rows = zip(*[iter(arrays)] * len(marks), strict=True)
         return list(zip(itertools.repeat(self._kinds), records, rows))
 
     def pack(self, lines: Sequence[Line], numbers: Sequence[int]) -> Rows | None:
@@ -137,8 +147,9 @@ class ArrayReader:
     def _pack(self, lines: Sequence[Line], numbers: Sequence[int]) -> Rows | None:
         columns: dict[str, NDArray] = {}
         lengths: list[int] = []
+        arrays = list(zip(*[line.arrays for line in lines], strict=True))
         for role, place in lines[0].kind[0]:
-            texts = [line.arrays[place] for line in lines]
+            texts = list(arrays[place])
             if role is None:
                 self._check(texts)
                 continue

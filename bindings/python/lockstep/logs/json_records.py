@@ -16,7 +16,7 @@ from .log import LogError
 from .rows import BadRow, Rows, Wanted
 
 # Lines of so many bytes are made arrays together.
-TOGETHER = 1 << 19
+TOGETHER = 1 << 20
 # The first line of a document that json.dump(indent=...) or jq wrote, over many lines.
 OPENINGS = (b"{", b"[", b"[{")
 
