@@ -77,6 +77,6 @@ class Seen:
             if len(known):
                 old = known[np.minimum(at, len(known) - 1)] == fresh
                 again[first[start:end][old]] = True
-                at, fresh = at[~old], fresh[~old]
-            self._parts[part] = np.insert(known, at, fresh)
+                fresh = fresh[~old]
+            self._parts[part] = np.sort(np.concatenate((known, fresh)), kind="stable")
         return again
