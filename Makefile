@@ -23,7 +23,7 @@ say = @echo '== $(1)'
 
 .DEFAULT_GOAL := help
 .PHONY: help build library test test-swift test-c test-aarch64 test-install test-python test-examples abi \
-	lint demo check-long check-real pretrain check-pretrain bench install uninstall clean
+	abi-record lint demo check-long check-real pretrain check-pretrain bench install uninstall clean
 
 ## help: this list
 help:
@@ -82,7 +82,11 @@ test-examples: library $(BIN)/lockstep
 
 ## abi: header, export list, library and layers agree
 abi: library
-	@$(PYTHON) Tests/C/check_abi.py $(LIBRARY) .build-lib/release
+	@SWIFT=$(SWIFT) $(PYTHON) Tests/C/check_abi.py $(LIBRARY) .build-lib/release
+
+## abi-record: writes Tests/C/abi anew after an addition to the header; refuses what old programs could not bear
+abi-record:
+	@SWIFT=$(SWIFT) $(PYTHON) Tests/C/abi/recorded.py record
 
 ## lint: format and documentation comments of the Swift code
 lint: | swift-present
