@@ -22,12 +22,28 @@ note() { # name, status of the last command
     if [ "$2" = 0 ]; then echo "ok   $1"; else echo "FAIL $1"; fi
 }
 
+# Linked to a library without symbol versions, as the first was. The functions that the header itself defines end in _of.
+first_program() {
+    first=$root/Tests/C/abi/first
+    mkdir -p "$build/first"
+    sed -n '/_of(/d; s/^[a-z].*[ *]\(lockstep_[a-z0-9_]*\)(.*/void \1(void) {}/p' "$first/lockstep.h" > "$build/first/stubs.c" &&
+        "${CC:-gcc}" -shared -fPIC -Wl,-soname,liblockstep.so.1 "$build/first/stubs.c" -o "$build/first/liblockstep.so" &&
+        "${CC:-gcc}" -std=c99 -I "$first" "$first/program.c" -o "$build/first/then" -L "$build/first" -llockstep &&
+        "${CC:-gcc}" -std=c99 -I "$root/include" "$first/program.c" -o "$build/first/now" -L "$root/build" -llockstep &&
+        "$build/first/then" > "$build/first/then.out" && "$build/first/now" > "$build/first/now.out" &&
+        diff "$build/first/then.out" "$build/first/now.out"
+}
+
 if [ $# = 0 ]; then
     status=0
     compile "$build/header_example.c" "$build/header_example" \
         && "$build/header_example" > "$build/header_example.out" \
         && echo '-0.440190 -0.001006' | diff - "$build/header_example.out" || status=$?
     note "the example in the header compiles and runs" $status
+
+    status=0
+    first_program || status=$?
+    note "a program compiled against the first header gets the same bits as one compiled today" $status
     set -- "$root"/Tests/C/*_test.c
 fi
 
