@@ -4,6 +4,8 @@ SWIFT ?= swift
 PYTHON ?= python3
 PREFIX ?= /usr/local
 DESTDIR ?=
+# STATIC=1 installs the static archive too.
+STATIC ?=
 # TORCH=1 installs PyTorch for the tests that compare with it (a large download, once).
 TORCH ?=
 # PEERS=1 installs other systems (Tests/Conformance/parity/peers.txt), to run their functions beside ours.
@@ -14,6 +16,7 @@ RAY ?=
 VENV := .venv
 BIN := $(VENV)/bin
 LIBRARY := build/liblockstep.so.1
+ARCHIVE := build/liblockstep.a
 REAL := build/real
 SOURCES := $(shell find Sources include bindings/c -type f) Package.swift
 PYTHON_SOURCES := $(shell find bindings/python -type f -not -path '*/__pycache__/*' 2> /dev/null)
@@ -22,14 +25,14 @@ EXAMPLE_PREFIX := $(CURDIR)/build/prefix
 say = @echo '== $(1)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build library test test-swift test-c test-aarch64 test-install test-python test-examples abi \
+.PHONY: help build library archive test test-swift test-c test-aarch64 test-install test-python test-examples abi \
 	abi-record lint demo check-long check-real pretrain check-pretrain bench install uninstall clean
 
 ## help: this list
 help:
 	@echo 'Lockstep: what `make` can do'
 	@sed -n 's/^## \([a-z-]*\): \(.*\)/    \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-19s %s\n", $$1, $$2 }'
-	@echo 'Variables: PREFIX=$(PREFIX) DESTDIR= SWIFT=$(SWIFT) PYTHON=$(PYTHON) TORCH=1 (test with PyTorch)' \
+	@echo 'Variables: PREFIX=$(PREFIX) DESTDIR= STATIC=1 (install the archive too) SWIFT=$(SWIFT) PYTHON=$(PYTHON) TORCH=1 (test with PyTorch)' \
 	    'PEERS=1 (and beside verl and others) RAY=1 (and on a Ray cluster)'
 
 ## build: the Swift package, for Swift programs
@@ -44,6 +47,12 @@ $(LIBRARY): $(SOURCES)
 	$(call say,building the library)
 	@SWIFT=$(SWIFT) bindings/c/build-library.sh build
 	@touch $@
+
+## archive: build/liblockstep.a, the same as a static archive with everything of Swift in it
+archive: $(ARCHIVE)
+
+$(ARCHIVE): $(LIBRARY)
+	@SWIFT=$(SWIFT) bindings/c/build-archive.sh build
 
 .PHONY: swift-present
 swift-present:
@@ -170,9 +179,9 @@ $(VENV)/.peers: Tests/Conformance/parity/peers.txt Tests/Conformance/parity/peer
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r Tests/Conformance/parity/peers.txt
 	@touch $@
 
-## install: header, library, pkg-config and CMake files, under PREFIX (and DESTDIR)
-install: $(LIBRARY)
-	PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' bindings/c/install.sh install
+## install: header, library, pkg-config and CMake files, under PREFIX (and DESTDIR); the archive too with STATIC=1
+install: $(LIBRARY) $(if $(STATIC),$(ARCHIVE))
+	PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' STATIC='$(STATIC)' bindings/c/install.sh install
 
 ## uninstall: remove what install put there
 uninstall:

@@ -163,21 +163,21 @@ def test_report_is_enough_for_the_command_line(environment, bare, tmp_path):
     page, log, table = tmp_path / "page.html", tmp_path / "log.lockstep", tmp_path / "log.jsonl"
     bare(program, "diagnose", SHIPPED, "--html", page)
     assert "<svg" in page.read_text() and page.stat().st_size > 50_000
-    bare(program, "convert", SHIPPED, log)
-    bare(program, "convert", log, table)
+    bare(program, "convert", SHIPPED, "--out", log)
+    bare(program, "convert", log, "--out", table)
     assert bare(program, "certify", log, check=False).returncode in (0, 1, 3, 4)
     bare(program, "advise", log)
     bare(program, "watch", SHIPPED)
     bare(program, "presets", "grpo")
     bare(program, "audit", MODEL)
-    refused = bare(program, "convert", SHIPPED, tmp_path / "log.parquet", check=False)
+    refused = bare(program, "convert", SHIPPED, "--out", tmp_path / "log.parquet", check=False)
     assert refused.returncode == 2 and "pip install 'lockstep[parquet]'" in refused.stderr
 
 
 def test_parquet_is_enough_for_tables(environment, bare, tmp_path):
     python = environment("parquet")
     table = tmp_path / "log.parquet"
-    code = (f"import lockstep.logs as logs; logs.write_log({str(table)!r}, logs.open_log({str(SHIPPED)!r}))\n"
+    code = (f"import lockstep.logs as logs; logs.write_log(logs.open_log({str(SHIPPED)!r}), {str(table)!r})\n"
             f"a, b = (logs.gather(logs.open_log(each)).trainer for each in ({str(table)!r}, {str(SHIPPED)!r}))\n"
             "print(a.size > 0 and a.tobytes() == b.tobytes())")
     assert bare(python, "-c", code).stdout == "True\n"
