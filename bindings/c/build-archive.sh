@@ -23,7 +23,10 @@ ld -r --force-group-allocation -o "$work/all.o" \
     --start-group -lswiftCore -lswiftGlibc -lswift_Concurrency -lswift_StringProcessing -lswift_RegexParser --end-group
 
 sed -n 's/^\(lockstep_[a-z0-9_]*\) .*/\1/p' "$root/include/lockstep.symbols" > "$work/exports"
-nm --undefined-only "$work/all.o" | sed -n 's/.* __start_\(swift5_.*\)/\1/p' > "$work/sections"
+{
+    readelf -S -W "$work/all.o" | sed -n 's/.* \(swift5_[a-z0-9_]*\) .*/\1/p'
+    nm --undefined-only "$work/all.o" | sed -n 's/.* __start_\(swift5_.*\)/\1/p' # also those that are empty here
+} | sort -u > "$work/sections"
 sed 's/.*/__start_& __start_lockstep_&\n__stop_& __stop_lockstep_&/' "$work/sections" > "$work/renames"
 # shellcheck disable=SC2046
 objcopy --strip-debug --strip-unneeded --keep-global-symbols="$work/exports" --redefine-syms="$work/renames" \
