@@ -25,8 +25,8 @@ EXAMPLE_PREFIX := $(CURDIR)/build/prefix
 say = @echo '== $(1)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build library archive test test-swift test-c test-aarch64 test-install test-python test-examples abi \
-	abi-record lint demo check-long check-real pretrain check-pretrain bench install uninstall clean
+.PHONY: help build library archive test test-swift test-c test-aarch64 test-install test-wheel test-python test-examples abi \
+	abi-record lint demo check-long check-source check-real pretrain check-pretrain bench install uninstall clean
 
 ## help: this list
 help:
@@ -62,7 +62,7 @@ swift-present:
 
 ## test: everything, from nothing; prints a count for each part and the sum
 test: $(BIN)/lockstep $(if $(TORCH),$(VENV)/.torch) $(if $(PEERS),$(VENV)/.peers) $(if $(RAY),$(VENV)/.ray)
-	@$(PYTHON) Tests/run.py $(MAKE) test-swift test-c test-aarch64 test-install test-python test-examples abi lint
+	@$(PYTHON) Tests/run.py $(MAKE) test-swift test-c test-aarch64 test-install test-wheel test-python test-examples abi lint
 
 ## test-swift: the Swift tests
 test-swift: | swift-present
@@ -76,9 +76,13 @@ test-c: library
 test-aarch64: | swift-present
 	SWIFT=$(SWIFT) Tests/C/check-aarch64.sh
 
-## test-install: install, move the folder, build with pkg-config and CMake, run without Swift
+## test-install: install, move the folder, build with pkg-config and CMake, run without Swift, uninstall
 test-install: library $(BIN)/lockstep
 	PATH="$$PATH:$(CURDIR)/$(BIN)" Tests/C/install_test.sh
+
+## test-wheel: wheel and source archive, their tag, and clean environments with each extra
+test-wheel: library $(BIN)/lockstep
+	SWIFT=$(SWIFT) $(BIN)/python -m pytest Tests/Install
 
 ## test-python: the Python tests
 test-python: $(BIN)/lockstep
@@ -119,10 +123,14 @@ pretrain: $(BIN)/lockstep
 check-pretrain: pretrain
 	git diff --exit-code --stat -- examples/data/chain-sft
 
-## check-long: BF16, FP16 and FP32 learn the built-in task, 500 steps each; writes benchmarks/results/sanity.json; minutes
-check-long: $(BIN)/lockstep
+## check-long: BF16, FP16 and FP32 learn the built-in task, 500 steps each; writes benchmarks/results/sanity.json; and check-source; minutes
+check-long: check-source $(BIN)/lockstep
 	$(BIN)/lockstep sanity --pairs bf16,fp16,fp32 --algorithms grpo --seeds 1 --out build/sanity-long
 	$(BIN)/python Tests/long/check_sanity.py build/sanity-long benchmarks/results/sanity.json
+
+## check-source: a wheel from the source archive, from nothing, as pip builds it, used without Swift; minutes
+check-source: $(BIN)/lockstep
+	Tests/long/check_source_archive.sh $(CURDIR)/$(BIN)/python
 
 ## check-real: a real model (SmolLM2-135M, from PyPI): rollouts have the bits of scoring; it is trained by LoRA; minutes
 check-real: $(BIN)/lockstep $(REAL)/hf/config.json

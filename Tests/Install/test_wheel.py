@@ -163,14 +163,14 @@ def test_report_is_enough_for_the_command_line(environment, bare, tmp_path):
     page, log, table = tmp_path / "page.html", tmp_path / "log.lockstep", tmp_path / "log.jsonl"
     bare(program, "diagnose", SHIPPED, "--html", page)
     assert "<svg" in page.read_text() and page.stat().st_size > 50_000
-    bare(program, "convert", SHIPPED, "--out", log)
-    bare(program, "convert", log, "--out", table)
+    bare(program, "convert", SHIPPED, "-o", log)
+    bare(program, "convert", log, "-o", table)
     assert bare(program, "certify", log, check=False).returncode in (0, 1, 3, 4)
     bare(program, "advise", log)
     bare(program, "watch", SHIPPED)
     bare(program, "presets", "grpo")
     bare(program, "audit", MODEL)
-    refused = bare(program, "convert", SHIPPED, "--out", tmp_path / "log.parquet", check=False)
+    refused = bare(program, "convert", SHIPPED, "-o", tmp_path / "log.parquet", check=False)
     assert refused.returncode == 2 and "pip install 'lockstep[parquet]'" in refused.stderr
 
 
