@@ -61,9 +61,15 @@ def test_swift_accepts_the_source_archive(unpacked):
         assert f"Name: {name}\n" in described
 
 
-def test_the_source_archive_has_sources_only(source_archive):
+def test_the_source_archive_has_what_builds_it_and_nothing_that_was_built(source_archive):
     with tarfile.open(source_archive) as archive:
         members = archive.getmembers()
+    names = {each.name.partition("/")[2] for each in members}
+    assert {"Package.swift", "LICENSE", "README.md", "pyproject.toml"} <= names
+    for folder in ("Sources", "Tests/LockstepTests", "Tests/LockstepABITests", "bindings", "include", "examples/data/chain-sft"):
+        ours = {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*")
+                if path.is_file() and "__pycache__" not in path.parts}
+        assert ours and ours <= names, ours - names
     assert not [each.name for each in members if re.search(r"\.(so|o|a|pyc)(\.\d+)?$|/\.build|/build/", each.name)]
     assert sum(each.size for each in members) < 16 << 20
 
@@ -82,6 +88,8 @@ def test_the_tag_is_of_what_a_library_needs(tmp_path, monkeypatch):
     assert libraries == set(re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic))
     assert versions == set(re.findall(r"Name: (\S+)  Flags.*Version: [1-9]", listed)) and len(versions) > 5
 
+    monkeypatch.setattr(platform_tag, "glibc_here", lambda: 38)
+
     def needing(libraries, versions):
         monkeypatch.setattr(platform_tag, "needs", lambda path: (libraries, versions))
         return platform_tag.platform_tag(["x"])
@@ -91,7 +99,8 @@ def test_the_tag_is_of_what_a_library_needs(tmp_path, monkeypatch):
     assert needing({"libc.so.6"}, {"GLIBC_2.38", "GLIBC_2.4"}) == f"manylinux_2_38_{machine}"
     assert needing({"libstdc++.so.6"}, {"GLIBCXX_3.4.29"}) == f"manylinux_2_34_{machine}"
     assert needing({"libstdc++.so.6"}, {"CXXABI_1.3.13"}) == f"manylinux_2_34_{machine}"
-    for strange in (({"libfoo.so.1"}, set()), ({"libc.so.6"}, {"GLIBC_PRIVATE"}), ({"libc.so.6"}, {"GLIBCXX_3.4.99"})):
+    for strange in (({"libfoo.so.1"}, set()), ({"libc.so.6"}, {"GLIBC_PRIVATE"}), ({"libc.so.6"}, {"GLIBCXX_3.4.99"}),
+                    ({"libc.so.6"}, {"GLIBC_2.39"})):
         assert needing(*strange) == f"linux_{machine}"
 
 

@@ -11,6 +11,7 @@ scratch=${LOCKSTEP_BUILD_PATH:-$root/.build-lib}
 swift=${SWIFT:-swift}
 objects=$scratch/release
 
+[ -d "$objects/Lockstep.build" ] || "$root/bindings/c/build-library.sh" "$out"
 resources=$("$swift" -print-target-info | sed -n 's/.*"runtimeResourcePath": "\(.*\)".*/\1/p')
 runtime=$(dirname "$resources")/swift_static/linux
 work=$(mktemp -d)

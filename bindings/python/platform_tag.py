@@ -6,6 +6,7 @@ system has. Standard library only; auditwheel, which knows the systems, must agr
 
 from __future__ import annotations
 
+import os
 import struct
 import sysconfig
 from collections.abc import Iterable
@@ -94,6 +95,15 @@ def oldest_glibc(path: str) -> int:
     return found
 
 
+def glibc_here() -> int:
+    """The 36 of this machine's glibc, 2.36; 0 if it has another C library."""
+    try:
+        name, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
+        return int(version.split(".")[1]) if name == "glibc" else 0
+    except (ValueError, IndexError, OSError):
+        return 0
+
+
 def platform_tag(paths: Iterable[str]) -> str:
     """The tag of a wheel with these libraries; without a manylinux tag, the plain one, for this machine only."""
     plain = sysconfig.get_platform().replace("-", "_").replace(".", "_")
@@ -101,6 +111,8 @@ def platform_tag(paths: Iterable[str]) -> str:
         return plain
     try:
         glibc = max(oldest_glibc(path) for path in paths)
+        if glibc > glibc_here():  # a newer compiler than the system's: pip would not install the wheel here
+            raise Unknown(f"what it needs comes with glibc 2.{glibc}, here is 2.{glibc_here()}")
     except Unknown as reason:
         print(f"this wheel is for machines like this one only: {reason}")
         return plain
