@@ -33,6 +33,17 @@ first_program() {
         "$build/first/then" > "$build/first/then.out" && "$build/first/now" > "$build/first/now.out" &&
         diff "$build/first/then.out" "$build/first/now.out"
 }
+# Linked to a library of tomorrow, whose lockstep_version came in 99.0.0.
+newer_program() {
+    mkdir -p "$build/newer"
+    echo 'int lockstep_version(void) { return 0; }' > "$build/newer/stub.c"
+    echo 'LOCKSTEP_99.0.0 { global: lockstep_version; local: *; };' > "$build/newer/stub.map"
+    echo 'int lockstep_version(void); int main(void) { return lockstep_version() != 0; }' > "$build/newer/main.c"
+    "${CC:-gcc}" -shared -fPIC -Wl,-soname,liblockstep.so.1,--version-script="$build/newer/stub.map" "$build/newer/stub.c" \
+        -o "$build/newer/liblockstep.so" &&
+        "${CC:-gcc}" "$build/newer/main.c" -o "$build/newer/main" -L "$build/newer" -llockstep || return 1
+    ! "$build/newer/main" 2> "$build/newer/err" && grep -q "version .LOCKSTEP_99.0.0' not found" "$build/newer/err"
+}
 
 if [ $# = 0 ]; then
     status=0
@@ -44,6 +55,9 @@ if [ $# = 0 ]; then
     status=0
     first_program || status=$?
     note "a program compiled against the first header gets the same bits as one compiled today" $status
+    status=0
+    newer_program || status=$?
+    note "a program that needs a newer library is refused when it starts, by the version it needs" $status
     set -- "$root"/Tests/C/*_test.c
 fi
 
