@@ -99,7 +99,7 @@ abi: library
 
 ## abi-record: writes Tests/C/abi anew after an addition to the header; refuses what old programs could not bear
 abi-record:
-	@SWIFT=$(SWIFT) $(PYTHON) Tests/C/abi/recorded.py record
+	@SWIFT=$(SWIFT) $(PYTHON) Tests/C/abi/recorded.py
 
 ## lint: format and documentation comments of the Swift code
 lint: | swift-present

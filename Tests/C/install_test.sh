@@ -40,7 +40,9 @@ names_no_folder() { ! grep -rIl -e "$root" -e "$work" -e /opt/here "$work/moved"
 check "nothing installed names a folder of the build" names_no_folder
 
 export PKG_CONFIG_PATH="$work/moved/lib/pkgconfig"
-has_version() { [ "$(pkg-config --modversion lockstep)" = "$version" ] && [ "$(pkg-config --modversion lockstep-static)" = "$version" ]; }
+has_version() {
+    [ "$(pkg-config --modversion lockstep)" = "$version" ] && [ "$(pkg-config --modversion lockstep-static)" = "$version" ]
+}
 check "pkg-config knows version $version" has_version
 build() { # program, flags of the compiler...
     program=$1
@@ -66,7 +68,10 @@ archive_names() {
 }
 check "the archive's names are those of lockstep.symbols" archive_names
 # The runtime's sections have names of our own, so that another Swift runtime in the program finds its own only.
-own_sections() { readelf -S -W "$work/moved/lib/liblockstep.a" | grep -q ' lockstep_swift5_' && ! readelf -S -W "$work/moved/lib/liblockstep.a" | grep ' swift5_'; }
+own_sections() {
+    readelf -S -W "$work/moved/lib/liblockstep.a" > "$work/sections"
+    grep -q ' lockstep_swift5_' "$work/sections" && ! grep ' swift5_' "$work/sections"
+}
 check "the archive shares no section with another Swift runtime" own_sections
 
 same_bits() {

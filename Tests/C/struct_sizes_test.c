@@ -12,7 +12,8 @@
 #define OTHER_LOG ROOT "/build/c/struct_sizes_written.lockstep"
 
 enum { TOKENS = 6, ROOM = 8192 };
-static double trainer_data[TOKENS] = {-0.5, -1, -1.5, -0.25, -2, -0.125}, rollout_data[TOKENS] = {-0.5, -1.25, -1, -0.5, -2, -0.25};
+static double trainer_data[TOKENS] = {-0.5, -1, -1.5, -0.25, -2, -0.125};
+static double rollout_data[TOKENS] = {-0.5, -1.25, -1, -0.5, -2, -0.25};
 static double reward_data[2] = {1, 0}, advantage_data[2] = {1, -1}, written[TOKENS];
 static float floats[TOKENS] = {1, 2, 3, 4, 5, 6}, moments[2][TOKENS], masters_data[TOKENS];
 static float logged_data[TOKENS] = {-0.5f, -1, -1.5f, -0.25f, -2, -0.125f};

@@ -66,7 +66,8 @@ def test_the_source_archive_has_what_builds_it_and_nothing_that_was_built(source
         members = archive.getmembers()
     names = {each.name.partition("/")[2] for each in members}
     assert {"Package.swift", "LICENSE", "README.md", "pyproject.toml"} <= names
-    for folder in ("Sources", "Tests/LockstepTests", "Tests/LockstepABITests", "bindings", "include", "examples/data/chain-sft"):
+    for folder in ("Sources", "Tests/LockstepTests", "Tests/LockstepABITests", "bindings", "include",
+                   "examples/data/chain-sft"):
         ours = {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*")
                 if path.is_file() and "__pycache__" not in path.parts}
         assert ours and ours <= names, ours - names

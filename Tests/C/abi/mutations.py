@@ -13,11 +13,13 @@ BEFORE_FUNCTION = "int32_t lockstep_version(void);"
 
 # What is done to the header (old text, new text) and to the list of symbols, and what the answer names.
 REFUSED = {
-    "a frozen struct that grew": ("} lockstep_estimate;", "    double more;\n} lockstep_estimate;", None, "lockstep_estimate"),
+    "a frozen struct that grew": (
+        "} lockstep_estimate;", "    double more;\n} lockstep_estimate;", None, "lockstep_estimate"),
     "a field put before another": (
         "    uint32_t struct_size;\n    int32_t ignore_index;",
         "    uint32_t struct_size;\n    int32_t new;\n    int32_t ignore_index;\n    int32_t reserved;", None, "ignore_index"),
-    "a field that is gone": ("    double min_p;\n} lockstep_log_probs_options;", "} lockstep_log_probs_options;", None, "min_p"),
+    "a field that is gone": (
+        "    double min_p;\n} lockstep_log_probs_options;", "} lockstep_log_probs_options;", None, "min_p"),
     "a parameter of another type": (
         "const char *lockstep_status_name(lockstep_status status);", "const char *lockstep_status_name(int64_t status);",
         None, "lockstep_status_name"),

@@ -1,9 +1,9 @@
-"""The ABI as it was recorded, and as the header makes it: recorded.py check|record
+"""The ABI as it was recorded, and as the header makes it. `make abi` compares them, `make abi-record` runs this file.
 
 `lockstep-1.abi.xml` (libabigail's) holds the functions of soname liblockstep.so.1 and their types, `layout.h`, which the C
-tests compile, every size, offset and constant. `check` compares the header with both, `record` writes them anew. Additions
-are allowed: functions, constants, types, and fields at the end of a struct that begins with struct_size. Whatever else
-differs is refused: programs are out there that were compiled against what is recorded.
+tests compile, every size, offset and constant. Recording writes both anew, if what differs is additions: functions, constants,
+types, and fields at the end of a struct that begins with struct_size. Whatever else differs is refused: programs are out
+there that were compiled against what is recorded.
 
 A Swift library has no debug information that speaks C, so the header is read by clang, each function becomes a C function
 that does nothing, and libabigail reads those. Needs clang (Swift brings one), a C compiler, abidw and abidiff.
@@ -100,7 +100,7 @@ def types(header, symbols, folder):
     source.write_text(header.stubs())
     script.write_text(run(ROOT / "bindings" / "c" / "version-script.sh", symbols))
     run(clang(), "-std=c99", "-g", "-fno-eliminate-unused-debug-types", "-fPIC", "-shared", "-I", header.include, source, "-o",
-        library, "-fuse-ld=lld", f"-Wl,-soname,{SONAME},--version-script={script},--no-undefined-version")
+        library, f"-ffile-prefix-map={folder}=.", "-fuse-ld=lld", f"-Wl,-soname,{SONAME},--version-script={script},--no-undefined-version")
     run("abidw", "--headers-dir", header.include, "--no-corpus-path", "--no-comp-dir-path", "--no-show-locs",
         "--out-file", target, library)
     return target
@@ -208,8 +208,6 @@ def compare(include=INCLUDE, symbols=None, recorded=HERE):
 
 
 def main():
-    if sys.argv[1:] not in (["check"], ["record"]):
-        sys.exit(__doc__)
     if missing():
         sys.exit(f"recorded.py: {', '.join(missing())} not found (Debian: abigail-tools; clang comes with Swift)")
     problems, grown, new_types, new_layout = compare()
@@ -217,12 +215,9 @@ def main():
         print(*problems, sep="\n")
         sys.exit("The ABI is not what programs were compiled against. Restore it, or give the library a new soname "
                  "(CONTRIBUTING.md, Versions).")
-    if sys.argv[1] == "record":
-        (HERE / TYPES).write_bytes(new_types)
-        (HERE / LAYOUT).write_text(new_layout)
-        print("recorded" if grown else "recorded: nothing was new")
-    elif grown:
-        sys.exit("The header has more than is recorded: make abi-record")
+    (HERE / TYPES).write_bytes(new_types)
+    (HERE / LAYOUT).write_text(new_layout)
+    print("recorded" if grown else "recorded: nothing was new")
 
 
 if __name__ == "__main__":
