@@ -53,7 +53,7 @@ swift-present:
 
 ## test: everything, from nothing; prints a count for each part and the sum
 test: $(BIN)/lockstep $(if $(TORCH),$(VENV)/.torch) $(if $(PEERS),$(VENV)/.peers) $(if $(RAY),$(VENV)/.ray)
-	@$(PYTHON) Tests/run.py $(MAKE) test-swift test-c test-aarch64 test-install test-python test-examples abi lint
+	@$(PYTHON) Tests/run.py $(MAKE) "test-swift test-aarch64 test-examples lint" "test-c test-install test-python abi"
 
 ## test-swift: the Swift tests
 test-swift: | swift-present
