@@ -41,7 +41,8 @@ class OnlyInterface:
 
 
 def read(tensor: c.Tensor) -> tuple:
-    """What the library sees in a struct."""
+    """What the library sees in a struct: of ctypes, or the extension's."""
+    tensor = c.Tensor.from_buffer(tensor)
     numbers = ctypes.c_int64 * tensor.ndim
     shape = tuple(numbers.from_address(tensor.shape))
     strides = tuple(numbers.from_address(tensor.strides)) if tensor.strides else None
