@@ -107,7 +107,8 @@ def test_a_source_archive_can_build_itself(tmp_path):
         names = {name.partition("/")[2] for name in file.getnames()}
     needed = {
         "Package.swift", "include/lockstep.h", "include/module.modulemap", "include/lockstep.symbols",
-        "bindings/c/build-library.sh", "bindings/python/hatch_build.py", "LICENSE", "pyproject.toml",
+        "bindings/c/build-library.sh", "bindings/python/hatch_build.py", "bindings/python/extension/fast.c",
+        "bindings/python/extension/build.py", "LICENSE", "pyproject.toml",
     }
     assert needed <= names
     for folder in ("Sources", "Tests/LockstepTests", "Tests/LockstepABITests", "bindings/python/lockstep"):

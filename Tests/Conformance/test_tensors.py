@@ -304,11 +304,6 @@ def test_inputs_are_never_written():
     assert np.array_equal(logits, LOGITS)
 
 
-def test_the_gil_is_released():
-    """ctypes releases it around every call of a CDLL, and holds it for a PyDLL."""
-    assert type(c.library._handle) is ctypes.CDLL
-
-
 def test_bf16_out_needs_ml_dtypes(monkeypatch):
     """Without ml_dtypes the error says what to install."""
     import sys

@@ -48,6 +48,9 @@ def functions(header: str) -> str:
 
 def build(folder: str, *flags: str) -> str | None:
     """Makes FOLDER/_fast.abi3.so; without what that needs, says so in a line and gives None."""
+    target = os.path.join(folder, FILE)
+    if os.path.exists(target):
+        os.remove(target)  # never an old one; a process that has it loaded keeps it
     headers = sysconfig.get_path("include")
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     missing = (
@@ -63,16 +66,16 @@ def build(folder: str, *flags: str) -> str | None:
     os.makedirs(made, exist_ok=True)
     with open(os.path.join(INCLUDE, "lockstep.h")) as header, open(os.path.join(made, "functions.h"), "w") as out:
         out.write(functions(header.read()))
-    target = os.path.join(folder, FILE)
     command = [
         *compiler.split(), "-shared", "-fPIC", "-std=c11", "-O2", "-fvisibility=hidden", *WARNINGS, *flags,
         "-DPy_LIMITED_API=0x030b0000", f"-I{made}", f"-I{INCLUDE}", f"-isystem{headers}", os.path.join(HERE, "fast.c"),
-        "-o", target + ".new"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        print(f"lockstep: built without its CPython extension, which did not compile; calls go through ctypes\n{done.stderr}")
+        "-o", target]
+    try:
+        subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print("lockstep: built without its CPython extension, which did not compile; calls go through ctypes",
+              getattr(error, "stderr", None) or error, sep="\n")
         return None
-    os.replace(target + ".new", target)  # a process may have the old one loaded
     return target
 
 

@@ -55,13 +55,14 @@ static void set(PyObject **field, PyObject *value) {
 }
 
 static int view_init(PyObject *self, PyObject *arguments, PyObject *keywords) {
-    (void)keywords;
+    static char *names[] = {"name", "data", "code", "shape", "strides", "owner", "is_torch", NULL};
     View *v = (View *)self;
     PyObject *name, *shape, *strides, *owner;
     unsigned long long data;
     long long code;
     int is_torch = 0;
-    if (!PyArg_ParseTuple(arguments, "OKLO!OO|p", &name, &data, &code, &PyTuple_Type, &shape, &strides, &owner, &is_torch))
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OKLO!OO|p", names, &name, &data, &code, &PyTuple_Type, &shape,
+                                     &strides, &owner, &is_torch))
         return -1;
     v->data = data, v->code = code, v->is_torch = (char)is_torch;
     set(&v->name, name), set(&v->shape, shape), set(&v->strides, strides), set(&v->owner, owner);
@@ -200,7 +201,7 @@ static bool read_dltensor(Found *found, const lockstep_tensor *tensor) {
     if (known != 1) return false;
     found->data = (char *)tensor->data + tensor->byte_offset;
     found->dimensions = tensor->ndim;
-    found->has_strides = tensor->strides != NULL;
+    found->has_strides = tensor->strides != NULL && tensor->ndim > 0;
     for (int i = 0; i < tensor->ndim; i++) {
         found->shape[i] = tensor->shape[i];
         found->strides[i] = found->has_strides ? tensor->strides[i] : 0;

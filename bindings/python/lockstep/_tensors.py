@@ -134,7 +134,7 @@ class View(_Fields if fast is None else fast.View):  # type: ignore[misc]
             reach = step * extent
         return self.with_layout(self.data, shape, (stride, *self.strides[cut:]))
 
-def _view(x: Array, name: str, written: bool) -> View:
+def _view(x: Array, name: str, written: bool = False) -> View:
     """`view`, in Python: what the extension asks where an array is not a plain one."""
     if isinstance(x, np.ndarray):
         return _numpy_view(x, name, written)
