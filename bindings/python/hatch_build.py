@@ -40,8 +40,14 @@ class CustomBuildHook(BuildHookInterface):
 
 
 def build_extension(root: str, folder: str) -> str | None:
-    """Runs bindings/python/extension/build.py; the path of what it made, if it could."""
+    """Runs bindings/python/extension/build.py; the path of what it made, if it could.
+
+    LOCKSTEP_PYTHON_BINDING says "extension" where it must, "ctypes" where it shall not.
+    """
+    wanted = os.environ.get("LOCKSTEP_PYTHON_BINDING")
+    if wanted == "ctypes":
+        return None
     script = os.path.join(root, "bindings", "python", "extension", "build.py")
-    if subprocess.run([sys.executable, script, folder]).returncode:
+    if subprocess.run([sys.executable, script, folder], check=wanted == "extension").returncode:
         return None
     return os.path.join(folder, "_fast.abi3.so")
