@@ -77,8 +77,7 @@ test-python: $(BIN)/lockstep
 
 # The tests of what crosses the binding: test-python runs them over the extension, where it could be built. The others
 # (log readers, reports, commands, long trainings) reach the library by the same functions.
-BINDING_TESTS := accumulator advantages bad_input binding corrections emulated_formats formats header log_file log_probs \
-	loss_scaler mismatch monitor objectives optimizer package tasks tensors trainer
+BINDING_TESTS := bad_input binding corrections header log_file log_probs mismatch monitor optimizer package tasks tensors
 ## test-ctypes: the Python tests of what crosses the binding, over ctypes
 test-ctypes: $(BIN)/lockstep
 	LOCKSTEP_PYTHON_BINDING=ctypes $(BIN)/python -m pytest $(BINDING_TESTS:%=Tests/Conformance/test_%.py)
