@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import lockstep
+from lockstep import _binding
 from lockstep import _library as c
 
 
@@ -64,7 +65,7 @@ def test_a_library_without_a_function(monkeypatch):
 
 def test_nothing_is_found(monkeypatch, tmp_path):
     monkeypatch.delenv("LOCKSTEP_LIBRARY", raising=False)
-    monkeypatch.setattr(c, "__file__", str(tmp_path / "a" / "b" / "c" / "_library.py"))
+    monkeypatch.setattr(_binding, "__file__", str(tmp_path / "a" / "b" / "c" / "_binding.py"))
     with pytest.raises(ImportError, match="build it with bindings/c/build-library.sh, or set LOCKSTEP_LIBRARY"):
         c._find()
 
