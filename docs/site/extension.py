@@ -146,7 +146,7 @@ def prepare_docstring(app: Sphinx, what: str, name: str, thing: object, options:
         if literal_at is None and not line.lstrip().startswith(">>>"):
             pieces = re.split(r"(`[^`]*`)", line)
             pieces[::2] = [re.sub(r"(?<!\\)([|]|\*+(?=[\w]))", r"\\\1", piece) for piece in pieces[::2]]
-            lines[index] = "".join(pieces)
+            lines[index] = re.sub(r"(?<!`)(`[^`]+`)(?=[A-Za-z])", r"\1\\ ", "".join(pieces))
             if line.rstrip().endswith("::"):
                 literal_at = indent
     if what in ("attribute", "property", "data"):
