@@ -10,6 +10,8 @@ TORCH ?=
 PEERS ?=
 # RAY=1 installs Ray, for the tests that read logs on a cluster (a large download, once).
 RAY ?=
+# The path under which the site of documentation will be served, such as /lockstep; empty: the root of a server.
+DOCS_BASE ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +25,7 @@ say = @echo '== $(1)'
 
 .DEFAULT_GOAL := help
 .PHONY: help build library test test-swift test-c test-aarch64 test-install test-python test-examples abi \
-	lint demo check-long check-real pretrain check-pretrain bench install uninstall clean
+	lint docs demo check-long check-real pretrain check-pretrain bench install uninstall clean
 
 ## help: this list
 help:
@@ -89,6 +91,14 @@ lint: | swift-present
 	$(SWIFT) format lint --strict -r Package.swift Sources Tests examples/swift
 	@echo '1 passed, 0 failed'
 
+## docs: the site of documentation, in build/site: guides, C manual, Python and Swift reference; its links are checked
+docs: library $(BIN)/lockstep
+	$(call say,building the site)
+	@$(BIN)/python -m sphinx -b site -c docs/site -d build/site.doctrees -j auto -W --keep-going -q . build/site
+	@SWIFT=$(SWIFT) docs/site/swift.sh .build-lib build/site/swift '$(DOCS_BASE)'
+	@$(BIN)/python docs/site/check_links.py build/site
+	@echo 'To read it: $(PYTHON) -m http.server --directory build/site'
+
 ## demo: the training-inference mismatch of a real model, BF16 against FP16; and the paper's experiment, quick; minutes
 demo: $(BIN)/lockstep
 	$(BIN)/lockstep diagnose examples/data/smollm2-135m.bf16.jsonl.gz examples/data/smollm2-135m.fp16.jsonl.gz \
@@ -139,7 +149,7 @@ $(VENV)/.made:
 $(VENV)/.packages: pyproject.toml | $(VENV)/.made $(LIBRARY)
 	$(call say,installing Python packages into $(VENV))
 	@$(BIN)/python -m pip install -q --disable-pip-version-check hatchling cmake
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation '.[test,report]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation '.[test,report,docs]'
 	@touch $@
 
 $(BIN)/lockstep: $(VENV)/.packages $(LIBRARY) $(PYTHON_SOURCES)
