@@ -162,6 +162,15 @@ def finish_docstring(app: Sphinx, what: str, name: str, thing: object, options: 
             lines += ["", "In C: " + ", ".join(f"``{each}``" for each in functions) + "."]
 
 
+def finish_signature(app: Sphinx, what: str, name: str, thing: object, options: object, signature: str | None,
+                     result: str | None) -> tuple[str, str | None] | None:
+    """A record of results is not made by its reader: its fields are listed, not how it is called."""
+    fields = getattr(thing, "__dataclass_fields__", None) or getattr(thing, "_fields", None)
+    if what == "class" and fields and signature and "=" not in signature:
+        return "", None
+    return None
+
+
 class CommandHelp(SphinxDirective):
     """What each command says with --help."""
 
@@ -185,5 +194,6 @@ def setup(app: Sphinx) -> dict:
     app.connect("doctree-resolved", link_names)
     app.connect("autodoc-process-docstring", prepare_docstring, priority=400)
     app.connect("autodoc-process-docstring", finish_docstring, priority=600)
+    app.connect("autodoc-process-signature", finish_signature)
     app.add_directive("commands", CommandHelp)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
