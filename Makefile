@@ -186,4 +186,4 @@ uninstall:
 
 ## clean: remove everything that was built
 clean:
-	rm -rf build dist .build .build-* $(VENV) examples/swift/.build
+	rm -rf build dist .build .build-* $(VENV) examples/swift/.build docs/reference/c
