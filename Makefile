@@ -94,7 +94,8 @@ lint: | swift-present
 ## docs: the site of documentation, in build/site: guides, C manual, Python and Swift reference; its links are checked
 docs: library $(BIN)/lockstep
 	$(call say,building the site)
-	@$(BIN)/python -m sphinx -b site -c docs/site -d build/site.doctrees -j auto -W --keep-going -q . build/site
+	@rm -rf build/site
+	@$(BIN)/python -m sphinx -E -b site -c docs/site -d build/site.doctrees -j auto -W --keep-going -q . build/site
 	@SWIFT=$(SWIFT) docs/site/swift.sh .build-lib build/site/swift '$(DOCS_BASE)'
 	@$(BIN)/python docs/site/check_links.py build/site
 	@echo 'To read it: $(PYTHON) -m http.server --directory build/site'
