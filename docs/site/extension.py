@@ -146,7 +146,7 @@ def prepare_docstring(app: Sphinx, what: str, name: str, thing: object, options:
         if literal_at is None and not line.lstrip().startswith(">>>"):
             pieces = re.split(r"(`[^`]*`)", line)
             pieces[::2] = [re.sub(r"(?<!\\)([|]|\*+(?=[\w]))", r"\\\1", piece) for piece in pieces[::2]]
-            pieces[1::2] = [piece + "\\ " * pieces[place + 1][:1].isalpha()  # `LogBatch`es
+            pieces[1::2] = [piece + "\\ " * (len(piece) > 2 and pieces[place + 1][:1].isalpha())  # `LogBatch`es
                             for place, piece in zip(range(1, len(pieces), 2), pieces[1::2])]
             lines[index] = "".join(pieces)
             if line.rstrip().endswith("::"):
