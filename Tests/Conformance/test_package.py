@@ -12,6 +12,7 @@ import pytest
 
 import lockstep
 from conftest import ROOT
+from lockstep import _binding
 from lockstep import _library as c
 
 
@@ -66,7 +67,7 @@ def test_a_library_without_a_function(monkeypatch):
 
 def test_nothing_is_found(monkeypatch, tmp_path):
     monkeypatch.delenv("LOCKSTEP_LIBRARY", raising=False)
-    monkeypatch.setattr(c, "__file__", str(tmp_path / "a" / "b" / "c" / "_library.py"))
+    monkeypatch.setattr(_binding, "__file__", str(tmp_path / "a" / "b" / "c" / "_binding.py"))
     with pytest.raises(ImportError, match="build it with bindings/c/build-library.sh, or set LOCKSTEP_LIBRARY"):
         c._find()
 
@@ -106,7 +107,8 @@ def test_a_source_archive_can_build_itself(tmp_path):
         names = {name.partition("/")[2] for name in file.getnames()}
     needed = {
         "Package.swift", "include/lockstep.h", "include/module.modulemap", "include/lockstep.symbols",
-        "bindings/c/build-library.sh", "bindings/python/hatch_build.py", "LICENSE", "pyproject.toml",
+        "bindings/c/build-library.sh", "bindings/python/hatch_build.py", "bindings/python/extension/fast.c",
+        "bindings/python/extension/build.py", "LICENSE", "pyproject.toml",
     }
     assert needed <= names
     for folder in ("Sources", "Tests/LockstepTests", "Tests/LockstepABITests", "bindings/python/lockstep"):

@@ -1,9 +1,10 @@
-"""Builds the shared library and puts it into the wheel, with the built-in starting model."""
+"""Builds the shared library and the optional extension and puts them into the wheel, with the built-in starting model."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import sysconfig
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -24,11 +25,29 @@ class CustomBuildHook(BuildHookInterface):
         folder = os.path.join(self.root, "build")
         script = os.path.join(self.root, "bindings", "c", "build-library.sh")
         subprocess.run(["sh", script, folder], check=True)  # says so itself where Swift is missing
+        extension = build_extension(self.root, folder)
         if version != "editable":
+            if extension:
+                build_data["force_include"][extension] = f"lockstep/{os.path.basename(extension)}"
             build_data["force_include"][os.path.join(folder, LIBRARY)] = f"lockstep/{LIBRARY}"
             model = os.path.join(self.root, "examples", "data", STARTING_MODEL)
             build_data["force_include"][model] = f"lockstep/sanity/{STARTING_MODEL}"
-        # Any Python 3 on this platform: ctypes needs no Python ABI.
+        # Any Python 3 on this platform: ctypes needs no Python ABI. With the extension too, which is only looked at by
+        # the Pythons that it is for; the tag cp311-abi3 would keep the wheel from all others, which need none.
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{platform}"
+
+
+def build_extension(root: str, folder: str) -> str | None:
+    """Runs bindings/python/extension/build.py; the path of what it made, if it could.
+
+    LOCKSTEP_PYTHON_BINDING says "extension" where it must, "ctypes" where it shall not.
+    """
+    wanted = os.environ.get("LOCKSTEP_PYTHON_BINDING")
+    if wanted == "ctypes":
+        return None
+    script = os.path.join(root, "bindings", "python", "extension", "build.py")
+    if subprocess.run([sys.executable, script, folder], check=wanted == "extension").returncode:
+        return None
+    return os.path.join(folder, "_fast.abi3.so")
