@@ -12,13 +12,15 @@ TORCH ?=
 PEERS ?=
 # RAY=1 installs Ray, for the tests that read logs on a cluster (a large download, once).
 RAY ?=
+# The path under which the site of documentation will be served, such as /lockstep; empty: the root of a server.
+DOCS_BASE ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 LIBRARY := build/liblockstep.so.1
 ARCHIVE := build/liblockstep.a
 REAL := build/real
-SOURCES := $(shell find Sources include bindings/c -type f) Package.swift
+SOURCES := $(shell find Sources include bindings/c -type f -not -path '*.docc/*') Package.swift
 PYTHON_SOURCES := $(shell find bindings/python -type f -not -path '*/__pycache__/*' 2> /dev/null)
 SWIFT_TEST := $(SWIFT) test -c release -Xswiftc -enable-testing --disable-xctest --scratch-path .build-test
 EXAMPLE_PREFIX := $(CURDIR)/build/prefix
@@ -114,6 +116,15 @@ lint: | swift-present
 	$(SWIFT) format lint --strict -r Package.swift Sources Tests examples/swift
 	@echo '1 passed, 0 failed'
 
+## docs: the site of documentation, in build/site: guides, C manual, Python and Swift reference; its links are checked
+docs: library $(BIN)/lockstep
+	$(call say,building the site)
+	@rm -rf build/site
+	@$(BIN)/python -m sphinx -E -b site -c docs/site -d build/site.doctrees -j auto -W --keep-going -q . build/site
+	@SWIFT=$(SWIFT) docs/site/swift.sh .build-lib build/site/swift '$(DOCS_BASE)'
+	@$(BIN)/python docs/site/check_links.py build/site
+	@echo 'To read it: $(PYTHON) -m http.server --directory build/site'
+
 ## demo: the training-inference mismatch of a real model, BF16 against FP16; and the paper's experiment, quick; minutes
 demo: $(BIN)/lockstep
 	$(BIN)/lockstep diagnose examples/data/smollm2-135m.bf16.jsonl.gz examples/data/smollm2-135m.fp16.jsonl.gz \
@@ -172,7 +183,7 @@ $(VENV)/.made:
 $(VENV)/.packages: pyproject.toml | $(VENV)/.made $(LIBRARY)
 	$(call say,installing Python packages into $(VENV))
 	@$(BIN)/python -m pip install -q --disable-pip-version-check hatchling cmake
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation '.[test,report]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation '.[test,report,docs]'
 	@touch $@
 
 $(BIN)/lockstep: $(VENV)/.packages $(LIBRARY) $(PYTHON_SOURCES)
@@ -209,4 +220,4 @@ uninstall:
 
 ## clean: remove everything that was built
 clean:
-	rm -rf build dist .build .build-* $(VENV) examples/swift/.build
+	rm -rf build dist .build .build-* $(VENV) examples/swift/.build docs/reference/c
