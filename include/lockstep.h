@@ -1514,7 +1514,7 @@ typedef struct {
  * REINFORCE_PLUS_PLUS, GAE and both optimal token baselines give each token its own advantage, as does REMAX
  * when rewards are one for each token: [sequences] is then an error. A reward of a sequence is taken as that of its
  * last token. A PASS_AT_K group of one is an error. Memory: 16 bytes a token where tokens differ, else
- * about 100 a sequence. */
+ * 400 a sequence at most. */
 lockstep_status lockstep_advantages(const lockstep_tensor *advantages, const lockstep_tensor *returns,
                                     const lockstep_rewards *rewards, const lockstep_batch *batch,
                                     const lockstep_advantage_options *options);

@@ -39,6 +39,15 @@ struct Scratch<Element: BitwiseCopyable>: ~Copyable {
     deinit { free(base) }
 }
 
+/// Throws where so much memory cannot be had.
+///
+/// Arrays and dictionaries of Swift's end the process where they get none. Where one grows with what a caller gives,
+/// its bytes are asked for here first, in one piece.
+package func askForMemory(_ count: Int, bytesEach: Int) throws(LockstepError) {
+    let (bytes, overflow) = count.multipliedReportingOverflow(by: bytesEach)
+    _ = try Scratch<UInt8>(count: overflow ? .max : bytes)
+}
+
 extension UnsafeMutableRawPointer {
     /// Makes bytes 0: as fast as the system can, which a loop of Swift's is not.
     func clear(byteCount: Int) { memset(self, 0, byteCount) }
