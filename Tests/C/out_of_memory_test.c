@@ -3,7 +3,7 @@
 #include "arguments.h"
 #include "memory_faults.h"
 
-enum { MOST = 150000, ROWS = 40, VOCAB = 3000, WIDTH = 24 };
+enum { MOST = 40000, ROWS = 40, VOCAB = 3000, WIDTH = 24 };
 
 static int64_t sequences, tokens; /* of the batch: a sequence has two tokens */
 static float trainer[2 * MOST], rollout[2 * MOST], current[2 * MOST], entropies[2 * MOST], squared_mass[2 * MOST];
@@ -479,7 +479,7 @@ static void each_allocation_fails(void) {
     printf("    %ld calls ran out of memory\n", memory_failures);
 }
 
-/* With 150,000 sequences a byte for each makes a large block. */
+/* With 40,000 sequences 8 bytes for each make a large block. */
 static void each_limit_is_met(void) {
     make_inputs(MOST);
     for (size_t i = 0; i < SCENARIOS; i++) memory_is_limited(scenarios[i].name, scenarios[i].scenario);

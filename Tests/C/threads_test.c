@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 #include <stdlib.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define FOLDER ROOT "/Tests/Vectors/models/llama_untied"
@@ -444,6 +445,39 @@ static void readers_beside_a_writer(void) {
     CHECK(unlink(followed) == 0);
 }
 
+static int asks;
+
+static void *ask(void *unused) {
+    lockstep_difference row;
+    row.struct_size = sizeof row;
+    while (__atomic_load_n(&asks, __ATOMIC_RELAXED)) lockstep_localiser_read(&row, NULL, localiser, 3);
+    return unused;
+}
+
+/* A fork while threads read names from a shared handle: the child reads them too. */
+static void a_handle_of_many_threads_survives_a_fork(void) {
+    enum { ASKING = 3, FORKS = 150 };
+    pthread_t threads[ASKING];
+    int ended = 0;
+    asks = 1;
+    for (int i = 0; i < ASKING; i++) CHECK(pthread_create(&threads[i], NULL, ask, NULL) == 0);
+    fflush(stdout);
+    for (int i = 0; i < FORKS && ended == i; i++) {
+        pid_t child = fork();
+        int status = 1;
+        if (child == 0) {
+            lockstep_difference row;
+            row.struct_size = sizeof row;
+            alarm(20); /* a child that hangs is killed, and seen below */
+            _exit(lockstep_localiser_read(&row, NULL, localiser, 3) == LOCKSTEP_OK ? 0 : 1);
+        }
+        if (child > 0 && waitpid(child, &status, 0) == child && status == 0) ended++;
+    }
+    CHECK(ended == FORKS);
+    __atomic_store_n(&asks, 0, __ATOMIC_RELAXED);
+    for (int i = 0; i < ASKING; i++) CHECK(pthread_join(threads[i], NULL) == 0);
+}
+
 int main(void) {
     lockstep_mismatch_options how = LOCKSTEP_MISMATCH_OPTIONS_INIT;
     lockstep_localiser_options locate = LOCKSTEP_LOCALISER_OPTIONS_INIT;
@@ -497,6 +531,7 @@ int main(void) {
     CHECK_OK(lockstep_log_reader_open(&reader, path, NULL));
     TEST(eight_threads_have_the_bits_of_one);
     TEST(readers_beside_a_writer);
+    TEST(a_handle_of_many_threads_survives_a_fork);
     lockstep_log_reader_destroy(reader);
     lockstep_trainer_destroy(trainer);
     lockstep_audit_destroy(audit);

@@ -45,7 +45,8 @@ struct Scratch<Element: BitwiseCopyable>: ~Copyable {
 /// its bytes are asked for here first, in one piece.
 package func askForMemory(_ count: Int, bytesEach: Int) throws(LockstepError) {
     let (bytes, overflow) = count.multipliedReportingOverflow(by: bytesEach)
-    _ = try Scratch<UInt8>(count: overflow ? .max : bytes)
+    // Each array has a header.
+    _ = try Scratch<UInt8>(count: overflow || bytes > Int.max - 256 ? .max : bytes + 256)
 }
 
 extension UnsafeMutableRawPointer {
