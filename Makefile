@@ -23,7 +23,7 @@ say = @echo '== $(1)'
 
 .DEFAULT_GOAL := help
 .PHONY: help build library test test-swift test-c test-aarch64 test-install test-python test-examples abi \
-	lint demo check-long check-real pretrain check-pretrain bench install uninstall clean
+	lint demo check-long check-real check-faults check-sanitizers check-valgrind pretrain check-pretrain bench install uninstall clean
 
 ## help: this list
 help:
@@ -110,6 +110,19 @@ check-pretrain: pretrain
 check-long: $(BIN)/lockstep
 	$(BIN)/lockstep sanity --pairs bf16,fp16,fp32 --algorithms grpo --seeds 1 --out build/sanity-long
 	$(BIN)/python Tests/long/check_sanity.py build/sanity-long benchmarks/results/sanity.json
+
+## check-faults: memory, disks and processes that fail, at every call and not at some (docs/Robustness.md); minutes
+check-faults: library $(BIN)/lockstep
+	LOCKSTEP_FAULTS=all Tests/C/run.sh Tests/C/out_of_memory_test.c Tests/C/out_of_memory_models_test.c
+	LOCKSTEP_FAULTS=all $(BIN)/python -m pytest -s Tests/Conformance/test_faults_files.py
+
+## check-sanitizers: the C tests over a library built with AddressSanitizer, then ThreadSanitizer; half an hour
+check-sanitizers: | swift-present
+	SWIFT=$(SWIFT) Tests/long/check_sanitizers.sh
+
+## check-valgrind: the C examples and some C tests under valgrind; minutes
+check-valgrind: library
+	Tests/long/check_valgrind.sh
 
 ## check-real: a real model (SmolLM2-135M, from PyPI): rollouts have the bits of scoring; it is trained by LoRA; minutes
 check-real: $(BIN)/lockstep $(REAL)/hf/config.json
