@@ -3,7 +3,7 @@
 #include "arguments.h"
 #include "memory_faults.h"
 
-enum { MOST = 40000, ROWS = 40, VOCAB = 3000, WIDTH = 24 };
+enum { MOST = 20000, ROWS = 40, VOCAB = 3000, WIDTH = 24 };
 
 static int64_t sequences, tokens; /* of the batch: a sequence has two tokens */
 static float trainer[2 * MOST], rollout[2 * MOST], current[2 * MOST], entropies[2 * MOST], squared_mass[2 * MOST];
@@ -176,12 +176,9 @@ static lockstep_status measure(unsigned char *results) {
 }
 
 static lockstep_status by_sequence(unsigned char *results) {
-    static lockstep_mismatch_sequence found[MOST];
     lockstep_mismatch_options options = mismatch_options();
-    lockstep_status status = SHORT_OF_MEMORY(
-        results, lockstep_mismatch_sequences(found, (size_t)sequences, pi, mu, NULL, &of_offsets.tensor, &options));
-    memcpy(results, found, MEMORY_RESULTS / 2);
-    return status;
+    return SHORT_OF_MEMORY(results, lockstep_mismatch_sequences((void *)results, (size_t)sequences, pi, mu, NULL,
+                                                                &of_offsets.tensor, &options));
 }
 
 static lockstep_status profile(unsigned char *results) {
@@ -479,14 +476,14 @@ static void each_allocation_fails(void) {
     printf("    %ld calls ran out of memory\n", memory_failures);
 }
 
-/* With 40,000 sequences 8 bytes for each make a large block. */
+/* With 20,000 sequences 8 bytes for each make a large block. */
 static void each_limit_is_met(void) {
     make_inputs(MOST);
     for (size_t i = 0; i < SCENARIOS; i++) memory_is_limited(scenarios[i].name, scenarios[i].scenario);
     for (estimator = 0; estimator <= LOCKSTEP_ADVANTAGE_MULTI_TURN_TOKEN_BASELINE; estimator++) {
         char name[48];
         snprintf(name, sizeof name, "advantages, estimator %d", (int)estimator);
-        memory_is_limited(name, advantages);
+        if (memory_tries_all() || estimator % 4 == 0) memory_is_limited(name, advantages);
     }
 }
 

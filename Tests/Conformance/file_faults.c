@@ -31,9 +31,9 @@ static int kind;
 static unsigned char watched[4096]; /* descriptors of files in the folder */
 
 /* What a call needs of the disk. */
-enum { SPACE = 1, CAN_INTERRUPT = 2, DATA = 4 };
+enum { SPACE = 1, CAN_INTERRUPT = 2, DATA = 4, NAMES = 8 };
 
-/* A letter for each call: w where data is written, else x. */
+/* A letter for each call: w where data is written, n where a name is made, changed or removed, else x. */
 static char trace[1 << 16];
 
 __attribute__((visibility("default"))) void file_faults_arm(const char *below, long number, int how) {
@@ -57,7 +57,7 @@ static int watches(int descriptor) {
 /* 0: go on. -1: the call fails, errno says how. 1: half of a write, and no more. */
 static int fault(int needs) {
     long now = __atomic_add_fetch(&seen, 1, __ATOMIC_SEQ_CST);
-    if (now < (long)sizeof trace) trace[now - 1] = needs & DATA ? 'w' : 'x';
+    if (now < (long)sizeof trace) trace[now - 1] = needs & DATA ? 'w' : needs & NAMES ? 'n' : 'x';
     if (at == 0 || now < at) return 0;
     if (now > at) {
         if ((kind == FULL || kind == SHORT) && needs & SPACE) {
@@ -146,9 +146,9 @@ int fsync(int descriptor) { FAILS(watches(descriptor), CAN_INTERRUPT, NEXT(fsync
 int fdatasync(int descriptor) { FAILS(watches(descriptor), CAN_INTERRUPT, NEXT(fdatasync)(descriptor)); }
 int ftruncate(int descriptor, off_t size) { FAILS(watches(descriptor), CAN_INTERRUPT, NEXT(ftruncate)(descriptor, size)); }
 int ftruncate64(int descriptor, off64_t size) { FAILS(watches(descriptor), CAN_INTERRUPT, NEXT(ftruncate64)(descriptor, size)); }
-int rename(const char *from, const char *to) { FAILS(inside(to), SPACE, NEXT(rename)(from, to)); }
-int renameat(int f, const char *from, int t, const char *to) { FAILS(inside(to), SPACE, NEXT(renameat)(f, from, t, to)); }
-int mkdir(const char *path, mode_t mode) { FAILS(inside(path), SPACE, NEXT(mkdir)(path, mode)); }
-int unlink(const char *path) { FAILS(inside(path), 0, NEXT(unlink)(path)); }
-int unlinkat(int f, const char *path, int flags) { FAILS(inside(path), 0, NEXT(unlinkat)(f, path, flags)); }
-int rmdir(const char *path) { FAILS(inside(path), 0, NEXT(rmdir)(path)); }
+int rename(const char *from, const char *to) { FAILS(inside(to), SPACE | NAMES, NEXT(rename)(from, to)); }
+int renameat(int f, const char *from, int t, const char *to) { FAILS(inside(to), SPACE | NAMES, NEXT(renameat)(f, from, t, to)); }
+int mkdir(const char *path, mode_t mode) { FAILS(inside(path), SPACE | NAMES, NEXT(mkdir)(path, mode)); }
+int unlink(const char *path) { FAILS(inside(path), NAMES, NEXT(unlink)(path)); }
+int unlinkat(int f, const char *path, int flags) { FAILS(inside(path), NAMES, NEXT(unlinkat)(f, path, flags)); }
+int rmdir(const char *path) { FAILS(inside(path), NAMES, NEXT(rmdir)(path)); }
