@@ -119,7 +119,9 @@ public final class ReinforcementRun: TrainingRun {
         }
     }
 
-    /// The samples of a step. Where memory for drawing is lacking nothing has changed, and the step can be taken again.
+    /// The samples of a step.
+    ///
+    /// Where memory for drawing is lacking nothing has changed, and the step can be taken again.
     private func drawn(_ plan: StepPlan) throws(LockstepError) -> [RunBatch.Sample] {
         do throws(LockstepError) {
             return try sample(plan)

@@ -55,7 +55,9 @@ struct RunCheckpoint {
         SystemFolder.sync(folder)
         SystemFolder.remove("\(folder)/.\(name).old")
         // It is there: what cannot be removed now is removed after the next.
-        for old in ((try? steps(in: folder)) ?? []).dropLast(max(kept, 1)) { SystemFolder.remove("\(folder)/\(old)") }
+        for old in ((try? steps(in: folder)) ?? []).dropLast(max(kept, 1)) {
+            SystemFolder.remove("\(folder)/\(old)")
+        }
         return final
     }
 

@@ -43,8 +43,10 @@ public class TrainingRun {
         do throws(LockstepError) {
             return try body()
         } catch {
-            let why = error.kind == .outOfMemory ? "has stopped for want of memory" : "diverged and has stopped"
-            let stopped = LockstepError(error.kind, "step \(stepsTaken + 1): the run \(why): \(error.message)")
+            let why =
+                error.kind == .outOfMemory ? "has stopped for want of memory" : "diverged and has stopped"
+            let stopped = LockstepError(
+                error.kind, "step \(stepsTaken + 1): the run \(why): \(error.message)")
             failure = stopped
             throw stopped
         }
@@ -89,7 +91,9 @@ public class TrainingRun {
         } catch {
             // Some of it may have been read: what is there belongs to no step.
             if error.kind != .invalidArgument {
-                failure = LockstepError(error.kind, "run: was not resumed: \(error.message); resume it again, or begin another")
+                failure = LockstepError(
+                    error.kind,
+                    "run: was not resumed: \(error.message); resume it again, or begin another")
             }
             throw error
         }

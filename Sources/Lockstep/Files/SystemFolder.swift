@@ -82,7 +82,9 @@ extension SystemFile {
         try file.finish(bytes.withUnsafeBytes { file.write($0, at: 0) })
     }
 
-    /// Waits until all that was written to a new file is on the disk; `problem` is what a write said. With one no file is left.
+    /// Waits until all that was written to a new file is on the disk; `problem` is what a write said.
+    ///
+    /// With one no file is left.
     func finish(_ problem: String?) throws(LockstepError) {
         if let problem = problem ?? sync() {
             unlink(name)

@@ -43,7 +43,12 @@ struct Scratch<Element: BitwiseCopyable>: ~Copyable {
 ///
 /// Arrays and dictionaries of Swift's end the process where they get none. Where one grows with what a caller gives,
 /// its bytes are asked for here first, in one piece.
-package func askForMemory(_ count: Int, bytesEach: Int) throws(LockstepError) {
+///
+/// - Parameters:
+///   - count: how many.
+///   - bytesEach: bytes for each of them.
+/// - Throws: `.outOfMemory`.
+public func askForMemory(_ count: Int, bytesEach: Int) throws(LockstepError) {
     let (bytes, overflow) = count.multipliedReportingOverflow(by: bytesEach)
     // Each array has a header.
     _ = try Scratch<UInt8>(count: overflow || bytes > Int.max - 256 ? .max : bytes + 256)

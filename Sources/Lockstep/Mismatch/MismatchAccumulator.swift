@@ -84,7 +84,10 @@ public final class MismatchAccumulator: @unchecked Sendable {
 
     /// Throws where there is no memory for the copies of kept values that a report makes, or the bytes of all; without
     /// exact quantiles those are small.
-    package func askForMemory(forBytes: Bool = false) throws(LockstepError) {
+    ///
+    /// - Parameter forBytes: whether bytes are to be made, and not a report.
+    /// - Throws: `.outOfMemory`.
+    public func askForMemory(forBytes: Bool = false) throws(LockstepError) {
         try Lockstep.askForMemory(state.values.count, bytesEach: forBytes ? 32 : 8)
     }
 
