@@ -150,6 +150,18 @@ check-long: check-source $(BIN)/lockstep
 ## check-source: a wheel from the source archive, from nothing, as pip builds it, used without Swift; minutes
 check-source: $(BIN)/lockstep
 	Tests/long/check_source_archive.sh $(CURDIR)/$(BIN)/python
+## check-faults: memory, disks and processes that fail, at every call and not at some (docs/Robustness.md); minutes
+check-faults: library $(BIN)/lockstep
+	LOCKSTEP_FAULTS=all Tests/C/run.sh Tests/C/out_of_memory_test.c Tests/C/out_of_memory_models_test.c
+	LOCKSTEP_FAULTS=all $(BIN)/python -m pytest -s Tests/Conformance/test_faults_files.py
+
+## check-sanitizers: the C tests over a library built with AddressSanitizer, then ThreadSanitizer; half an hour
+check-sanitizers: | swift-present
+	SWIFT=$(SWIFT) Tests/long/check_sanitizers.sh
+
+## check-valgrind: the C examples and some C tests under valgrind; minutes
+check-valgrind: library
+	Tests/long/check_valgrind.sh
 
 ## check-real: a real model (SmolLM2-135M, from PyPI): rollouts have the bits of scoring; it is trained by LoRA; minutes
 check-real: $(BIN)/lockstep $(REAL)/hf/config.json
