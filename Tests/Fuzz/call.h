@@ -78,7 +78,11 @@ static inline void fuzz_set(void *data, lockstep_dtype dtype, int64_t index, dou
     case 0 | 32 << 8: ((int32_t *)data)[index] = (int32_t)integer; break;
     case 0 | 64 << 8: case 1 | 64 << 8: ((int64_t *)data)[index] = integer; break;
     case 1 | 8 << 8: case 6 | 8 << 8: ((uint8_t *)data)[index] = (uint8_t)integer; break;
-    default: ((float *)data)[index] = (float)value; /* fp32 and the emulated formats */
+    default: /* fp32, the emulated formats, and what is no format */
+        if (dtype.bits == 8) ((uint8_t *)data)[index] = (uint8_t)integer;
+        else if (dtype.bits == 16) ((uint16_t *)data)[index] = (uint16_t)integer;
+        else if (dtype.bits == 64) ((int64_t *)data)[index] = integer;
+        else ((float *)data)[index] = (float)value;
     }
 }
 
@@ -161,7 +165,7 @@ static inline const lockstep_tensor *fuzz_tensor_of(fuzz_call *c, int optional, 
             strides[i] = hostile ? 1 : strides[i + 1] * (shape[i + 1] > 0 ? shape[i + 1] : 1);
     if (way >= 15 && way <= 19 && t->ndim >= 1 && t->ndim <= 8) {
         t->strides = strides;
-        if (way == 15) strides[axis] = fuzz_hostile[kind % 8];
+        if (way == 15) strides[axis] = fuzz_hostile[1 + kind % 7]; /* -1 would be right */
         if (way == 16) strides[axis] = 0;
         if (way == 17) for (int i = 0; i < ndim; i++) strides[i] = -strides[i];
         if (way == 18) for (int i = 0; i < ndim; i++) strides[i] *= 1 + (kind & 3); /* gaps */
@@ -263,6 +267,11 @@ static inline void *fuzz_options(fuzz_call *c, const void *usual, size_t size, c
     memcpy(memory, fields, room < sizeof fields ? (size_t)room : sizeof fields);
     fuzz_put(memory, told, 4);
     return memory;
+}
+
+/* Whether options that were made are there with all their fields. */
+static inline int fuzz_is_whole(const void *options, size_t size) {
+    return options != NULL && fuzz_get(options, 4) >= size && fuzz_get(options, 4) <= 4096;
 }
 
 /* A result struct that grows. */

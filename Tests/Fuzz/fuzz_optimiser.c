@@ -43,10 +43,9 @@ void fuzz_one(const uint8_t *data, size_t size) {
         const lockstep_tensor *second = fuzz_vector(&c, FUZZ_REQUIRED, FUZZ_FLOAT32, count, FUZZ_MASK, 0);
         const lockstep_tensor *compensation =
             usual.rounding == 2 ? fuzz_vector(&c, FUZZ_REQUIRED, dtype, count, FUZZ_MASK, 0) : NULL;
+        for (int i = 0; i < c.block_count; i++) c.blocks[i].is_output = 1; /* in place, but for the gradients */
         const lockstep_tensor *gradients = fuzz_vector(&c, FUZZ_REQUIRED, FUZZ_FLOAT32, count, FUZZ_NUMBERS, 0);
         const lockstep_adamw_options *options = fuzz_options(&c, &usual, sizeof usual, NULL);
-        for (int i = 0; i < c.block_count; i++) /* in place, but for the gradients, which stand before the options */
-            c.blocks[i].is_output = i < c.block_count - 2;
         fuzz_ready(&c);
         fuzz_end(&c, lockstep_adamw_step(masters, first, second, compensation, gradients, options), WORDS);
         break;
