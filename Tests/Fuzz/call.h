@@ -29,7 +29,7 @@ enum { FUZZ_REQUIRED = 0, FUZZ_OPTIONAL = 1, FUZZ_BLOCKS = 96, FUZZ_CALL_TENSORS
 typedef struct {
     unsigned char *memory, *before;
     size_t size;
-    int is_output;
+    int is_output, is_tensor;
 } fuzz_block;
 
 typedef struct {
@@ -57,6 +57,7 @@ static inline void *fuzz_memory(fuzz_call *c, size_t size, int is_output) {
     FUZZ_CHECK(block->memory != NULL && block->before != NULL);
     block->size = size;
     block->is_output = is_output;
+    block->is_tensor = 0;
     memset(block->memory, is_output ? 0xa5 : 0, size);
     return block->memory;
 }
@@ -185,7 +186,7 @@ static inline const lockstep_tensor *fuzz_tensor_of(fuzz_call *c, int optional, 
     size_t width = fuzz_width(t->dtype), size = (size_t)(highest - lowest + 1) * width;
     if (way == 20 && c->block_count > 0) { /* the memory of another argument, where that is large enough */
         fuzz_block *other = &c->blocks[kind % c->block_count];
-        if (other->size >= size && (size_t)(uintptr_t)other->memory % width == 0) {
+        if (other->is_tensor && other->size >= size && (size_t)(uintptr_t)other->memory % width == 0) {
             t->data = other->memory;
             c->is_shared |= is_output;
             if (is_output) other->is_output = 1;
@@ -194,6 +195,7 @@ static inline const lockstep_tensor *fuzz_tensor_of(fuzz_call *c, int optional, 
     }
     if (way == 21) t->byte_offset = width * (1 + kind % 3u);
     unsigned char *memory = fuzz_memory(c, size + (size_t)t->byte_offset, is_output);
+    c->blocks[c->block_count - 1].is_tensor = 1;
     fuzz_fill(c, memory + t->byte_offset, t->dtype, (int64_t)(size / width), values, limit);
     t->data = memory + (size_t)-lowest * width;
     if (way == 22) t->data = NULL;

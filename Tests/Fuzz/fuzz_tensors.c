@@ -55,7 +55,7 @@ void fuzz_one(const uint8_t *data, size_t size) {
         const lockstep_tensor *b =
             fuzz_tensor_of(&c, FUZZ_REQUIRED, same[0] ? same : all, ndim, extents, FUZZ_NUMBERS, 0);
         fuzz_ready(&c);
-        fuzz_end(&c, lockstep_ulp_distance(d, a, b), "distance a b: dtype");
+        fuzz_end(&c, lockstep_ulp_distance(d, a, b), "distance a b dtype");
     }
     fuzz_free(&c);
 }

@@ -169,6 +169,35 @@ def texts():
         seed("task", name, "\n".join(f'{{"prompt": "{p}", "answer": "{a}"}}' for p, a in lines) + "\n\n")
 
 
+def readers():
+    """A log in each of the formats that are written, and some lines of others'."""
+    import io
+
+    import readers as target
+
+    record = {"id": 1, "step": 2, "token_ids": [5, 6, 7], "mask": [0, 1, 1], "trainer": [-1.0, -2.0, -3.0],
+              "rollout": [-1.5, -2.5, -3.5]}
+    lines = "\n".join(json.dumps(record | {"id": i}) for i in range(2)).encode()
+    answer = {"choices": [{"token_ids": [1, 2], "logprobs": {
+        "content": [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -0.25}]}}], "model": "m"}
+    plain = {"choices": [{"logprobs": {"tokens": ["a"], "token_logprobs": [-0.5]}}]}
+    prompts = {"prompt_token_ids": [1, 2], "prompt_logprobs": [None, {"2": {"logprob": -0.5, "rank": 1}}]}
+    for kind in (0, 2, target.TABLE, target.RECORDS):
+        seed("readers", f"lines-{kind}", bytes([kind, 8]) + lines)
+    for name, each in (("chat", answer), ("completion", plain), ("prompt", prompts)):
+        seed("readers", f"{name}-line", bytes([0, 8]) + json.dumps(each).encode())
+        seed("readers", f"{name}-document", bytes([1, 9]) + json.dumps([each]).encode())
+    arrays = b""
+    for values in (np.float32([-1, -2, -3]), np.float32([-1, -2, -3.5]), np.uint8([0, 1, 1]), np.int64([0, 1, 3])):
+        file = io.BytesIO()
+        np.save(file, values)
+        arrays += file.getvalue()
+    seed("readers", "arrays", bytes([target.ARRAYS, 0]) + arrays)
+    for kind, packed in ((3, target.TABLE), (4, target.RECORDS), (6, target.ARRAYS)):
+        seed("readers", f"file-{kind}", bytes([kind, 0]) + target.packed(packed, arrays if kind == 6 else lines))
+    seed("readers", "own", bytes([9, 0]) + (HERE / "corpus" / "log" / "seed-plain").read_bytes())
+
+
 def checkpoints():
     task = lockstep.Task("chain", size=3)
     run = lockstep.Run(lockstep.Environment(task), algorithm="paper/grpo", model=str(TINY), prompts=2, samples=2, threads=1)
@@ -183,5 +212,5 @@ def checkpoints():
 
 
 if __name__ == "__main__":
-    for make in (models, states, logs, texts, checkpoints):
+    for make in (models, states, logs, texts, checkpoints, readers):
         make()

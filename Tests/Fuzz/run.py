@@ -24,7 +24,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SCRATCH = ROOT / ".build-fuzz"
-FAMILIES = sorted(path.stem.removeprefix("fuzz_") for path in HERE.glob("fuzz_*.c"))
+#: The readers of logs are Python's, and run under atheris.
+FAMILIES = sorted([*(path.stem.removeprefix("fuzz_") for path in HERE.glob("fuzz_*.c")), "readers"])
 #: Of a family's corpus in the repository.
 LARGEST_CORPUS = 48 * 1024
 FAULTS_A_ROUND = 5
@@ -38,17 +39,34 @@ def build_library():
          "-Xcc", "-fsanitize=fuzzer-no-link"], check=True)
 
 
+def build_readers(work):
+    """A virtual environment with atheris, over the one that the tests run in."""
+    venv = work / "venv"
+    if not venv.exists():
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+        subprocess.run([venv / "bin" / "pip", "install", "-q", "--disable-pip-version-check", "atheris"], check=True)
+        packages = next((ROOT / ".venv" / "lib").glob("python3*")) / "site-packages"
+        (next((venv / "lib").glob("python3*")) / "site-packages" / "tests.pth").write_text(f"{packages}\n")
+
+
+def program(family, work):
+    if family == "readers":
+        return [work / "venv" / "bin" / "python", HERE / "readers.py"]
+    return [work / "programs" / family]
+
+
 def build_target(family, work):
+    if family == "readers":
+        return build_readers(work)
     swift = shutil.which(os.environ.get("SWIFT", "swift"))
     clang = Path(swift).resolve().parent / "clang"
-    program = work / "programs" / family
-    program.parent.mkdir(parents=True, exist_ok=True)
+    target = work / "programs" / family
+    target.parent.mkdir(parents=True, exist_ok=True)
     library = SCRATCH / "release"
     subprocess.run(
         [clang, "-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-fuse-ld=lld", "-fsanitize=address,fuzzer",
          "-I", ROOT / "include", f'-DROOT="{ROOT}"', HERE / f"fuzz_{family}.c", HERE / "engine.c", HERE / "files.c",
-         "-o", program, "-L", library, "-llockstep", f"-Wl,-rpath,{library}", "-lm", "-lpthread"], check=True)
-    return program
+         "-o", target, "-L", library, "-llockstep", f"-Wl,-rpath,{library}", "-lm", "-lpthread"], check=True)
 
 
 def environment():
@@ -65,7 +83,6 @@ def arguments(family, work):
 
 def fuzz(family, seconds, work):
     """Runs a family; after a fault it goes on. Returns what was done."""
-    program = work / "programs" / family
     corpus = work / "corpus" / family
     for folder in (corpus, work / "faults" / family, work / "logs"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +92,7 @@ def fuzz(family, seconds, work):
         while (left := int(end - time.monotonic())) > 0 and done["faults"] < FAULTS_A_ROUND:
             start = log.tell()
             process = subprocess.Popen(
-                [program, *arguments(family, work), f"-max_total_time={left}", "-print_final_stats=1", corpus,
+                [*program(family, work), *arguments(family, work), f"-max_total_time={left}", "-print_final_stats=1", corpus,
                  HERE / "corpus" / family], stdout=log, stderr=log, env=environment())
             _, status, used = os.wait4(process.pid, 0)
             text = (work / "logs" / family).read_text(errors="replace")[start:]
@@ -107,7 +124,7 @@ def keep(family, work):
     shutil.rmtree(merged, ignore_errors=True)
     merged.mkdir(parents=True)
     subprocess.run(
-        [work / "programs" / family, *arguments(family, work), "-merge=1", "-set_cover_merge=1", "-max_len=8192", merged,
+        [*program(family, work), *arguments(family, work), "-merge=1", "-set_cover_merge=1", "-max_len=8192", merged,
          work / "corpus" / family, target], env=environment(), check=True, stderr=subprocess.DEVNULL)
     for old in target.iterdir():
         if re.fullmatch(r"[0-9a-f]{40}|seed-.*", old.name):
