@@ -12,6 +12,8 @@ TORCH ?=
 PEERS ?=
 # RAY=1 installs Ray, for the tests that read logs on a cluster (a large download, once).
 RAY ?=
+# Of each target of `make fuzz`.
+SECONDS ?= 60
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -32,7 +34,7 @@ say = @echo '== $(1)'
 help:
 	@echo 'Lockstep: what `make` can do'
 	@sed -n 's/^## \([a-z-]*\): \(.*\)/    \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-19s %s\n", $$1, $$2 }'
-	@echo 'Variables: PREFIX=$(PREFIX) DESTDIR= STATIC=1 (install the archive too) SWIFT=$(SWIFT) PYTHON=$(PYTHON) TORCH=1 (test with PyTorch)' \
+	@echo 'Variables: PREFIX=$(PREFIX) DESTDIR= STATIC=1 (install the archive too) SWIFT=$(SWIFT) PYTHON=$(PYTHON) SECONDS=60 (fuzz) TORCH=1 (test with PyTorch)' \
 	    'PEERS=1 (and beside verl and others) RAY=1 (and on a Ray cluster)'
 
 ## build: the Swift package, for Swift programs
@@ -63,7 +65,7 @@ swift-present:
 ## test: everything, from nothing; prints a count for each part and the sum
 test: $(BIN)/lockstep $(if $(TORCH),$(VENV)/.torch) $(if $(PEERS),$(VENV)/.peers) $(if $(RAY),$(VENV)/.ray)
 	@$(PYTHON) Tests/run.py $(MAKE) "test-swift test-aarch64 test-examples lint" \
-	    "test-c test-install test-wheel test-python test-ctypes abi"
+	    "test-c test-fuzz test-install test-wheel test-python test-ctypes abi"
 
 ## test-swift: the Swift tests
 test-swift: | swift-present
@@ -72,6 +74,14 @@ test-swift: | swift-present
 ## test-c: the C tests, against the built library
 test-c: library
 	Tests/C/run.sh
+
+## test-fuzz: what fuzzing found and reached, and seeded changes of it
+test-fuzz: library
+	Tests/Fuzz/replay.sh
+
+## fuzz: coverage-guided fuzzing, SECONDS each target; adds to Tests/Fuzz/record.json (docs/Robustness.md)
+fuzz: | swift-present
+	SWIFT=$(SWIFT) $(PYTHON) Tests/Fuzz/run.py all --seconds $(SECONDS)
 
 ## test-aarch64: every kernel on every instruction set, and emulated on aarch64, gives the same bits
 test-aarch64: | swift-present

@@ -117,6 +117,19 @@ def add(path, family, done):
     path.write_text(json.dumps(dict(sorted(record.items())), indent=1) + "\n")
 
 
+def write_table(record):
+    """The table of docs/Robustness.md, of the record."""
+    rows = [f"| `{family}` | {done['cpu_seconds'] / 60:.1f} | {done['executions']:,} | {done['edges']:,} | {done['faults']} |"
+            for family, done in record.items()]
+    sums = [sum(done[key] for done in record.values()) for key in ("cpu_seconds", "executions", "faults")]
+    table = "\n".join(["| target | CPU minutes | inputs | edges | faults met |", "|---|---|---|---|---|", *rows,
+                       f"| all | {sums[0] / 60:.1f} | {sums[1]:,} | | {sums[2]} |"])
+    page = ROOT / "docs" / "Robustness.md"
+    text = re.sub(r"(<!-- fuzzing.*? -->\n).*?(<!-- end -->)", lambda found: f"{found[1]}{table}\n{found[2]}",
+                  page.read_text(), flags=re.S)
+    page.write_text(text)
+
+
 def keep(family, work):
     """Replaces a family's corpus in the repository by the smallest files that reach the same edges. Files that faults left
     stay, whatever they reach: their names do not begin with a digit or a letter up to f, as libFuzzer's do."""
@@ -171,6 +184,8 @@ def main():
     if options.keep:
         for family in families:
             keep(family, work)
+    if options.record == HERE / "record.json":
+        write_table(read(options.record))
     return faults > 0
 
 
