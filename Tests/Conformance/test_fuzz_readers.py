@@ -13,7 +13,7 @@ readers = pytest.importorskip("readers")
 CORPUS = sorted((FUZZ / "corpus" / "readers").iterdir())
 
 
-@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.name[:12])
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.name)
 def test_corpus(path):
     readers.read(path.read_bytes())
 
