@@ -137,7 +137,7 @@ def keep(family, work):
     shutil.rmtree(merged, ignore_errors=True)
     merged.mkdir(parents=True)
     subprocess.run(
-        [*program(family, work), *arguments(family, work), "-merge=1", "-set_cover_merge=1", "-max_len=8192", merged,
+        [*program(family, work), *arguments(family, work), "-merge=1", "-set_cover_merge=1", "-use_counters=0", "-max_len=8192", merged,
          work / "corpus" / family, target], env=environment(), check=True, stderr=subprocess.DEVNULL)
     for old in target.iterdir():
         if re.fullmatch(r"[0-9a-f]{40}|seed-.*", old.name):
