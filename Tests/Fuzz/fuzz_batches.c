@@ -6,7 +6,7 @@ size_t fuzz_repair(uint8_t *data, size_t size) {
     return size;
 }
 
-#define WORDS "weights kept correction counts batch options rejections trainer rollout current reference entropies entropy advantages " \
+#define WORDS "weights kept correction counts gradients batch options rejections trainer rollout current reference entropies entropy advantages " \
     "mask selected offsets groups ids rewards truncated baselines values squared_mass kind returns penalties lengths d_ report kl " \
     "objective struct_size sequence token length coefficient count log_probs target horizon steps"
 

@@ -46,7 +46,8 @@ def build_readers(work):
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
         subprocess.run([venv / "bin" / "pip", "install", "-q", "--disable-pip-version-check", "atheris"], check=True)
         packages = next((ROOT / ".venv" / "lib").glob("python3*")) / "site-packages"
-        (next((venv / "lib").glob("python3*")) / "site-packages" / "tests.pth").write_text(f"{packages}\n")
+        own = next((venv / "lib").glob("python3*")) / "site-packages"
+        (own / "tests.pth").write_text(f"import site; site.addsitedir({str(packages)!r})\n")
 
 
 def program(family, work):
@@ -119,8 +120,8 @@ def add(path, family, done):
 
 def write_table(record):
     """The table of docs/Robustness.md, of the record."""
-    rows = [f"| `{family}` | {done['cpu_seconds'] / 60:.1f} | {done['executions']:,} | {done['edges']:,} | {done['faults']} |"
-            for family, done in record.items()]
+    rows = [f"| `{family}` | {done['cpu_seconds'] / 60:.1f} | {done['executions']:,} | {done['edges']:,} "
+            f"| {done['faults']} |" for family, done in record.items()]
     sums = [sum(done[key] for done in record.values()) for key in ("cpu_seconds", "executions", "faults")]
     table = "\n".join(["| target | CPU minutes | inputs | edges | faults met |", "|---|---|---|---|---|", *rows,
                        f"| all | {sums[0] / 60:.1f} | {sums[1]:,} | | {sums[2]} |"])
@@ -137,8 +138,8 @@ def keep(family, work):
     shutil.rmtree(merged, ignore_errors=True)
     merged.mkdir(parents=True)
     subprocess.run(
-        [*program(family, work), *arguments(family, work), "-merge=1", "-set_cover_merge=1", "-use_counters=0", "-max_len=8192", merged,
-         work / "corpus" / family, target], env=environment(), check=True, stderr=subprocess.DEVNULL)
+        [*program(family, work), *arguments(family, work), "-merge=1", "-set_cover_merge=1", "-use_counters=0",
+         "-max_len=8192", merged, work / "corpus" / family, target], env=environment(), check=True, stderr=subprocess.DEVNULL)
     for old in target.iterdir():
         if re.fullmatch(r"[0-9a-f]{40}|seed-.*", old.name):
             old.unlink()
