@@ -14,6 +14,8 @@ PEERS ?=
 RAY ?=
 # The path under which the site of documentation will be served, such as /lockstep; empty: the root of a server.
 DOCS_BASE ?=
+# Of each target of `make fuzz`.
+SECONDS ?= 60
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,7 +36,7 @@ say = @echo '== $(1)'
 help:
 	@echo 'Lockstep: what `make` can do'
 	@sed -n 's/^## \([a-z-]*\): \(.*\)/    \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-19s %s\n", $$1, $$2 }'
-	@echo 'Variables: PREFIX=$(PREFIX) DESTDIR= STATIC=1 (install the archive too) SWIFT=$(SWIFT) PYTHON=$(PYTHON) TORCH=1 (test with PyTorch)' \
+	@echo 'Variables: PREFIX=$(PREFIX) DESTDIR= STATIC=1 (install the archive too) SWIFT=$(SWIFT) PYTHON=$(PYTHON) SECONDS=60 (fuzz) TORCH=1 (test with PyTorch)' \
 	    'PEERS=1 (and beside verl and others) RAY=1 (and on a Ray cluster)'
 
 ## build: the Swift package, for Swift programs
@@ -65,7 +67,7 @@ swift-present:
 ## test: everything, from nothing; prints a count for each part and the sum
 test: $(BIN)/lockstep $(if $(TORCH),$(VENV)/.torch) $(if $(PEERS),$(VENV)/.peers) $(if $(RAY),$(VENV)/.ray)
 	@$(PYTHON) Tests/run.py $(MAKE) "test-swift test-aarch64 test-examples lint" \
-	    "test-c test-install test-wheel test-python test-ctypes abi"
+	    "test-c test-fuzz test-install test-wheel test-python test-ctypes abi"
 
 ## test-swift: the Swift tests
 test-swift: | swift-present
@@ -74,6 +76,14 @@ test-swift: | swift-present
 ## test-c: the C tests, against the built library
 test-c: library
 	Tests/C/run.sh
+
+## test-fuzz: what fuzzing found and reached, and seeded changes of it
+test-fuzz: library
+	Tests/Fuzz/replay.sh
+
+## fuzz: coverage-guided fuzzing, SECONDS each target; adds to Tests/Fuzz/record.json (docs/Robustness.md)
+fuzz: | swift-present
+	SWIFT=$(SWIFT) $(PYTHON) Tests/Fuzz/run.py all --seconds $(SECONDS)
 
 ## test-aarch64: every kernel on every instruction set, and emulated on aarch64, gives the same bits
 test-aarch64: | swift-present
@@ -150,6 +160,7 @@ check-long: check-source $(BIN)/lockstep
 ## check-source: a wheel from the source archive, from nothing, as pip builds it, used without Swift; minutes
 check-source: $(BIN)/lockstep
 	Tests/long/check_source_archive.sh $(CURDIR)/$(BIN)/python
+
 ## check-faults: memory, disks and processes that fail, at every call and not at some (docs/Robustness.md); minutes
 check-faults: library $(BIN)/lockstep
 	LOCKSTEP_FAULTS=all Tests/C/run.sh Tests/C/out_of_memory_test.c Tests/C/out_of_memory_models_test.c
