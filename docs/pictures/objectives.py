@@ -1,6 +1,6 @@
-"""Draws docs/objectives.svg: what each term does with a token, as a function of its ratio.
+"""Draws docs/pictures/objectives.svg: what each term does with a token, as a function of its ratio.
 
-    python docs/objectives_picture.py
+    python docs/pictures/objectives.py
 
 The weight of a token is the derivative of its term by its log-prob, divided by -A: 1 is the policy gradient's. Every curve is
 what `lockstep.objective_loss` gives.

@@ -1,6 +1,6 @@
-"""Draws docs/corrections.svg: the weight of a token as a function of its log ratio, as `lockstep.correct` gives it.
+"""Draws docs/pictures/corrections.svg: the weight of a token as a function of its log ratio, as `lockstep.correct` gives it.
 
-    python benchmarks/draw_corrections.py
+    python docs/pictures/corrections.py
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 import lockstep
 
-PICTURE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "corrections.svg"
+PICTURE = pathlib.Path(__file__).with_name("corrections.svg")
 CURVES = (
     ("raw", {"weights": "raw"}, "#8a8f98", "-"),
     ("truncate, high = 2 (TIS)", {"weights": "truncate", "high": 2}, "#0b6bcb", "-"),

@@ -1,6 +1,6 @@
-"""Draws docs/advantages.svg: what a right and a wrong answer get, by how many of a group of 8 are right.
+"""Draws docs/pictures/advantages.svg: what a right and a wrong answer get, by how many of a group of 8 are right.
 
-    python docs/plot_advantages.py
+    python docs/pictures/advantages.py
 """
 
 from pathlib import Path
