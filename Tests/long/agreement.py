@@ -106,8 +106,9 @@ def page(recorded, matrix, kernel_rows):
         "", "Release is optimised (`-Osize` for the library, `-O` for Swift); debug is not, neither Swift nor C, and has "
         "the runtime's checks.", "",
         "## The kernels alone", "",
-        "Everything that rounds is in the kernels. They also run on an emulated aarch64, built by the C compiler alone; the "
-        "whole library would need a Swift for that processor to build with. Digests equal to the baseline's of this machine:", "",
+        "What is computed for each logit, row, token and layer is in the kernels. They also run on an emulated aarch64, built "
+        "by the C compiler alone; the whole library would need a Swift for that processor to build with. Digests equal to "
+        "the baseline's of this machine:", "",
         "| Where | Digests | |", "|---|---:|---|",
     ]
     lines += [f"| {where} | {digests} | {'the same' if outcome == 'ok' else 'not on this machine'} |"
