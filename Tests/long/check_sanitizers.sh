@@ -37,10 +37,10 @@ for kind in "$@"; do
         status=0
         "$clang" -std=c99 -D_DEFAULT_SOURCE -O1 -g -fsanitize=$flags -I "$root/include" -DROOT="\"$root\"" "$source" \
             -o "$out/$name" -L "$out" -llockstep -lm -pthread -Wl,-rpath,"$out:$runtime" > "$out/$name.log" 2>&1 || status=$?
-        [ $status = 0 ] && ASAN_OPTIONS="detect_leaks=1:abort_on_error=0:exitcode=99" \
+        [ $status = 0 ] && ASAN_OPTIONS="detect_leaks=1:allocator_may_return_null=1:abort_on_error=0:exitcode=99" \
             LSAN_OPTIONS="suppressions=$root/Tests/long/sanitizers.supp:print_suppressions=0" \
             UBSAN_OPTIONS="print_stacktrace=1" \
-            TSAN_OPTIONS="suppressions=$root/Tests/long/sanitizers.supp:exitcode=99:halt_on_error=0" \
+            TSAN_OPTIONS="allocator_may_return_null=1:suppressions=$root/Tests/long/sanitizers.supp:exitcode=99:halt_on_error=0" \
             timeout 1200 "$out/$name" > "$out/$name.log" 2>&1 || status=$?
         if [ $status = 0 ]; then
             passed=$((passed + 1))
