@@ -30,7 +30,9 @@ import Testing
 
     /// CRC-32 of arrays, one after another.
     struct Digest {
-        static let table = (0..<256).map { (0..<8).reduce(UInt32($0)) { sum, _ in sum >> 1 ^ (sum & 1) * 0xedb8_8320 } }
+        static let table = (0..<256).map {
+            (0..<8).reduce(UInt32($0)) { sum, _ in sum >> 1 ^ (sum & 1) * 0xedb8_8320 }
+        }
         var value: UInt32 = 0
 
         mutating func add<Element: BitwiseCopyable>(_ array: [Element]) {
@@ -62,8 +64,10 @@ import Testing
             let patterns = (0..<70_000).map { Float(bitPattern: bits($0)) }
             var digest = Digest()
             for rounding in [Rounding.nearestEven, .towardZero, .stochastic(seed: 7)] {
-                let narrow = try Lockstep.convert(patterns, to: To.self, rounding: rounding, execution: execution)
-                    .values
+                let narrow = try Lockstep.convert(
+                    patterns, to: To.self, rounding: rounding, execution: execution
+                )
+                .values
                 digest.add(narrow)
                 digest.add(try Lockstep.convert(narrow, to: Float.self, execution: execution).values)
             }
@@ -74,7 +78,8 @@ import Testing
             let (tokens, vocab) = (37, 5003)
             let wide = values(tokens * vocab).map { $0 * 16 }
             let logits = Matrix(
-                rows: tokens, unchecked: try Lockstep.convert(wide, to: Logit.self, execution: execution).values)
+                rows: tokens,
+                unchecked: try Lockstep.convert(wide, to: Logit.self, execution: execution).values)
             let targets = (0..<tokens).map { Int32($0 * 137 % vocab) }
             let options = LogProbOptions(temperature: 0.75)
             let found = try Lockstep.logProbs(
@@ -208,7 +213,8 @@ import Testing
             let loss = try objectiveLoss(
                 (0..<rollouts).map {
                     ObjectiveSequence(
-                        current: current[$0], trainer: pi[$0], advantage: Double(advantages[$0]), reference: mu[$0])
+                        current: current[$0], trainer: pi[$0], advantage: Double(advantages[$0]),
+                        reference: mu[$0])
                 }, options: options, execution: execution)
             note("objective", digest([loss.report.loss], Array(loss.gradient.joined())))
         }

@@ -57,7 +57,8 @@ final class Checkpoint {
         }
         var names: Set<String> = []
         for (tensor, file) in map {
-            guard let name = file.string, !name.isEmpty, !name.utf8.contains(where: { $0 == 0 || $0 == 0x2f }),
+            guard let name = file.string, !name.isEmpty,
+                !name.utf8.contains(where: { $0 == 0 || $0 == 0x2f }),
                 name != ".."
             else {
                 throw LockstepError(
