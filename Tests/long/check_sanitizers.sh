@@ -2,8 +2,7 @@
 # Runs the C tests over the library built with sanitizers: check_sanitizers.sh [address] [thread]
 #
 # address: AddressSanitizer over Swift and C, UndefinedBehaviorSanitizer over the C kernels. thread: ThreadSanitizer over both.
-# Each library has a folder of its own. Reports end a test; the last line is the sum. What is no leak is in
-# sanitizers.supp, with its reason.
+# Each library has a folder of its own. Reports end a test; the last line is the sum.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 swift=${SWIFT:-swift}
@@ -39,7 +38,6 @@ for kind in "$@"; do
         "$clang" -std=c99 -D_DEFAULT_SOURCE -O1 -g -fsanitize=$flags -I "$root/include" -DROOT="\"$root\"" "$source" \
             -o "$out/$name" -L "$out" -llockstep -lm -pthread -Wl,-rpath,"$out:$runtime" > "$out/$name.log" 2>&1 || status=$?
         [ $status = 0 ] && ASAN_OPTIONS="detect_leaks=1:allocator_may_return_null=1:abort_on_error=0:exitcode=99" \
-            LSAN_OPTIONS="suppressions=$root/Tests/long/sanitizers.supp:print_suppressions=0" \
             UBSAN_OPTIONS="print_stacktrace=1" \
             TSAN_OPTIONS="allocator_may_return_null=1:exitcode=99:halt_on_error=0" \
             timeout 1200 "$out/$name" > "$out/$name.log" 2>&1 || status=$?
