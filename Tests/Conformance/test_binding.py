@@ -349,7 +349,10 @@ def test_arguments_of_every_kind():
 
 
 @pytest.mark.parametrize("arguments", [
-    (), (None,) * 3, (None,) * 5, (3.5, None, None, None), ("text", None, None, None), (c.ConvertOptions(), None, None, None),
+    (), (None,) * 3,
+    pytest.param((None,) * 5, marks=pytest.mark.skipif(
+        lockstep.binding == "ctypes", reason="ctypes gives a C function more than it takes, which does not see it")),
+    (3.5, None, None, None), ("text", None, None, None), (c.ConvertOptions(), None, None, None),
     ((c.ConvertCounts * 1)(), None, None, None), (ctypes.pointer(c.ConvertCounts()), None, None, None), (object(),) * 4,
 ], ids=repr)
 def test_wrong_arguments_are_refused(arguments):
