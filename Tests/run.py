@@ -1,12 +1,16 @@
-"""Runs make targets one after another, all of them whatever fails, and adds up their tests.
+"""Runs make targets, all of them whatever fails, and adds up their tests.
 
-    run.py MAKE TARGET...
+    run.py MAKE "TARGET..." "TARGET..."
+
+Each argument is a lane: its targets run one after another, lanes side by side (most of a Swift build, and of the Python
+tests, keeps one core busy).
 
 A target is counted by the closing line of its runner: Swift Testing's, pytest's, or "N passed, N failed".
 A target that fails without a count, or that counts nothing, is one failure: silence is not success.
 Standard library only.
 """
 
+import concurrent.futures
 import re
 import subprocess
 import sys
@@ -35,33 +39,35 @@ def count(output):
 
 
 def run(make, target):
-    print(f"\n== {target}", flush=True)
+    """Runs a target, printing each of its lines behind its name: (target, passed, failed, skipped, seconds)."""
+    start = time.monotonic()
     output = []
     process = subprocess.Popen(
         [make, "--no-print-directory", target], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         errors="replace")
     for line in process.stdout:
         output.append(line)
-        sys.stdout.write(line)
-        sys.stdout.flush()
+        print(f"{target:13} | {line.rstrip()}\n", end="", flush=True)
     status = process.wait()
     passed, failed, skipped = count("".join(output)) or (0, 0, 0)
     if failed == 0 and (status != 0 or passed + skipped == 0):
         failed = 1
-    return passed, failed, skipped
+    return target, passed, failed, skipped, time.monotonic() - start
 
 
 def main():
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    rows = []
-    for target in sys.argv[2:]:
-        start = time.monotonic()
-        rows.append((target, *run(sys.argv[1], target), time.monotonic() - start))
+    start = time.monotonic()
+    lanes = [lane.split() for lane in sys.argv[2:]]
+    with concurrent.futures.ThreadPoolExecutor(len(lanes)) as pool:
+        futures = [pool.submit(lambda lane: [run(sys.argv[1], target) for target in lane], lane) for lane in lanes]
+        rows = [row for future in futures for row in future.result()]
     print(f"\n{'':15}{'passed':>8}{'failed':>8}{'skipped':>9}{'seconds':>9}")
     for target, passed, failed, skipped, seconds in rows:
         print(f"{target:15}{passed:8}{failed:8}{skipped:9}{seconds:9.0f}")
     passed, failed, skipped = (sum(row[column] for row in rows) for column in (1, 2, 3))
+    print(f"{'all':15}{passed:8}{failed:8}{skipped:9}{time.monotonic() - start:9.0f}")
     print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
     return 1 if failed else 0
 

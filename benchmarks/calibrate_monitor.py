@@ -3,7 +3,7 @@
     python benchmarks/calibrate_monitor.py thresholds   development seeds: the table of MonitorThresholds.swift
     python benchmarks/calibrate_monitor.py measure      held-out seeds: false alarms, delays, lead times
     python benchmarks/calibrate_monitor.py tables       the tables of docs/EarlyWarning.md, from the results
-    python benchmarks/calibrate_monitor.py picture      docs/early-warning.svg, one run of each kind
+    python benchmarks/calibrate_monitor.py picture      docs/pictures/early-warning.svg, one run of each kind
 
 `thresholds` and `measure` write their part of benchmarks/results/monitor.json; with --quick they take a few
 runs, to see that everything works, and write nothing. The detector is the library's: this script makes
@@ -35,7 +35,7 @@ from lockstep.logs import read_prime_rl
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "monitor.json"
-PICTURE = ROOT / "docs" / "early-warning.svg"
+PICTURE = ROOT / "docs" / "pictures" / "early-warning.svg"
 LOGS = ("bf16", "fp16", "bf16-rollout.fp32-trainer", "fp16-rollout.fp32-trainer")
 RATES = (30, 10, 3, 1, 0.3, 0.1)  # false alarms in 1,000 steps
 STATISTICS = tuple(c.MONITOR_STATISTICS)

@@ -64,6 +64,27 @@ if "$swift" build --package-path "$root/swift" --scratch-path "$scratch" -c rele
         name=$(basename "$folder")
         compare swift "$name" "$bin/$name" "$(model "$name")"
     done
+    # A package outside of this repository, which names Lockstep by path. It shares the folder of what is built, so that
+    # Lockstep is not compiled again.
+    elsewhere=$(mktemp -d)
+    trap 'rm -rf "$elsewhere"' EXIT
+    mkdir -p "$elsewhere/Sources/elsewhere"
+    cp "$root/swift/Sources/first/main.swift" "$elsewhere/Sources/elsewhere"
+    cat > "$elsewhere/Package.swift" << END
+// swift-tools-version: 6.0
+import PackageDescription
+
+let package = Package(
+    name: "elsewhere",
+    dependencies: [.package(name: "lockstep", path: "$(dirname "$root")")],
+    targets: [
+        .executableTarget(name: "elsewhere", dependencies: [.product(name: "Lockstep", package: "lockstep")])
+    ]
+)
+END
+    "$swift" build --package-path "$elsewhere" --scratch-path "$scratch" -c release > "$build/elsewhere.log" 2>&1 ||
+        cat "$build/elsewhere.log"
+    compare swift-elsewhere first "$bin/elsewhere"
 else
     cat "$build/swift.log"
     echo "FAIL swift: the package does not build"

@@ -1140,7 +1140,8 @@ enum {
  * later, and a log that is still being written may have more.
  *
  * A damaged record is LOCKSTEP_ERROR_BAD_DATA naming its place, after the sequences before it have been
- * given, and again at each call. A record that was not written whole ends the log: see the summary.
+ * given, and again at each call. After LOCKSTEP_ERROR_OUT_OF_MEMORY or LOCKSTEP_ERROR_FILE the reader stands where it
+ * stood. A record that was not written whole ends the log: see the summary.
  * Memory: 21 bytes a token and 49 a sequence of the largest batch, up to twice that as it grows, and
  * the longest record. */
 lockstep_status lockstep_log_reader_next(lockstep_log_batch *batch, lockstep_log_reader *reader,
@@ -1514,7 +1515,7 @@ typedef struct {
  * REINFORCE_PLUS_PLUS, GAE and both optimal token baselines give each token its own advantage, as does REMAX
  * when rewards are one for each token: [sequences] is then an error. A reward of a sequence is taken as that of its
  * last token. A PASS_AT_K group of one is an error. Memory: 16 bytes a token where tokens differ, else
- * about 100 a sequence. */
+ * 400 a sequence at most. */
 lockstep_status lockstep_advantages(const lockstep_tensor *advantages, const lockstep_tensor *returns,
                                     const lockstep_rewards *rewards, const lockstep_batch *batch,
                                     const lockstep_advantage_options *options);
@@ -2726,7 +2727,8 @@ lockstep_status lockstep_run_create(lockstep_run **run, const lockstep_run_optio
                                     const lockstep_environment *environment);
 
 /* Takes a step. What callbacks refuse leaves the run as it was, and the step can be taken again; a policy that diverged
- * (LOCKSTEP_ERROR_NON_FINITE, naming what first) ends it: every further step says so. */
+ * (LOCKSTEP_ERROR_NON_FINITE, naming what first) ends it: every further step says so. So does a lack of memory to learn; if
+ * it lacked to draw responses the step can be taken again. */
 lockstep_status lockstep_run_step(lockstep_run_metrics *metrics, lockstep_run *run);
 
 /* Responses that the next step needs, to one prompt: so many sequences, with ids from first_id on, drawn at the temperature
@@ -2780,7 +2782,8 @@ lockstep_status lockstep_run_save(lockstep_run *run, const char *folder, int64_t
 
 /* Goes on where the newest checkpoint in a folder was taken: before the first step. `step` gets its step, 0 if there is
  * none, and the run begins. A damaged one is LOCKSTEP_ERROR_BAD_DATA, with `allow_older` not 0 only if none is whole. One
- * of a run with other options is LOCKSTEP_ERROR_INVALID_ARGUMENT, naming the first. */
+ * of a run with other options is LOCKSTEP_ERROR_INVALID_ARGUMENT, naming the first. A folder that cannot be read is
+ * LOCKSTEP_ERROR_FILE. If reading failed half-way no step can be taken until resuming succeeds. */
 lockstep_status lockstep_run_resume(int64_t *step, lockstep_run *run, const char *folder, int32_t allow_older);
 
 /* Frees a run. NULL is a no-op. */

@@ -50,13 +50,23 @@ static _Thread_local char error_text[512];
 
 const char *lsk_error_text(void) { return error_text; }
 
+// Whether a byte is inside a UTF-8 character, which must not be cut there.
+static int is_inside(char byte) { return ((unsigned char)byte & 0xc0) == 0x80; }
+
+// Of a text that is too long (it names a long path) the middle is left out: at its end stands what is wrong.
 void lsk_set_error_text(const char *text) {
-    size_t length = strlen(text);
+    size_t length = strlen(text), first = length;
+    const char *last = text + length;
     if (length > sizeof error_text - 1) {
-        length = sizeof error_text - 1;
-        // Do not cut a UTF-8 character: step back over its continuation bytes.
-        while (length > 0 && ((unsigned char)text[length] & 0xc0) == 0x80) length--;
+        first = sizeof error_text / 2 - 4;
+        while (first > 0 && is_inside(text[first])) first--;
+        last = text + length - sizeof error_text / 2;
+        while (is_inside(*last)) last++;
     }
-    memcpy(error_text, text, length);
-    error_text[length] = 0;
+    memcpy(error_text, text, first);
+    if (*last != 0) {
+        memcpy(error_text + first, "...", 3);
+        first += 3;
+    }
+    strcpy(error_text + first, last);
 }

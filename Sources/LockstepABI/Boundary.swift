@@ -127,18 +127,28 @@ func give<Value, Element>(
     count!.pointee = values.count
 }
 
+/// Guards the texts of all handles. Nobody else holds it while the process forks, so that a child finds it free and the
+/// texts whole.
+private struct TextLock: @unchecked Sendable {
+    static let shared = TextLock()
+    let mutex: UnsafeMutablePointer<pthread_mutex_t>
+
+    private init() {
+        mutex = .allocate(capacity: 1)
+        pthread_mutex_init(mutex, nil)
+        pthread_atfork(
+            { pthread_mutex_lock(TextLock.shared.mutex) }, { pthread_mutex_unlock(TextLock.shared.mutex) },
+            { pthread_mutex_init(TextLock.shared.mutex, nil) })
+    }
+}
+
 /// Texts that are lent to the caller: each ends with a 0 and stays where it is as long as this lives.
 final class LentTexts {
     private var texts: [String: UnsafeMutableBufferPointer<CChar>] = [:]
-    private let lock: UnsafeMutablePointer<pthread_mutex_t>
-
-    init() {
-        lock = .allocate(capacity: 1)
-        pthread_mutex_init(lock, nil)
-    }
 
     /// A text as the caller sees it.
     func lend(_ text: String) -> UnsafePointer<CChar>? {
+        let lock = TextLock.shared.mutex
         pthread_mutex_lock(lock)
         defer { pthread_mutex_unlock(lock) }
         if let known = texts[text] { return UnsafePointer(known.baseAddress) }
@@ -151,7 +161,5 @@ final class LentTexts {
 
     deinit {
         for text in texts.values { text.deallocate() }
-        pthread_mutex_destroy(lock)
-        lock.deallocate()
     }
 }

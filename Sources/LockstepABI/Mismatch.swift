@@ -64,6 +64,7 @@ public func lockstep_mismatch_profile(
         try checkArray(buckets, "buckets", count: bucket_count)
         let edge_count = bucket_count == 0 ? 0 : bucket_count + 1
         try checkArray(edges, "edges", count: edge_count)
+        try askForMemory(edge_count, bytesEach: MemoryLayout<Double>.stride)
         let edges = Array(UnsafeBufferPointer(start: edges, count: edge_count))
         let profile = try pair.mismatchProfile(
             over: axis, edges: edges, nonFinite: policy, execution: execution)

@@ -68,7 +68,9 @@ public func lockstep_mismatch_accumulator_report(
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
         let size = try growableSize(of: mismatch)
-        write(try mismatchAccumulator(accumulator, "accumulator").mismatch(), to: mismatch, size: size)
+        let accumulator = try mismatchAccumulator(accumulator, "accumulator")
+        try accumulator.askForMemory()
+        write(accumulator.mismatch(), to: mismatch, size: size)
     }
 }
 
@@ -160,7 +162,9 @@ public func lockstep_mismatch_accumulator_save(
     _ bytes: UnsafeMutableRawPointer!, _ size: UnsafeMutablePointer<Int>!, _ accumulator: OpaquePointer!
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
-        let saved = try mismatchAccumulator(accumulator, "accumulator").bytes()
+        let accumulator = try mismatchAccumulator(accumulator, "accumulator")
+        try accumulator.askForMemory(forBytes: true)
+        let saved = accumulator.bytes()
         try give(saved, to: bytes?.assumingMemoryBound(to: UInt8.self), "bytes", size, "size") { $0 }
     }
 }
@@ -173,6 +177,8 @@ public func lockstep_mismatch_accumulator_load(
         guard let accumulator else { throw noPlaceForAccumulator }
         guard let bytes else { throw invalid("bytes is NULL") }
         guard size >= 0 else { throw invalid("size is \(UInt(bitPattern: size)), which is out of range") }
+        // The bytes, and those of what they make, to compare them with.
+        try askForMemory(size, bytesEach: 6)
         let loaded = try MismatchAccumulator(
             bytes: Array(UnsafeRawBufferPointer(start: bytes, count: size)))
         accumulator.pointee = handle(loaded)

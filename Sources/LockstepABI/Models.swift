@@ -223,6 +223,7 @@ public func lockstep_engine_add(
             throw invalid("count is \(UInt(bitPattern: count)); give 16,777,216 at most")
         }
         try checkArray(ids, "ids", count: count)
+        try askForMemory(count, bytesEach: MemoryLayout<UInt64>.stride)
         box.taken = nil
         try box.engine.add(prompt: view, ids: Array(UnsafeBufferPointer(start: ids, count: count)))
     }

@@ -59,13 +59,17 @@ private struct StaticPreset: @unchecked Sendable {
             summary: copy(core.summary), source: copy(core.source), doubts: copy(core.doubts),
             text: copy(core.description), reference_is_rollout: core.referenceIsRollout ? 1 : 0, reserved: 0)
         let rules = core.correction.rejections
-        let memory = UnsafeMutablePointer<lockstep_rejection>.allocate(capacity: max(rules.count, 1))
+        guard !rules.isEmpty else {
+            rejections = nil
+            return
+        }
+        let memory = UnsafeMutablePointer<lockstep_rejection>.allocate(capacity: rules.count)
         for (index, rule) in rules.enumerated() {
             memory[index] = lockstep_rejection(
                 statistic: rule.statistic.rawValue, level: rule.level.rawValue,
                 policies: rule.policies.rawValue, side: rule.side.rawValue, low: rule.low, high: rule.high)
         }
-        rejections = rules.isEmpty ? nil : UnsafePointer(memory)
+        rejections = UnsafePointer(memory)
     }
 }
 

@@ -229,6 +229,7 @@ private func problemNumbers(
         throw invalid("problem_count is \(UInt(bitPattern: count)); give 16,777,216 at most")
     }
     try checkArray(problems, "problems", count: count)
+    try askForMemory(count, bytesEach: 2 * MemoryLayout<Int>.stride)
     let numbers = UnsafeBufferPointer(start: problems, count: count).map { Int($0) }
     if let index = numbers.firstIndex(where: { !(0...1 << 44).contains($0) }) {
         throw invalid("problems[\(index)] is \(numbers[index]); give 0 to 2^44")
@@ -359,6 +360,7 @@ extension Rollout {
                     + "a LOCKSTEP_FINISH_ value")
         }
         let count = Int(given.token_count)
+        try askForMemory(count, bytesEach: 20)
         guard let tokens = given.tokens, let raw = given.raw_log_probs,
             let processed = given.processed_log_probs
         else { throw invalid("\(name): tokens, raw_log_probs or processed_log_probs is NULL") }

@@ -1,4 +1,5 @@
-"""Checks that header, export list, library and layers agree: check_abi.py LIBRARY BUILD_FOLDER
+"""Checks that header, export list, library and layers agree, and that programs of yesterday can bear the header:
+check_abi.py LIBRARY BUILD_FOLDER
 
 LIBRARY is the built liblockstep.so.1, BUILD_FOLDER the `swift build --show-bin-path` it came from.
 Each check prints one line; the last line counts them. Standard library only.
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from abi import mutations, recorded
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = ROOT / "include" / "lockstep.h"
@@ -39,12 +42,10 @@ def header_names():
     return set(re.findall(r"\b(lockstep_\w+)\s*\(", text))
 
 
-def listed_names():
-    lines = [line for line in SYMBOLS.read_text().splitlines() if line and not line.startswith("#")]
-    names = [line.split()[0] for line in lines]
-    malformed = [line for line in lines if not re.fullmatch(r"lockstep_\w+ \d+\.\d+\.\d+", line)]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    return set(names), malformed, twice
+def listed():
+    """The lines of the list of symbols, each as [name, version]."""
+    lines = SYMBOLS.read_text().splitlines()
+    return [line.split() for line in lines if line and not line.startswith("#")]
 
 
 def difference(left, left_name, right, right_name):
@@ -54,20 +55,33 @@ def difference(left, left_name, right, right_name):
 
 
 def check_list():
-    """header declarations == include/lockstep.symbols"""
-    names, malformed, twice = listed_names()
-    problems = [f"malformed line in the list (want: name version): {line}" for line in malformed]
-    problems += [f"{name} is listed twice" for name in twice]
-    return problems + difference(header_names(), "lockstep.h", names, "lockstep.symbols")
+    """header declarations == include/lockstep.symbols, where no version is newer than the header's"""
+    number = [int(part) for part in re.findall(r"#define LOCKSTEP_VERSION_\w+ (\d+)", HEADER.read_text())]
+    problems, names = [], []
+    for words in listed():
+        if not re.fullmatch(r"lockstep_\w+ \d+\.\d+\.\d+", " ".join(words)):
+            problems.append(f"malformed line in the list (want: name version): {' '.join(words)}")
+        elif [int(part) for part in words[1].split(".")] > number:
+            problems.append(f"{words[0]} came in {words[1]}, but the header is {'.'.join(map(str, number))}")
+        names.append(words[0])
+    problems += [f"{name} is listed twice" for name in sorted({name for name in names if names.count(name) > 1})]
+    return problems + difference(header_names(), "lockstep.h", set(names), "lockstep.symbols")
 
 
 def check_exports(library):
-    """exports of the library == include/lockstep.symbols"""
-    status, output, error = run("nm", "-D", "--defined-only", library)
+    """exports of the library == include/lockstep.symbols, each under its version"""
+    status, output, error = run("nm", "-D", "--defined-only", "--with-symbol-versions", library)
     if status != 0:
         return [error.strip()]
-    exported = {line.split()[-1].split("@")[0] for line in output.splitlines() if " A " not in line}
-    return difference(exported, library.name, listed_names()[0], "lockstep.symbols")
+    exported = {line.split()[-1] for line in output.splitlines() if " A " not in line}
+    wanted = {f"{name}@@LOCKSTEP_{version}" for name, version in listed()}
+    return difference(exported, library.name, wanted, "lockstep.symbols")
+
+
+def check_recorded():
+    """programs compiled against the recorded ABI can use the library, and the record is complete"""
+    problems, grown, _, _ = recorded.compare()
+    return problems + (["the header has more than is recorded: make abi-record"] if grown and not problems else [])
 
 
 def check_header(compiler, language, standard):
@@ -176,7 +190,7 @@ def check_unicode(library, build):
     status, output, error = run("swift-demangle", *names)
     if status != 0 or not output:
         return ["swift-demangle failed"] + error.splitlines()[:5]
-    problems = [f"{line}: see Sources/CLockstepUnicode/unicode.c" for line in output.splitlines() if asks.search(line)]
+    problems = [f"{line}: see Sources/CLockstepRuntime/unicode.c" for line in output.splitlines() if asks.search(line)]
     _, text, _ = run("strings", "-n", "12", library)
     return problems + (["the tables are in the library"] if "LATIN CAPITAL LETTER" in text else [])
 
@@ -190,6 +204,13 @@ def main():
         (check_soname, library), (check_size, library), (check_core_imports,), (check_implementations,),
         (check_no_arithmetic, build), (check_unicode, library, build),
     ]
+    of_types = [(check_recorded,), (mutations.check_refusals,), (mutations.check_additions,)]
+    skipped = len(of_types) if recorded.missing() else 0
+    if skipped:
+        for check, in of_types:
+            print(f"skip {check.__doc__}: there is no {', no '.join(recorded.missing())}")
+    else:
+        checks += of_types
     failed = 0
     for check, *arguments in checks:
         problems = check(*arguments)
@@ -197,7 +218,7 @@ def main():
         print(f"{'FAIL' if problems else 'ok  '} {check.__doc__}")
         for problem in problems:
             print(f"       {problem}")
-    print(f"{len(checks) - failed} passed, {failed} failed")
+    print(f"{len(checks) - failed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
     return 1 if failed else 0
 
 

@@ -157,6 +157,31 @@ static void error_text_belongs_to_its_thread(void) {
     CHECK(strcmp(lockstep_last_error(), before) == 0);
 }
 
+/* A message with a path that is longer than there is room for ends with what is wrong all the same (found by fuzzing), and
+ * cuts no character. */
+static void a_long_message_keeps_its_end(void) {
+    for (int shift = 0; shift < 4; shift++) {
+        char name[1024] = "file:/nowhere/abc";
+        lockstep_task *task = NULL;
+        name[14 + shift] = 0;
+        for (int i = 0; i < 160; i++) strcat(name, "\xe2\x82\xac"); /* a character of three bytes */
+        CHECK(lockstep_task_create(&task, name, NULL) == LOCKSTEP_ERROR_FILE && task == NULL);
+        const char *text = lockstep_last_error();
+        size_t length = strlen(text);
+        CHECK(length > 500 - 8 && length < 512);
+        CHECK(strncmp(text, "/nowhere/", 9) == 0 && strstr(text, "...") != NULL && strstr(text, ": cannot be opened") != NULL);
+        int marks = 0;
+        for (size_t i = 0; i < length; i++) {
+            marks += (unsigned char)text[i] == 0xe2;
+            if ((unsigned char)text[i] == 0xe2)
+                CHECK((unsigned char)text[i + 1] == 0x82 && (unsigned char)text[i + 2] == 0xac);
+            else if ((unsigned char)text[i] >= 0x80)
+                CHECK(i > 0 && (unsigned char)text[i - 1] >= 0x80);
+        }
+        CHECK(marks > 100);
+    }
+}
+
 static volatile int stop;
 
 static void *compute_until_stopped(void *wrong) {
@@ -266,6 +291,7 @@ int main(void) {
     TEST(threads_change_nothing);
     TEST(eight_threads_at_once);
     TEST(error_text_belongs_to_its_thread);
+    TEST(a_long_message_keeps_its_end);
     TEST(fork_is_survived);
     TEST(only_the_buffers_are_touched);
     return test_report();

@@ -302,7 +302,7 @@ def test_every_estimator_is_on_the_page():
 def test_the_picture():
     """What it draws follows from the formulas: one right of eight."""
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    spec = importlib.util.spec_from_file_location("plot_advantages", ROOT / "docs" / "plot_advantages.py")
+    spec = importlib.util.spec_from_file_location("picture_of_advantages", ROOT / "docs" / "pictures" / "advantages.py")
     plot = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(plot)
     std = np.sqrt(7) / np.sqrt(56)

@@ -452,7 +452,7 @@ def test_help_teaches_with_an_example():
 def test_the_console_command_from_outside():
     command = [sys.executable, "-m", "lockstep.cli"]
     version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
-    assert version.strip() == f"lockstep, version {lockstep.__version__}"
+    assert version.strip() == f"lockstep, version {lockstep.__version__} ({lockstep.binding})"
     status = subprocess.run([*command, "diagnose", "nowhere"], capture_output=True, text=True).returncode
     assert status == 2
 

@@ -52,7 +52,7 @@ def test_the_picture_shows_the_formulas(monkeypatch):
     """What its curves are, where a formula is at hand."""
     import importlib.util
 
-    spec = importlib.util.spec_from_file_location("picture", ROOT / "docs" / "objectives_picture.py")
+    spec = importlib.util.spec_from_file_location("picture", ROOT / "docs" / "pictures" / "objectives.py")
     picture = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(picture)
     ratio = np.array([0.5, 1.0, 2.0, 5.0])

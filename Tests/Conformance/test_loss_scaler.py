@@ -125,6 +125,18 @@ def test_damaged_bytes_are_refused():
         LossScaler.from_bytes("text")
 
 
+@pytest.mark.parametrize("name, options", [
+    ("megatron", {"minimum_scale": 1.000000886619091, "initial_scale": 4.0}), ("torch", {"initial_scale": 0.7, "minimum_scale": 0.7}),
+    ("torch", {"initial_scale": 0.3, "maximum_scale": 0.3}), ("deepspeed", {"minimum_scale": 0.7, "initial_scale": 4.0}),
+])
+def test_what_float32_moves_across_a_bound_loads_again(name, options):
+    # torch and Megatron keep a scale in float32, whose nearest to a bound may lie beyond it (found by fuzzing).
+    scaler = LossScaler(name, **options)
+    for _ in range(9):
+        assert LossScaler.from_bytes(scaler.to_bytes()).report == scaler.report
+        scaler.update(True)
+
+
 def test_a_replay_is_the_scaler_told_of_each_overflow():
     rng = np.random.default_rng(1)
     maxima = np.exp(rng.normal(0, 3, 500)).astype(np.float32)

@@ -185,6 +185,22 @@ def test_damaged_bytes_are_refused():
         Monitor.from_bytes("no bytes")
 
 
+def test_bytes_that_no_monitor_writes_are_refused():
+    # Under a right checksum: "there is a last step" is said by 2, and an absent one has a value (found by fuzzing).
+    monitor = Monitor()
+    monitor.update(3, PLAIN)
+    for saved, place, value in ((monitor, 5, 2), (Monitor(), 6, 9)):
+        words = np.frombuffer(saved.to_bytes(), "<u8").copy()
+        assert Monitor.from_bytes(words.tobytes())
+        words[place] = value
+        checksum = 0xCBF29CE484222325
+        for word in words[:-1].tolist():
+            checksum = (checksum ^ word) * 0x100000001B3 % 2**64
+        words[-1] = checksum
+        with pytest.raises(lockstep.BadDataError, match="damaged"):
+            Monitor.from_bytes(words.tobytes())
+
+
 @pytest.mark.parametrize("options, text", [
     ({"learning_steps": 19}, "learning_steps is 19"), ({"learning_steps": 2**40}, "learning_steps is"),
     ({"learning_steps": 40.5}, "learning_steps is 40.5"), ({"false_alarms_per_1000": 0}, "false_alarms_per_1000"),

@@ -1,4 +1,4 @@
-"""How the package is found, loaded and built."""
+"""How the package is found and loaded. How it is built: Tests/Install."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-import tarfile
 
 import pytest
 
 import lockstep
-from conftest import ROOT
+from lockstep import _binding
 from lockstep import _library as c
 
 
@@ -66,7 +65,7 @@ def test_a_library_without_a_function(monkeypatch):
 
 def test_nothing_is_found(monkeypatch, tmp_path):
     monkeypatch.delenv("LOCKSTEP_LIBRARY", raising=False)
-    monkeypatch.setattr(c, "__file__", str(tmp_path / "a" / "b" / "c" / "_library.py"))
+    monkeypatch.setattr(_binding, "__file__", str(tmp_path / "a" / "b" / "c" / "_binding.py"))
     with pytest.raises(ImportError, match="build it with bindings/c/build-library.sh, or set LOCKSTEP_LIBRARY"):
         c._find()
 
@@ -93,23 +92,3 @@ def test_metadata():
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("the package is used from its folder, not installed")
     assert installed == lockstep.__version__
-
-
-def test_a_source_archive_can_build_itself(tmp_path):
-    """The sdist has what the build hook reads; SwiftPM refuses a manifest whose folders are missing."""
-    pytest.importorskip("hatchling", reason="hatchling is not installed")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)], cwd=ROOT,
-        check=True, capture_output=True)
-    (archive,) = tmp_path.glob("lockstep-*.tar.gz")
-    with tarfile.open(archive) as file:
-        names = {name.partition("/")[2] for name in file.getnames()}
-    needed = {
-        "Package.swift", "include/lockstep.h", "include/module.modulemap", "include/lockstep.symbols",
-        "bindings/c/build-library.sh", "bindings/python/hatch_build.py", "LICENSE", "pyproject.toml",
-    }
-    assert needed <= names
-    for folder in ("Sources", "Tests/LockstepTests", "Tests/LockstepABITests", "bindings/python/lockstep"):
-        ours = {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*")
-                if path.is_file() and "__pycache__" not in path.parts}
-        assert ours and ours <= names, ours - names

@@ -368,6 +368,7 @@ import Testing
             (#"{"weight_map": {"a": "../model-0.safetensors"}}"#, "'a'"),
             (#"{"weight_map": {"a": ".."}}"#, "'a'"), (#"{"weight_map": {"a": ""}}"#, "'a'"),
             (#"{"weight_map": {"a": "/etc/passwd"}}"#, "'a'"), (#"{"weight_map": {"a": 3}}"#, "'a'"),
+            (#"{"weight_map": {"a": "model\u0000.safetensors"}}"#, "'a'"),  // found by fuzzing
             (#"{"weight_map": {"a": "."}}"#, "regular file"),
             (#"{"weight_map": {"a": "nothing"}}"#, "cannot be opened"),
             (#"{"weight_map": {"a": "model-0.safetensors"}}"#, "is missing"),

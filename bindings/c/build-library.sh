@@ -19,11 +19,7 @@ if ! command -v "$swift" > /dev/null; then
 fi
 mkdir -p "$out" "$scratch"
 
-{
-    echo "{ global:"
-    sed -n 's/^\(lockstep_[a-z0-9_]*\) .*/    \1;/p' "$root/include/lockstep.symbols"
-    echo "  local: *; };"
-} > "$scratch/lockstep.map"
+"$root/bindings/c/version-script.sh" > "$scratch/lockstep.map"
 
 # nodelete: worker threads outlive a dlclose, so the code must stay mapped. icf: equal functions are kept once; O2: equal
 # ends of strings too. Checks of exclusive access are for the tests, which are built with them.

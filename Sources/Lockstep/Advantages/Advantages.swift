@@ -82,8 +82,8 @@ struct RewardMembers {
         self.options = options
         parts = options.parts
         sequences = batch.sequences
-        // An array that cannot be had traps: ask first for what this type and its estimators hold.
-        _ = try Scratch<Double>(count: 16 * sequences)
+        // What this type and its estimators hold, if each sequence is a group of its own.
+        try askForMemory(sequences, bytesEach: 400)
         let layout = batch.layout
         lengths = layout.map { layout in (0..<layout.sequences).map { layout.countedTokens(of: $0) } }
         starts = (lengths ?? []).reduce(into: [0]) { $0.append($0.last! + $1) }

@@ -95,6 +95,10 @@ extension RewardMembers {
         var members = [[Int]](repeating: [], count: sizes.count)
         for sequence in 0..<sequences where counts[sequence] { members[group[sequence]].append(sequence) }
         for sequences in members where sequences.count > 1 {
+            let longest = sequences.map { layout.length(of: $0) }.max()!
+            // Positions, in arrays that grow, and the exact sums and baselines of each slot.
+            try askForMemory(sequences.reduce(0) { $0 + lengths![$1] }, bytesEach: 24)
+            try askForMemory(longest, bytesEach: 224)
             let tokens = sequences.map { layout.positions(of: $0) }
             /// Where a token stands among the baselines.
             func slot(_ member: Int, _ k: Int) -> Int {

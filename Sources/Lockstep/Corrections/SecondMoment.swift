@@ -26,11 +26,18 @@ extension CorrectionPass {
                 }
             }
         }
+        let count = (0..<workers).reduce(0) { $0 + parts[$1].large.count }
+        for worker in 0..<workers where parts[worker].lacksMemory {
+            throw LockstepError(.outOfMemory, "8 bytes for each d^2 above second_moment cannot be had")
+        }
+        // Sorting takes half as much again.
+        try askForMemory(count, bytesEach: 12)
         var large: [Double] = []
+        large.reserveCapacity(count)
         var small = 0
         var sum = ExactSums(count: 1)
         for worker in 0..<workers {
-            large += parts[worker].large
+            large.append(contentsOf: parts[worker].large.elements)
             small += parts[worker].small
             sum.merge(parts[worker].sum)
         }
@@ -61,7 +68,9 @@ extension CorrectionPass {
         /// Tokens given to the kernel at a time.
         static let room = 4096
 
-        var large: [Double] = []
+        var large = Growing<Double>()
+        /// Whether there was none for `large`.
+        var lacksMemory = false
         var small = 0
         var sum = ExactSums(count: 1)
 
@@ -73,7 +82,9 @@ extension CorrectionPass {
                 var total = 0.0
                 let found = kernels.pointee.correction_select!(
                     values.baseAddress!, &count, &total, bound, &span)
-                large.append(contentsOf: values.prefix(Int(found)))
+                do throws(LockstepError) {
+                    try large.append(contentsOf: UnsafeBufferPointer(rebasing: values.prefix(Int(found))))
+                } catch { lacksMemory = true }
                 small += Int(count)
                 sum.add(total, to: 0)
             }

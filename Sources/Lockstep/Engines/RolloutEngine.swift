@@ -181,6 +181,7 @@ public final class RolloutEngine {
                     + "\(model.configuration.positions)")
         }
         try model.check(prompt, "prompt")
+        try askForMemory(prompt.count + 2 * ids.count, bytesEach: 8)
         let tokens = (0..<prompt.count).map { Int32(prompt[$0]) }
         guard let first = ids.first else { return }
         let cache = KeyValueCache(

@@ -22,7 +22,7 @@ final class TeacherForcedPass {
     ) throws(LockstepError) {
         self.model = model
         self.tokens = tokens
-        let longest = (0..<layout.sequences).map { layout.length(of: $0) }.max() ?? 0
+        let longest = (0..<layout.sequences).lazy.map { layout.length(of: $0) }.max() ?? 0
         forward = try Forward(
             model, rows: min(Forward.rowLimit, tokens.count), positions: longest, execution)
         chunks = try TeacherForcedPass.chunks(model, layout)

@@ -7,14 +7,18 @@ enum ModelFolder {
     /// Writes configuration and float32 masters into a folder, as new files.
     static func write(to folder: String, _ trainer: Trainer, _ model: StartingModel) throws(LockstepError) {
         let json = model.trainsAdapter ? try trainer.adapterJSON(model) : try model.configurationJSON()
-        try SystemFile.write(
-            Array(json.text().utf8),
-            to: "\(folder)/\(model.trainsAdapter ? "adapter_config.json" : "config.json")")
-        try SafeTensors.write(
-            trainer.parameters.tensors.enumerated().map { index, tensor in
-                SafeTensors.Values(
-                    name: tensor.name, shape: tensor.shape, base: trainer.parameters.values(of: index))
-            }, to: "\(folder)/\(fileName(model))")
+        let configuration = "\(folder)/\(model.trainsAdapter ? "adapter_config.json" : "config.json")"
+        try SystemFile.write(Array(json.text().utf8), to: configuration)
+        do throws(LockstepError) {
+            try SafeTensors.write(
+                trainer.parameters.tensors.enumerated().map { index, tensor in
+                    SafeTensors.Values(
+                        name: tensor.name, shape: tensor.shape, base: trainer.parameters.values(of: index))
+                }, to: "\(folder)/\(fileName(model))")
+        } catch {
+            SystemFile.remove(configuration)  // so that the call can be made again
+            throw error
+        }
     }
 
     /// Reads masters back.

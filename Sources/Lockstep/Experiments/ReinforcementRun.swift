@@ -67,8 +67,9 @@ public final class ReinforcementRun: TrainingRun {
 
     /// Takes a step.
     ///
-    /// What prompts and rewards throw leaves the run as it was, and the step can be taken again. A failure after that
-    /// (a policy that diverged) ends the run: each further step throws it again.
+    /// What prompts and rewards throw, and memory that is lacking to draw responses, leaves the run as it was, and the step
+    /// can be taken again. A failure after that (a policy that diverged, no memory to learn) ends the run: each further step
+    /// throws it again.
     ///
     /// - Throws: what prompts and rewards throw; `.nonFinite` for a reward that is not finite, naming step, problem and
     ///   sample; `.nonFinite` naming layer and operation, or tensor, if values leave their formats.
@@ -77,7 +78,7 @@ public final class ReinforcementRun: TrainingRun {
         return try withLockstepFloatMode { () throws(LockstepError) in
             let plan = try planned()
             let number = plan.step
-            let samples = try stopping { () throws(LockstepError) in try sample(plan) }
+            let samples = try drawn(plan)
             let rewards = try self.rewards(of: samples, step: number)
             return try stopping { () throws(LockstepError) in
                 let metrics = try learn(samples, rewards, step: number)
@@ -115,6 +116,18 @@ public final class ReinforcementRun: TrainingRun {
             if left.isEmpty { left = all }
             let word = philox.block(UInt64(slot), high: 1 << 63 | UInt64(step))[0]
             return left.remove(at: Int((UInt64(word) * UInt64(left.count)) >> 32))
+        }
+    }
+
+    /// The samples of a step.
+    ///
+    /// Where memory for drawing is lacking nothing has changed, and the step can be taken again.
+    private func drawn(_ plan: StepPlan) throws(LockstepError) -> [RunBatch.Sample] {
+        do throws(LockstepError) {
+            return try sample(plan)
+        } catch {
+            if error.kind == .outOfMemory { throw error }
+            return try stopping { () throws(LockstepError) in throw error }
         }
     }
 

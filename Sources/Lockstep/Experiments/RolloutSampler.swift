@@ -37,6 +37,8 @@ final class RolloutSampler {
     func sample(_ groups: [Group], from model: Model) throws(LockstepError) -> [Rollout] {
         for engine in engines { engine.use(model) }
         let workers = engines.count
+        let responses = groups.reduce(0) { $0 + $1.count }
+        try askForMemory(responses, bytesEach: 256)
         // Whole groups, which share their prompt; few enough for each worker to get some.
         let fitting = RolloutSampler.capacity / max(groups.first?.count ?? 1, 1)
         let size = max(1, min(fitting, (groups.count + workers - 1) / workers))

@@ -36,9 +36,7 @@ struct RunCheckpoint {
         configuration: [(name: String, value: String)], keeping kept: Int
     ) throws(LockstepError) -> String {
         try SystemFolder.make(folder)
-        for name in SystemFolder.names(in: folder) where name.hasPrefix(".\(prefix)") {
-            SystemFolder.remove("\(folder)/\(name)")
-        }
+        try clean(folder)
         let digits = String(state.step)
         let name = prefix + String(repeating: "0", count: max(0, 8 - digits.utf8.count)) + digits
         let (unfinished, final) = ("\(folder)/.\(name)", "\(folder)/\(name)")
@@ -50,12 +48,16 @@ struct RunCheckpoint {
             try SystemFolder.rename(unfinished, to: final)
         } catch {
             SystemFolder.remove(unfinished)
+            try? clean(folder)
             throw LockstepError(
                 error.kind, "checkpoint of step \(state.step): \(error.message); those before it are kept")
         }
         SystemFolder.sync(folder)
         SystemFolder.remove("\(folder)/.\(name).old")
-        for old in steps(in: folder).dropLast(max(kept, 1)) { SystemFolder.remove("\(folder)/\(old)") }
+        // It is there: what cannot be removed now is removed after the next.
+        for old in ((try? steps(in: folder)) ?? []).dropLast(max(kept, 1)) {
+            SystemFolder.remove("\(folder)/\(old)")
+        }
         return final
     }
 
@@ -86,7 +88,7 @@ struct RunCheckpoint {
         if let monitor = state.monitor { members["monitor"] = .string(hex(monitor)) }
         try SystemFile.write(Array(JSON.object(members).text().utf8), to: "\(folder)/run.json")
         var text = ""
-        for name in SystemFolder.names(in: folder) {
+        for name in try SystemFolder.names(in: folder) {
             let (size, crc) = try checksum("\(folder)/\(name)")
             text += "\(hex(crc)) \(size) \(name)\n"
         }
@@ -95,21 +97,47 @@ struct RunCheckpoint {
         SystemFolder.sync(folder)
     }
 
+    /// Removes what an earlier process left unfinished.
+    ///
+    /// One that died between the two names of a step that it came by again left the first of them under another: that gets
+    /// its name back.
+    private static func clean(_ folder: String) throws(LockstepError) {
+        let names = try SystemFolder.names(in: folder)
+        for name in names where name.hasPrefix(".\(prefix)") {
+            if let step = replaced(name), !names.contains(step) {
+                try SystemFolder.rename("\(folder)/\(name)", to: "\(folder)/\(step)")
+            } else {
+                SystemFolder.remove("\(folder)/\(name)")
+            }
+        }
+    }
+
+    /// The name of a checkpoint that is out of the way of another of the same step; nil for other names.
+    private static func replaced(_ name: String) -> String? {
+        name.hasPrefix(".\(prefix)") && name.hasSuffix(".old") ? String(name.dropFirst().dropLast(4)) : nil
+    }
+
     // MARK: Reading
 
     /// The checkpoint folders of a run, oldest first.
-    private static func steps(in folder: String) -> [String] {
-        SystemFolder.names(in: folder).filter { $0.hasPrefix(prefix) }
+    private static func steps(in folder: String) throws(LockstepError) -> [String] {
+        let names = try SystemFolder.names(in: folder)
+        let waiting = names.compactMap { name in
+            replaced(name).flatMap { names.contains($0) ? nil : (step: $0, name: name) }
+        }
+        let whole = names.filter { $0.hasPrefix(prefix) }.map { (step: $0, name: $0) }
+        return (whole + waiting).sorted { $0.step < $1.step }.map(\.name)
     }
 
     /// Finds the newest checkpoint, or the newest that is whole; nil if there is none at all.
     static func newest(in folder: String, _ options: ResumeOptions) throws(LockstepError) -> String? {
         var failure: LockstepError?
-        for name in steps(in: folder).reversed() {
+        for name in try steps(in: folder).reversed() {
             do throws(LockstepError) {
                 try verify("\(folder)/\(name)")
                 return "\(folder)/\(name)"
             } catch {
+                if error.kind == .outOfMemory { throw error }
                 failure = failure ?? error
                 if !options.allowsOlder { break }
             }

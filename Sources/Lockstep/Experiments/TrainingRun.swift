@@ -43,8 +43,10 @@ public class TrainingRun {
         do throws(LockstepError) {
             return try body()
         } catch {
+            let why =
+                error.kind == .outOfMemory ? "has stopped for want of memory" : "diverged and has stopped"
             let stopped = LockstepError(
-                error.kind, "step \(stepsTaken + 1): the run diverged and has stopped: \(error.message)")
+                error.kind, "step \(stepsTaken + 1): the run \(why): \(error.message)")
             failure = stopped
             throw stopped
         }
@@ -71,7 +73,8 @@ public class TrainingRun {
     /// Goes on where the newest checkpoint in a folder was taken: the run, which has taken no step yet, is as it was then.
     ///
     /// - Throws: `.badData` for a damaged checkpoint, unless an older one may be taken; `.invalidArgument` for one of
-    ///   a run with other options, naming the first, or if steps were taken.
+    ///   a run with other options, naming the first, or if steps were taken. If reading failed half-way no step can be
+    ///   taken until it succeeds.
     /// - Returns: whether there was one: else the run begins.
     public final func resume(
         from folder: String, _ choice: ResumeOptions = .init()
@@ -81,9 +84,20 @@ public class TrainingRun {
                 .invalidArgument, "run: has taken \(stepsTaken) steps; resume before the first")
         }
         guard let path = try RunCheckpoint.newest(in: folder, choice) else { return false }
-        let state = try RunCheckpoint.read(path, into: learner, model, configuration: configuration)
-        try setMonitor(state.monitor, path)
-        stepsTaken = state.step
+        do throws(LockstepError) {
+            let state = try RunCheckpoint.read(path, into: learner, model, configuration: configuration)
+            try setMonitor(state.monitor, path)
+            stepsTaken = state.step
+        } catch {
+            // Some of it may have been read: what is there belongs to no step.
+            if error.kind != .invalidArgument {
+                failure = LockstepError(
+                    error.kind,
+                    "run: was not resumed: \(error.message); resume it again, or begin another")
+            }
+            throw error
+        }
+        failure = nil
         return true
     }
 

@@ -45,6 +45,9 @@ final class SystemFile {
 
     deinit { _ = close(descriptor) }
 
+    /// Removes a file, if it can be.
+    static func remove(_ path: String) { _ = unlink(path) }
+
     /// Whether a path leads to something.
     static func exists(_ path: String) -> Bool { access(path, F_OK) == 0 }
 

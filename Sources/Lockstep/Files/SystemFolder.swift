@@ -19,12 +19,22 @@ enum SystemFolder {
         }
     }
 
-    /// The names in a folder, sorted; none if it cannot be read.
-    static func names(in path: String) -> [String] {
-        guard let folder = opendir(path) else { return [] }
+    /// The names in a folder, sorted; none if there is no such folder.
+    ///
+    /// Throws if it cannot be read: that is not the same as nothing in it.
+    static func names(in path: String) throws(LockstepError) -> [String] {
+        guard let folder = opendir(path) else {
+            if errno == ENOENT { return [] }
+            throw LockstepError(.file, "\(path): cannot be read: \(systemError())")
+        }
         defer { closedir(folder) }
         var names: [String] = []
-        while let entry = readdir(folder) {
+        while true {
+            errno = 0
+            guard let entry = readdir(folder) else {
+                if errno == 0 { break }
+                throw LockstepError(.file, "\(path): cannot be read: \(systemError())")
+            }
             let name = withUnsafePointer(to: &entry.pointee.d_name) {
                 $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
             }
@@ -35,7 +45,7 @@ enum SystemFolder {
 
     /// Removes a folder and the files in it, as far as that is possible.
     static func remove(_ path: String) {
-        for name in names(in: path) { _ = unlink("\(path)/\(name)") }
+        for name in (try? names(in: path)) ?? [] { _ = unlink("\(path)/\(name)") }
         _ = rmdir(path)
     }
 
@@ -72,9 +82,12 @@ extension SystemFile {
         try file.finish(bytes.withUnsafeBytes { file.write($0, at: 0) })
     }
 
-    /// Waits until all that was written is on the disk; `problem` is what a write said.
+    /// Waits until all that was written to a new file is on the disk; `problem` is what a write said.
+    ///
+    /// With one no file is left.
     func finish(_ problem: String?) throws(LockstepError) {
         if let problem = problem ?? sync() {
+            unlink(name)
             throw LockstepError(.file, "\(name): cannot be written: \(problem)")
         }
     }

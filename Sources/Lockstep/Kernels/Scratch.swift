@@ -39,6 +39,21 @@ struct Scratch<Element: BitwiseCopyable>: ~Copyable {
     deinit { free(base) }
 }
 
+/// Throws where so much memory cannot be had.
+///
+/// Arrays and dictionaries of Swift's end the process where they get none. Where one grows with what a caller gives,
+/// its bytes are asked for here first, in one piece.
+///
+/// - Parameters:
+///   - count: how many.
+///   - bytesEach: bytes for each of them.
+/// - Throws: `.outOfMemory`.
+public func askForMemory(_ count: Int, bytesEach: Int) throws(LockstepError) {
+    let (bytes, overflow) = count.multipliedReportingOverflow(by: bytesEach)
+    // Each array has a header.
+    _ = try Scratch<UInt8>(count: overflow || bytes > Int.max - 256 ? .max : bytes + 256)
+}
+
 extension UnsafeMutableRawPointer {
     /// Makes bytes 0: as fast as the system can, which a loop of Swift's is not.
     func clear(byteCount: Int) { memset(self, 0, byteCount) }

@@ -39,6 +39,17 @@ struct Growing<Element: BitwiseCopyable>: ~Copyable {
         count += more
     }
 
+    /// Adds the elements of a buffer.
+    mutating func append(contentsOf more: UnsafeBufferPointer<Element>) throws(LockstepError) {
+        guard let first = more.baseAddress else { return }
+        try reserve(more.count)
+        end.update(from: first, count: more.count)
+        count += more.count
+    }
+
+    /// The elements, valid until the next change.
+    var elements: UnsafeBufferPointer<Element> { UnsafeBufferPointer(start: base, count: count) }
+
     /// The address after the last element.
     var end: UnsafeMutablePointer<Element> { base + count }
 

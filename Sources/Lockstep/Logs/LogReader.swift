@@ -83,8 +83,18 @@ public final class LogReader {
     /// A sequence without tokens weighs as one token. The batch is valid until the next call.
     ///
     /// - Throws: `.badData` for a damaged record: after the sequences before it have been given, and again at
-    ///   each call until `seek`.
+    ///   each call until `seek`. `.file` and `.outOfMemory`: the reader stands where it stood, and can be asked again.
     public func next(maxTokens: Int) throws(LockstepError) -> LogBatch {
+        let before = (state, isComplete)
+        do throws(LockstepError) {
+            return try gather(maxTokens)
+        } catch {
+            (state, isComplete) = before
+            throw error
+        }
+    }
+
+    private func gather(_ maxTokens: Int) throws(LockstepError) -> LogBatch {
         guard maxTokens > 0 else {
             throw LockstepError(.invalidArgument, "max_tokens is \(maxTokens); give 1 or more")
         }

@@ -57,7 +57,7 @@ public final class MismatchAccumulator: @unchecked Sendable {
             let added = try MismatchState(
                 of: pair, ids: ids.map { .given($0) } ?? .index(from: seen), state.extent, policy, execution)
             try state.moments.checkRoom(for: added.moments)
-            state.merge(added)
+            try state.merge(added)
         }
     }
 
@@ -74,11 +74,21 @@ public final class MismatchAccumulator: @unchecked Sendable {
         }
         try state.moments.checkRoom(for: other.state.moments)
         if self === other {
+            try askForMemory(forBytes: true)
             let copy = try MismatchAccumulator(bytes: bytes())
-            state.merge(copy.state)
+            try state.merge(copy.state)
         } else {
-            state.merge(other.state)
+            try state.merge(other.state)
         }
+    }
+
+    /// Throws where there is no memory for the copies of kept values that a report makes, or the bytes of all; without
+    /// exact quantiles those are small.
+    ///
+    /// - Parameter forBytes: whether bytes are to be made, and not a report.
+    /// - Throws: `.outOfMemory`.
+    public func askForMemory(forBytes: Bool = false) throws(LockstepError) {
+        try Lockstep.askForMemory(state.values.count, bytesEach: forBytes ? 32 : 8)
     }
 
     /// Every statistic of what was added.

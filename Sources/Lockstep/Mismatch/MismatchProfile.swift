@@ -52,6 +52,7 @@ extension LogProbPair {
         let scan = try MismatchScan(self, execution)
         let buckets = edges.count - 1
         if buckets < 1 { return [] }
+        try askForMemory(buckets, bytesEach: MemoryLayout<MismatchBucket>.stride)
         let runs = MismatchRuns(scan.spans, buckets: buckets)
         let sums = try Scratch<BucketSums>(count: runs.count * buckets, filledWith: BucketSums())
         let refused = try Scratch<Int>(count: runs.count, filledWith: -1)

@@ -76,7 +76,7 @@ enum MismatchQuantiles {
     }
 
     /// The same quantiles of kept values and so many zeros; the order of the values does not matter.
-    static func exact(of values: [Double], zeros: Int) -> [Double] {
+    static func exact(of values: UnsafeBufferPointer<Double>, zeros: Int) -> [Double] {
         let tokens = values.count + zeros
         guard tokens > 0 else { return thousandths.map { _ in .nan } }
         let negative = values.count { $0 < 0 }
@@ -89,7 +89,7 @@ enum MismatchQuantiles {
                 places[rank] = rank < negative ? rank : rank - zeros
             }
         }
-        var copy = values
+        var copy = Array(values)
         copy.withUnsafeMutableBufferPointer { copy in
             guard let base = copy.baseAddress else { return }
             select(places.values.sorted()[...], in: base, 0..<copy.count)
@@ -104,25 +104,21 @@ enum MismatchQuantiles {
     ) throws(LockstepError) -> Scratch<Double> {
         let room = MismatchSpan.tokens + 1
         let found = try Scratch<Double>(count: scan.workers * room)
-        var kept = [[Double]](repeating: [], count: scan.workers)
         let base = found.base
-        kept.withUnsafeMutableBufferPointer { kept in
-            let kept = kept.baseAddress!
-            scan.forEachTask { range, worker in
-                let values = base + worker * room
-                for index in range {
-                    var view = scan.view(scan.spans[index])
-                    let count = scan.kernels.pointee.mismatch_select!(
-                        values, wanted, Int64(wanted.count), &view)
-                    kept[worker].append(contentsOf: UnsafeBufferPointer(start: values, count: Int(count)))
-                }
-            }
-        }
         let tokens = try Scratch<Double>(count: count)
-        var next = tokens.base
-        for values in kept {
-            values.withUnsafeBufferPointer { next.update(from: $0.baseAddress!, count: $0.count) }
-            next += values.count
+        let target = tokens.base
+        let taken = try Scratch<Int64>(count: 1, filledWith: 0)
+        let end = taken.base
+        scan.forEachTask { range, worker in
+            let values = base + worker * room
+            for index in range {
+                var view = scan.view(scan.spans[index])
+                let count = scan.kernels.pointee.mismatch_select!(
+                    values, wanted, Int64(wanted.count), &view)
+                // Behind what all workers have found so far.
+                let start = Int(lsk_shared_add(end, count))
+                (target + start).update(from: values, count: Int(count))
+            }
         }
         return tokens
     }

@@ -29,12 +29,18 @@ struct MismatchScan {
         self.pair = pair
         kernels = try execution.kernels()
         threads = try execution.threadCount()
+        let sequences = pair.trainer.columns == 0 ? 0 : pair.sequences
+        let room = (0..<sequences).reduce(0) {
+            $0 + (pair.layout.length(of: $1) + MismatchSpan.tokens - 1) / MismatchSpan.tokens
+        }
+        try askForMemory(room, bytesEach: MemoryLayout<MismatchSpan>.stride)
         var spans: [MismatchSpan] = []
+        spans.reserveCapacity(room)
         var tasks: [Range<Int>] = []
         var first = 0
         var tokens = 0
         // Without columns there may be any number of rows, and nothing to see in them.
-        for sequence in 0..<(pair.trainer.columns == 0 ? 0 : pair.sequences) {
+        for sequence in 0..<sequences {
             let length = pair.layout.length(of: sequence)
             for start in stride(from: 0, to: length, by: MismatchSpan.tokens) {
                 let count = min(MismatchSpan.tokens, length - start)
@@ -100,7 +106,9 @@ struct MismatchSequences: ~Copyable {
                 scan.kernels.pointee.mismatch_sums!(parts + index, nil, nil, &view)
             }
         }
+        try askForMemory(scan.spans.count, bytesEach: MemoryLayout<Int>.stride)
         var owners: [Int] = []
+        owners.reserveCapacity(scan.spans.count)
         // The spans of a sequence are added in order, into the places of those already taken up.
         for (index, span) in scan.spans.enumerated() {
             let part = parts[index]

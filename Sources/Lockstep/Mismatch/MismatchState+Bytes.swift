@@ -34,7 +34,7 @@ extension MismatchState {
         if extent.details { details.write(to: &out) }
         if extent.exactQuantiles {
             out.append(values.count)
-            for value in values.sorted() { out.append(value) }
+            for value in values.elements.sorted() { out.append(value) }
         }
         out.put(UInt64(out.bytes.count + 4), at: 16)
         out.append(out.bytes.withUnsafeBytes { CRC32C.checksum($0) })
@@ -81,8 +81,8 @@ extension MismatchState {
         if state.extent.exactQuantiles {
             let count = try body.readTotal()
             guard count <= body.remaining / 8 else { throw body.damaged("it ends early") }
-            state.values.reserveCapacity(count)
-            for _ in 0..<count { state.values.append(try body.readDouble()) }
+            try state.values.reserve(count)
+            for _ in 0..<count { state.values.push(try body.readDouble()) }
         }
         guard body.remaining == 0, state.isConsistent, state.bytes() == bytes else {
             throw header.damaged("its parts contradict each other")
@@ -102,7 +102,7 @@ extension MismatchState {
             && (moments.tokens == 0) == (moments.largest == nil)
             && (!extent.exactQuantiles
                 || values.count + sketch.zeros == moments.tokens
-                    && values.allSatisfy { $0 != 0 && !$0.isNaN })
+                    && values.elements.allSatisfy { $0 != 0 && !$0.isNaN })
     }
 }
 

@@ -68,7 +68,9 @@ struct MismatchState: ~Copyable {
     var moments = MismatchMoments()
     let sketch = MismatchSketch()
     /// Every d that is not 0, in no order; empty unless `extent` asks for them.
-    var values: [Double] = []
+    var values = Growing<Double>()
+    /// Whether memory for them was lacking, in a thread that cannot throw.
+    private var lacksMemory = false
     /// Unused unless `extent` asks for it.
     var details = MismatchDetails()
 
@@ -113,7 +115,10 @@ struct MismatchState: ~Copyable {
             try pair.throwNonFinite(
                 in: MismatchSpan(sequence: span.sequence, start: span.start, count: span.count))
         }
-        for worker in 0..<workers { merge(states[worker]) }
+        for worker in 0..<workers where states[worker].lacksMemory {
+            throw LockstepError(.outOfMemory, "8 bytes for each log ratio that is not 0 cannot be had")
+        }
+        for worker in 0..<workers { try merge(states[worker]) }
     }
 
     /// The span with a log-prob that is not finite, where such is an error.
@@ -205,7 +210,9 @@ struct MismatchState: ~Copyable {
         withUnsafeTemporaryAllocation(of: Double.self, capacity: MismatchSpan.tokens + 1) { found in
             let count = kernels.pointee.mismatch_select!(
                 found.baseAddress!, MismatchState.allButZero, Int64(MismatchState.allButZero.count), &view)
-            values.append(contentsOf: found.prefix(Int(count)))
+            do throws(LockstepError) {
+                try values.append(contentsOf: UnsafeBufferPointer(rebasing: found.prefix(Int(count))))
+            } catch { lacksMemory = true }
         }
     }
 
@@ -216,10 +223,12 @@ struct MismatchState: ~Copyable {
     ]
 
     /// Adds the state of another part of the log, whose extent is not less.
-    mutating func merge(_ other: borrowing MismatchState) {
+    ///
+    /// Throws, with nothing added, if there is no memory for the values.
+    mutating func merge(_ other: borrowing MismatchState) throws(LockstepError) {
+        if extent.exactQuantiles { try values.append(contentsOf: other.values.elements) }
         moments.merge(other.moments)
         if extent.sketch { sketch.merge(other.sketch) }
-        if extent.exactQuantiles { values.append(contentsOf: other.values) }
         if extent.details { details.merge(other.details) }
     }
 
@@ -229,7 +238,7 @@ struct MismatchState: ~Copyable {
         guard extent.sketch else { return mismatch }
         mismatch.logRatioQuantiles =
             extent.exactQuantiles
-            ? MismatchQuantiles.exact(of: values, zeros: moments.tokens - values.count)
+            ? MismatchQuantiles.exact(of: values.elements, zeros: moments.tokens - values.count)
             : sketch.quantiles(tokens: moments.tokens, limit: mismatch.maxAbsLogRatio)
         return mismatch
     }

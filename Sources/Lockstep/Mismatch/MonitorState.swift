@@ -135,6 +135,8 @@ extension MismatchMonitor {
         }
         self.options = options
         self.state = state
+        // What no monitor writes, such as a value where there is none, is damage too.
+        guard self.bytes.elementsEqual(bytes) else { throw damaged }
     }
 }
 

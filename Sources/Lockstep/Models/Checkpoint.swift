@@ -57,7 +57,10 @@ final class Checkpoint {
         }
         var names: Set<String> = []
         for (tensor, file) in map {
-            guard let name = file.string, !name.isEmpty, !name.contains("/"), name != ".." else {
+            guard let name = file.string, !name.isEmpty,
+                !name.utf8.contains(where: { $0 == 0 || $0 == 0x2f }),
+                name != ".."
+            else {
                 throw LockstepError(
                     .badData, "\(index): tensor '\(tensor)': is not said to be in a file here")
             }

@@ -15,6 +15,8 @@ enum JSON: Equatable {
     ///
     /// - Throws: `.badData` naming the byte.
     init(parsing text: UnsafeRawBufferPointer, _ name: String) throws(LockstepError) {
+        // At most: two bytes of a list make a value, in an array that grows.
+        try askForMemory(text.count, bytesEach: 40)
         var parser = JSONParser(text: text, name: name)
         self = try parser.document()
     }

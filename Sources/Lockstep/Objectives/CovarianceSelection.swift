@@ -75,7 +75,7 @@ public func selectByCovariance(
     }
     let wanted = Swift.max(Int(options.share * Double(sums.count)), 1)
     let random = Philox4x32(seed: options.seed)
-    let picked = CovarianceTokens.largest(wanted, scan) { (sequence, position, id) -> UInt64? in
+    let picked = try CovarianceTokens.largest(wanted, scan) { (sequence, position, id) -> UInt64? in
         guard let token = tokens.token(sequence, position) else { return nil }
         let covariance = (token.advantage - sums.advantage) * (token.current - sums.current)
         if options.rule == .kl { return orderedBits(covariance) }
@@ -156,7 +156,7 @@ private struct CovarianceTokens {
     /// No key is kept: four passes find the smallest key that is taken, 16 bits at a time.
     static func largest(
         _ wanted: Int, _ scan: ObjectiveScan, key: (Int, Int, UInt64) -> UInt64?
-    ) -> [(Int, Int)] {
+    ) throws(LockstepError) -> [(Int, Int)] {
         func forEach(_ body: (UInt64, Int, Int, UInt64) -> Void) {
             for sequence in 0..<scan.sequences where scan.counts.base[sequence].tokens > 0 {
                 let id = scan.batch.ids.map { UInt64(bitPattern: Int64($0[sequence])) } ?? UInt64(sequence)
@@ -166,23 +166,30 @@ private struct CovarianceTokens {
             }
         }
         var threshold: UInt64 = 0
+        var ties = 0  // keys that are the threshold
         var above = 0  // keys whose taken bits are beyond the threshold's
         for shift in [48, 32, 16, 0] as [UInt64] {
-            var bins = [Int](repeating: 0, count: 1 << 16)
+            let counts = try Scratch<Int>(count: 1 << 16, filledWith: 0)
+            let bins = counts.base
             forEach { key, _, _, _ in
                 if shift == 48 || key >> (shift + 16) == threshold >> (shift + 16) {
                     bins[Int(key >> shift & 0xffff)] += 1
                 }
             }
-            var bin = bins.count - 1
+            var bin = counts.count - 1
             while bin > 0, above + bins[bin] < wanted {
                 above += bins[bin]
                 bin -= 1
             }
             threshold |= UInt64(bin) << shift
+            ties = bins[bin]
         }
+        // Sorting takes half as much again of the ties.
+        try askForMemory(Swift.max(wanted, above) + ties, bytesEach: 16 + 36)
         var taken: [(Int, Int)] = []
         var equal: [(id: UInt64, position: Int, sequence: Int)] = []
+        taken.reserveCapacity(Swift.max(wanted, above))
+        equal.reserveCapacity(ties)
         forEach { key, sequence, position, id in
             if key > threshold { taken.append((sequence, position)) }
             if key == threshold { equal.append((id, position, sequence)) }

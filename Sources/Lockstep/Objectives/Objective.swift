@@ -87,6 +87,8 @@ public final class Objective {
             throw LockstepError(.invalidArgument, "batch: there are more than 2^48 tokens")
         }
         if options.aggregation == .promptMean, let groups = scan.batch.groups {
+            // A dictionary as it grows.
+            try askForMemory(prompts.count + scan.sequences, bytesEach: 64)
             for sequence in 0..<scan.sequences where scan.counts.base[sequence].tokens > 0 {
                 prompts[groups[sequence], default: 0] += Int(scan.counts.base[sequence].tokens)
             }

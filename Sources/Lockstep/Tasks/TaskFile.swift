@@ -31,6 +31,8 @@ struct TaskFile: TaskRules {
         let memory = try Scratch<UInt8>(count: size)
         let got = try file.read(into: memory.base, at: 0, count: size)
         let bytes = UnsafeRawBufferPointer(start: memory.base, count: got)
+        // Characters of four bytes, twice, in arrays that grow, and as ids.
+        try askForMemory(got, bytesEach: 32)
 
         var texts: [(prompt: [Unicode.Scalar], answer: [Unicode.Scalar], line: Int)] = []
         var line = 0

@@ -51,7 +51,10 @@ final class HeadPass {
     }
 
     /// Says how rows are scored from here on.
+    ///
+    /// Logits of a call before are forgotten: another worker may have scored the same rows since, of other weights.
     func prepare(_ options: LogProbOptions, wantsEntropy: Bool) throws(LockstepError) {
+        formed = nil
         self.options = options
         self.options.logitsFormat = recipe.logits
         rule = try self.options.rule()

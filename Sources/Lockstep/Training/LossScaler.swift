@@ -219,7 +219,9 @@ extension LossScaler {
         options.consecutiveHysteresis = counts[2] == 1
         guard var scaler = try? LossScaler(options), (0...1).contains(counts[2]),
             (0...3).contains(counts[13]),
-            scale >= options.minimumScale, scale >= 0, scale <= options.maximumScale,
+            // torch's and Megatron's are rounded to float32, and so may stand a little outside.
+            scale >= min(options.minimumScale, Double(Float(options.minimumScale))), scale >= 0,
+            scale <= max(options.maximumScale, Double(Float(options.maximumScale))),
             (0..<options.growthInterval).contains(counts[3]), (0...options.hysteresis).contains(counts[4]),
             counts[5] >= 0, counts[5] < 1 << 60, counts[6...11].allSatisfy({ (0...counts[5]).contains($0) }),
             (-1..<max(counts[5], 1)).contains(counts[12]), (counts[12] < 0) == (counts[6] == 0)

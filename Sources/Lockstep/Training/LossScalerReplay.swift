@@ -37,6 +37,7 @@ extension LossScaler {
         var scaler = try LossScaler(options)
         var scales: [Double] = []
         var skipped: [Bool] = []
+        try askForMemory(maxima.count, bytesEach: MemoryLayout<Double>.stride + 1)
         scales.reserveCapacity(maxima.count)
         skipped.reserveCapacity(maxima.count)
         for maximum in (0..<maxima.count).lazy.map({ maxima.double($0) }) {

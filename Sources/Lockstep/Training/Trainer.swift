@@ -263,7 +263,7 @@ public final class Trainer: @unchecked Sendable {
             let model = try snapshot()
             let layout = try SequenceLayout(rows: 1, columns: tokens.count, offsets: offsets, of: "tokens")
             let scoring = LogProbOptions(temperature: temperature)
-            let longest = (0..<layout.sequences).map { layout.length(of: $0) }.max() ?? 0
+            let longest = (0..<layout.sequences).lazy.map { layout.length(of: $0) }.max() ?? 0
             let bytes = PassState.byteCount(
                 configuration, recipe, tokens: max(longest, capacity), recomputes: options.recomputes)
             guard tokens.count > 0, bytes <= Trainer.keptLimit / max(keeping, 1) else {
@@ -317,7 +317,7 @@ public final class Trainer: @unchecked Sendable {
 
     /// Makes room for the workers, and for the longest sequence.
     func prepare(for layout: SequenceLayout) throws(LockstepError) {
-        let longest = (0..<layout.sequences).map { layout.length(of: $0) }.max() ?? 0
+        let longest = (0..<layout.sequences).lazy.map { layout.length(of: $0) }.max() ?? 0
         if sums.isEmpty {
             let isShared = threads > 1 && parameters.count > Trainer.ownSumsLimit / 16
             var made: [GradientSums] = []

@@ -13,7 +13,8 @@ Arrays are NumPy arrays, PyTorch CPU tensors, or anything with ``__dlpack__`` or
 ``__array_interface__``; they are read in place, and results come back as NumPy arrays, or as PyTorch
 tensors where PyTorch tensors were given. Letters in shapes: tokens (rows), vocab (columns of the
 logits), H (hidden size); ``[...]`` is any number of leading dimensions. Logarithms are natural.
-Calls release the GIL, and may be made from many threads at once. `lockstep.torch` has the same
+Calls release the GIL, and may be made from many threads at once; `binding` says which way they are made, by
+the "extension" where it is built, else by "ctypes". `lockstep.torch` has the same
 log-probs for PyTorch's autograd.
 """
 
@@ -21,6 +22,7 @@ from . import _library
 from ._accumulator import MismatchAccumulator
 from ._advantages import advantages, overlong_penalty
 from ._audit import Headroom, audit_headroom
+from ._binding import binding
 from ._causes import Cause, CauseEvidence
 from ._corrections import Correction, Rejection, RejectionCount, WeightStatistics, correct
 from ._errors import (
@@ -70,7 +72,7 @@ __all__ = [
     "Recipe", "Rejection", "RejectionCount", "Replay", "Rollout", "RolloutEngine", "RolloutRequest", "Run",
     "ScalerReport", "Scores", "StepMetrics", "SupervisedMetrics", "SupervisedRun", "Task", "Trainer",
     "UnsupportedError", "WeightStatistics", "adamw_step", "adapted_kl_coefficient", "advantages", "advise",
-    "audit_headroom", "certify", "convert", "correct", "covariance_select", "dump", "exact_mismatch",
+    "audit_headroom", "binding", "certify", "convert", "correct", "covariance_select", "dump", "exact_mismatch",
     "gradient_norm", "has_instruction_set", "kl_penalty", "learning_rate", "linear_log_probs",
     "linear_log_probs_backward", "loading", "locate", "log_probs", "log_probs_backward", "loss_scaler_names",
     "measure_difference", "metrics", "mismatch", "mismatch_profile", "mismatch_sequences", "objective_loss",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import pointer, sizeof
+from ctypes import sizeof
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from . import _library as c
 from ._batch import Batch, Log, as_mask, is_ragged
 from ._errors import InvalidArgumentError
 from ._library import check, choice, integer, library, real
-from ._tensors import Array, View, empty, format_code, view
+from ._tensors import Array, View, address, empty, format_code, view
 
 #: Estimators that give each token its own advantage.
 _TOKEN_ESTIMATORS = ("reinforce_plus_plus", "gae", "optimal_token_baseline", "multi_turn_token_baseline")
@@ -136,7 +136,7 @@ def advantages(
         "kind_weights": None if kind_weights is None else view(floats(kind_weights, "kind_weights"), "kind_weights"),
     }
     tensors = {name: each.tensor() for name, each in given.items() if each is not None}
-    raw = c.Rewards(sizeof(c.Rewards), **{name: pointer(tensor) for name, tensor in tensors.items()})
+    raw = c.Rewards(sizeof(c.Rewards), **{name: address(each) for name, each in tensors.items()})
     if per_token is None:
         per_token = estimator in _TOKEN_ESTIMATORS or (
             estimator == "remax" and batch.tokens is not None and earned.shape == batch.tokens.shape)

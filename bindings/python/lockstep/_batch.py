@@ -3,7 +3,6 @@ with them in a `lockstep_batch`."""
 
 from __future__ import annotations
 
-import ctypes
 from ctypes import sizeof
 from math import prod
 from numbers import Number
@@ -13,7 +12,7 @@ import numpy as np
 
 from . import _library as c
 from ._errors import InvalidArgumentError
-from ._tensors import Array, View, compact, empty, view
+from ._tensors import Array, View, address, compact, empty, view
 
 #: An array (packed or padded), or one array for each sequence.
 Log: TypeAlias = "Array | Sequence[Array]"
@@ -55,7 +54,7 @@ class Batch:
         self.raw = c.Batch(sizeof(c.Batch))
         for name, tensor in self._tensors.items():
             if hasattr(c.Batch, name):
-                setattr(self.raw, name, ctypes.pointer(tensor))
+                setattr(self.raw, name, address(tensor))
 
     @property
     def like(self) -> View:

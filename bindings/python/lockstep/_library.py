@@ -12,7 +12,9 @@ from ctypes import (
     POINTER, Structure, c_char, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint8,
     c_uint16, c_uint32, c_uint64, c_void_p,
 )
+from typing import Any, Callable
 
+from ._binding import fast, places
 from ._errors import InvalidArgumentError, error_of
 
 # 1. Version, status, errors
@@ -369,8 +371,8 @@ class LogSequence(Structure):
     _fields_ = [
         ("struct_size", c_uint32), ("reserved", c_uint32), ("id", c_uint64), ("step", c_int64),
         ("prompt_tokens", c_int64), ("reward", POINTER(c_float)), ("advantage", POINTER(c_float)),
-        ("token_ids", POINTER(Tensor)), ("rollout_log_probs", POINTER(Tensor)),
-        ("trainer_log_probs", POINTER(Tensor)), ("mask", POINTER(Tensor)),
+        ("token_ids", c_void_p), ("rollout_log_probs", c_void_p),
+        ("trainer_log_probs", c_void_p), ("mask", c_void_p),
     ]
 
 
@@ -446,12 +448,12 @@ SIDE_NEGATIVE_ADVANTAGE = 2
 
 class Batch(Structure):
     _fields_ = [
-        ("struct_size", c_uint32), ("reserved", c_uint32), ("trainer_log_probs", POINTER(Tensor)),
-        ("rollout_log_probs", POINTER(Tensor)), ("current_log_probs", POINTER(Tensor)),
-        ("reference_log_probs", POINTER(Tensor)), ("entropies", POINTER(Tensor)),
-        ("advantages", POINTER(Tensor)), ("weights", POINTER(Tensor)), ("mask", POINTER(Tensor)),
-        ("kept", POINTER(Tensor)), ("selected", POINTER(Tensor)), ("offsets", POINTER(Tensor)),
-        ("groups", POINTER(Tensor)), ("ids", POINTER(Tensor)),
+        ("struct_size", c_uint32), ("reserved", c_uint32), ("trainer_log_probs", c_void_p),
+        ("rollout_log_probs", c_void_p), ("current_log_probs", c_void_p),
+        ("reference_log_probs", c_void_p), ("entropies", c_void_p),
+        ("advantages", c_void_p), ("weights", c_void_p), ("mask", c_void_p),
+        ("kept", c_void_p), ("selected", c_void_p), ("offsets", c_void_p),
+        ("groups", c_void_p), ("ids", c_void_p),
     ]
 
 
@@ -536,9 +538,9 @@ TRUNCATED_DROP = 2
 
 class Rewards(Structure):
     _fields_ = [
-        ("struct_size", c_uint32), ("reserved", c_uint32), ("rewards", POINTER(Tensor)),
-        ("truncated", POINTER(Tensor)), ("baselines", POINTER(Tensor)), ("values", POINTER(Tensor)),
-        ("squared_mass", POINTER(Tensor)), ("kind_weights", POINTER(Tensor)),
+        ("struct_size", c_uint32), ("reserved", c_uint32), ("rewards", c_void_p),
+        ("truncated", c_void_p), ("baselines", c_void_p), ("values", c_void_p),
+        ("squared_mass", c_void_p), ("kind_weights", c_void_p),
     ]
 
 
@@ -1118,7 +1120,7 @@ class Library:
                 f"package needs {VERSION_MAJOR}.{VERSION_MINOR}.{VERSION_PATCH} or a newer "
                 f"{VERSION_MAJOR}.x; build or install the library that belongs to it", path=path)
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Callable[..., Any]:
         if name not in SIGNATURES:
             raise AttributeError(name)
         try:
@@ -1128,8 +1130,30 @@ class Library:
                 f"lockstep: {self.path} has no function {name}; build it again", path=self.path
             ) from None
         function.restype, function.argtypes = SIGNATURES[name]
+        function = _quick(name, function) or function
         setattr(self, name, function)
         return function
+
+
+# Types of arguments, as the letters the extension knows; every other is a pointer.
+_LETTERS = {c_int32: "i", c_int64: "l", c_uint64: "l", c_size_t: "l", c_double: "d", c_float: "-"}
+
+
+def _quick(name: str, function: Any) -> Callable[..., Any] | None:
+    """The same function called by the extension, if that can."""
+    if fast is None or function.restype not in (None, c_int32):
+        return None
+    letters = "".join(
+        _LETTERS.get(kind, "-" if issubclass(kind, Structure) else "p") for kind in function.argtypes)
+    return fast.function(name, ctypes.cast(function, c_void_p).value, letters, tuple(function.argtypes), Tensor)
+
+
+def argument_address(declared: Any, value: Any) -> int:
+    """What ctypes passes for a pointer argument: the extension asks for kinds that it does not know itself."""
+    declared.from_param(value)  # refuses what does not fit
+    if isinstance(value, Structure):
+        return ctypes.addressof(value)
+    return ctypes.cast(value, c_void_p).value or 0
 
 
 def _find() -> str:
@@ -1137,14 +1161,12 @@ def _find() -> str:
     override = os.environ.get("LOCKSTEP_LIBRARY")
     if override:
         return override
-    here = os.path.dirname(os.path.abspath(__file__))
-    places = [here, os.path.normpath(os.path.join(here, "..", "..", "..", "build"))]
-    for place in places:
+    for place in places():
         path = os.path.join(place, FILE_NAME)
         if os.path.exists(path):
             return path
     raise ImportError(
-        f"lockstep: {FILE_NAME} is neither in {places[0]} nor in {places[1]}; build it with "
+        f"lockstep: {FILE_NAME} is neither in {' nor in '.join(places())}; build it with "
         "bindings/c/build-library.sh, or set LOCKSTEP_LIBRARY to its path")
 
 

@@ -21,7 +21,7 @@ from . import _library as c
 from ._batch import as_mask
 from ._errors import InvalidArgumentError
 from ._library import check, choice, integer, library, real
-from ._tensors import Array, view
+from ._tensors import Array, address, view
 
 _TEXTS = ("model", *(f"{side}_{name}" for side in ("trainer", "rollout") for name in (
     "engine", "version", "weights", "body", "head", "logits")))
@@ -218,8 +218,10 @@ class LogWriter:
             (reward, "reward"), (advantage, "advantage"))]
         sequence = c.LogSequence(
             sizeof(c.LogSequence), 0, integer(id, "id", 0, 2**64 - 1), integer(step, "step", -(2**63), 2**63 - 1),
-            integer(prompt_tokens, "prompt_tokens", -1, 2**63 - 1), *map(_address, scalars + tensors))
-        self._handle.call("lockstep_log_writer_append", after=(byref(sequence),))
+            integer(prompt_tokens, "prompt_tokens", -1, 2**63 - 1),
+            *(None if each is None else ctypes.pointer(each) for each in scalars),
+            *(None if each is None else address(each) for each in tensors))
+        self._handle.call("lockstep_log_writer_append", after=(sequence,))
 
     def sync(self) -> None:
         """Waits until all that was appended is on the disk."""
@@ -352,10 +354,6 @@ def _path(path: str | os.PathLike[str]) -> bytes:
 def _numbers(column: Array | None, dtype: type) -> Array | None:
     """A list as an array; arrays as they are, so that nothing is rounded unseen."""
     return np.array(column, dtype) if isinstance(column, (list, tuple)) else column
-
-
-def _address(value: Any) -> Any:
-    return None if value is None else ctypes.pointer(value)
 
 
 def _column(tensor: c.Tensor, count: int, dtype: type) -> NDArray:

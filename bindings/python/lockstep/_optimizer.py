@@ -252,10 +252,10 @@ def gradient_norm(gradients: Array | Sequence[Array], *, max_norm: float = 0.0, 
     """
     arrays = list(gradients) if isinstance(gradients, (list, tuple)) else [gradients]
     tensors = [view(each, "gradients").tensor() for each in arrays]
-    together = (c.Tensor * max(len(tensors), 1))(*tensors)
+    together = (c.Tensor * len(tensors)).from_buffer_copy(b"".join(tensors))
     raw = c.GradientNorm()
     check(library.lockstep_gradients_measure(
-        raw, ctypes.cast(together, ctypes.POINTER(c.Tensor)), len(tensors),
+        raw, together, len(tensors),
         _gradient_options(scale, max_norm, threads, instruction_set)))
     return GradientNorm(raw.norm, raw.largest, raw.factor, raw.non_finite)
 

@@ -15,6 +15,7 @@ from typing import Any, Iterator, TypeAlias
 import numpy as np
 
 from . import _library as c
+from ._binding import fast
 from ._errors import InvalidArgumentError
 
 #: A NumPy array, a PyTorch CPU tensor, or anything with `__dlpack__` or `__array_interface__`.
@@ -51,8 +52,8 @@ _STRUCTS = {
 _CPU = c.Device(1, 0)
 
 
-class View:
-    """A borrowed array: where its first element is, what it holds, and what keeps it alive."""
+class _Fields:
+    """The fields of a View, and its tensor; the extension has its own."""
 
     __slots__ = ("name", "data", "code", "shape", "strides", "owner", "is_torch")
 
@@ -65,6 +66,28 @@ class View:
         self.strides: tuple[int, ...] | None = strides
         self.owner = owner
         self.is_torch: bool = is_torch
+
+    def tensor(self) -> c.Tensor:
+        """The C struct; it keeps the memory alive."""
+        shape = self.shape or (1,)
+        count = len(shape)
+        if self.strides:
+            dimensions = (c_int64 * (2 * count))(*shape, *self.strides)
+            address = ctypes.addressof(dimensions)
+            strides = address + 8 * count
+        else:
+            dimensions = (c_int64 * count)(*shape)
+            address = ctypes.addressof(dimensions)
+            strides = None
+        tensor = c.Tensor(self.data, _CPU, count, _STRUCTS[self.code], address, strides, 0)
+        tensor.alive = (dimensions, self.owner)
+        return tensor
+
+
+class View(_Fields if fast is None else fast.View):  # type: ignore[misc]
+    """A borrowed array: where its first element is, what it holds, and what keeps it alive."""
+
+    __slots__ = ()
 
     def with_layout(self, data: int, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> View:
         """The same memory seen differently."""
@@ -111,25 +134,8 @@ class View:
             reach = step * extent
         return self.with_layout(self.data, shape, (stride, *self.strides[cut:]))
 
-    def tensor(self) -> c.Tensor:
-        """The C struct; it keeps the memory alive."""
-        shape = self.shape or (1,)
-        count = len(shape)
-        if self.strides:
-            dimensions = (c_int64 * (2 * count))(*shape, *self.strides)
-            address = ctypes.addressof(dimensions)
-            strides = address + 8 * count
-        else:
-            dimensions = (c_int64 * count)(*shape)
-            address = ctypes.addressof(dimensions)
-            strides = None
-        tensor = c.Tensor(self.data, _CPU, count, _STRUCTS[self.code], address, strides, 0)
-        tensor.alive = (dimensions, self.owner)
-        return tensor
-
-
-def view(x: Array, name: str, *, written: bool = False) -> View:
-    """Borrows any array. `name` is the argument's, for errors; `written` refuses read-only memory."""
+def _view(x: Array, name: str, written: bool = False) -> View:
+    """`view`, in Python: what the extension asks where an array is not a plain one."""
     if isinstance(x, np.ndarray):
         return _numpy_view(x, name, written)
     torch = sys.modules.get("torch")
@@ -142,6 +148,16 @@ def view(x: Array, name: str, *, written: bool = False) -> View:
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(f"{name}: not an array ({error})") from None
     return _numpy_view(array, name, written)
+
+
+def view(x: Array, name: str, *, written: bool = False) -> View:
+    """Borrows any array. `name` is the argument's, for errors; `written` refuses read-only memory."""
+    return _view(x, name, written)
+
+
+def address(tensor: c.Tensor) -> int:
+    """Where the struct is that `View.tensor` made, for a field of another struct. It keeps nothing alive."""
+    return ctypes.addressof(tensor)
 
 
 def _unknown_dtype(name: str, dtype: object) -> InvalidArgumentError:
@@ -184,6 +200,8 @@ def _torch_view(torch: Any, x: Any, name: str) -> View:
             if dtype is not None:
                 _torch_codes[dtype] = code
                 _torch_dtypes[code] = dtype
+        if fast is not None:
+            fast.use_torch(torch.Tensor, torch.nn.Parameter, getattr(torch.Tensor, "__dlpack_c_exchange_api__", None))
     found = _torch_codes.get(x.dtype)
     if found is None:
         raise _unknown_dtype(name, x.dtype)
@@ -355,3 +373,11 @@ def row_blocks(*views: View) -> Iterator[tuple[int, list[View]]]:
     for index in range(views[0].shape[0]):
         for start, blocks in row_blocks(*(each[index] for each in views)):
             yield index * rows + start, blocks
+
+
+if fast is not None:
+    fast.use(View, frozenset(_STRUCTS), _view, c.argument_address, c_void_p, np.ndarray)
+    view = fast.view
+
+    def address(tensor: Any) -> int:
+        return tensor.address

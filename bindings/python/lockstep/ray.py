@@ -25,7 +25,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
 from . import parallel
@@ -37,6 +36,13 @@ from .certificate import Certificate
 from .logs import batches_of_table
 from .parallel import Done, P, Paths, cut, merged, read_part
 from .survey import Survey
+
+try:
+    import ray
+except ModuleNotFoundError as missing:
+    if missing.name != "ray":
+        raise
+    raise ModuleNotFoundError("lockstep.ray needs Ray: pip install 'lockstep[ray]'", name="ray") from None
 
 #: A worker that dies (preempted, out of memory) is replaced so many times for each part of a log, or step of a run.
 RETRIES = 5

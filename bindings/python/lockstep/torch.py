@@ -15,7 +15,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError as missing:
+    if missing.name != "torch":
+        raise
+    raise ModuleNotFoundError("lockstep.torch needs PyTorch: pip install 'lockstep[torch]'", name="torch") from None
 from torch.autograd.function import once_differentiable
 
 from . import _log_probs, _objectives

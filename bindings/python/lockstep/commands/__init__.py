@@ -37,7 +37,8 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands)
-@click.version_option(lockstep.__version__, prog_name="lockstep")
+@click.version_option(
+    lockstep.__version__, prog_name="lockstep", message=f"%(prog)s, version %(version)s ({lockstep.binding})")
 def commands() -> None:
     """Keep the policy you train and the policy you sample from the same policy."""
     for stream in (sys.stdout, sys.stderr):  # an old terminal without π shows ? instead of failing

@@ -166,8 +166,12 @@ def _check_path(path: Path) -> None:
 def _write(path: Path, text: str) -> None:
     """Writes a whole file or none."""
     beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def _check(path: Path, files: tuple[Path, ...]) -> int:

@@ -7,6 +7,7 @@ unpacks to a huge one is held in memory. Objects, which are pickles, are refused
 
 from __future__ import annotations
 
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -35,7 +36,7 @@ def recognises(head) -> bool:
     try:
         with zipfile.ZipFile(head.path) as archive:
             names = archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, zipfile.BadZipFile, NotImplementedError):
         return True  # it begins as one: the reading tells what is wrong
     return bool(names) and all(name.endswith(".npy") for name in names)
 
@@ -61,7 +62,9 @@ class _Member:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self.shape, fortran, self.dtype = read(self._file)
-        except (ValueError, EOFError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        except (
+            ValueError, EOFError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError,
+        ) as error:
             raise BadRow(
                 f"is no NumPy array ({str(error).splitlines()[0][:120] if str(error) else error!r})", name
             ) from None
