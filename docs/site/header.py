@@ -144,12 +144,22 @@ ROW = re.compile(r"^( {0,6})(\S(?:.{0,44}?\S)?) {2,}(\S.*)$")
 
 def prose(text: str) -> str:
     """A comment as reStructuredText: paragraphs, lists, formulas, and columns of names and their meaning."""
-    return "\n\n".join(part for each in re.split(r"\n\s*\n", text) for part in paragraph(each) if part)
+    parts: list[str] = []
+    for each in re.split(r"\n\s*\n", text):
+        if parts and is_code(parts[-1]) and is_code(each):  # with an empty line in it
+            parts[-1] += "\n\n" + each
+        else:
+            parts.append(each)
+    return "\n\n".join(part for each in parts for part in paragraph(each) if part)
+
+
+def is_code(text: str) -> bool:
+    return text != "" and all(line.startswith("    ") for line in text.splitlines() if line)
 
 
 def paragraph(text: str) -> list[str]:
     lines = text.splitlines()
-    if lines and all(line.startswith("    ") for line in lines):
+    if is_code(text):
         language = "c" if ";" in text else "text"
         return [f".. code-block:: {language}\n\n" + textwrap.indent(textwrap.dedent(text), "   ")]
     groups: list[tuple[str, list[str]]] = []
