@@ -66,8 +66,8 @@ swift-present:
 
 ## test: everything, from nothing; prints a count for each part and the sum
 test: $(BIN)/lockstep $(if $(TORCH),$(VENV)/.torch) $(if $(PEERS),$(VENV)/.peers) $(if $(RAY),$(VENV)/.ray)
-	@$(PYTHON) Tests/run.py $(MAKE) "test-swift test-aarch64 test-examples lint" \
-	    "test-c test-fuzz test-install test-wheel test-python test-ctypes abi"
+	@$(PYTHON) Tests/run.py $(MAKE) "test-python" \
+	    "test-swift test-aarch64 test-examples lint test-c test-fuzz test-install test-wheel test-ctypes abi"
 
 ## test-swift: the Swift tests
 test-swift: | swift-present
