@@ -48,3 +48,18 @@ def ray():
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     yield ray
     ray.shutdown()
+
+
+class OnlyDlpack:
+    """An array of a library this package has never heard of."""
+
+    def __init__(self, owner, *, versioned=True):
+        self.owner, self.versioned = owner, versioned
+
+    def __dlpack_device__(self):
+        return self.owner.__dlpack_device__()
+
+    def __dlpack__(self, **options):
+        if options and not self.versioned:
+            raise TypeError("__dlpack__() got an unexpected keyword argument")
+        return self.owner.__dlpack__(**options)

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lockstep
-from conftest import ROOT
+from conftest import ROOT, OnlyDlpack
 from lockstep import _binding, _tensors
 from lockstep import _library as c
 from lockstep._tensors import _view, view
@@ -135,21 +135,6 @@ def test_it_calls_every_function_it_can():
 
 # Arrays: what the extension describes is what Python does
 
-class Producer:
-    """An array of a library this package has never heard of."""
-
-    def __init__(self, owner, *, versioned=True):
-        self.owner, self.versioned = owner, versioned
-
-    def __dlpack_device__(self):
-        return self.owner.__dlpack_device__()
-
-    def __dlpack__(self, **options):
-        if options and not self.versioned:
-            raise TypeError("__dlpack__() got an unexpected keyword argument")
-        return self.owner.__dlpack__(**options)
-
-
 def outcome(make, x, **options):
     """The fields of a view, or its error: everything a caller can see."""
     try:
@@ -230,13 +215,13 @@ def test_the_first_tensor_of_pytorch_is_one(torch):
 def test_dlpack(dtype, versioned):
     x = np.zeros((4, 6), dtype)
     for each in (x, x[1:, ::2], x.T, x[:0], x[2, 3]):
-        found, expected = (outcome(make, Producer(each, versioned=versioned)) for make in (view, _view))
+        found, expected = (outcome(make, OnlyDlpack(each, versioned=versioned)) for make in (view, _view))
         assert found == expected
 
 
 def test_dlpack_of_torch(torch):
     for x in (torch.ones(3, 5, dtype=torch.bfloat16)[:, 1:], torch.ones(2, requires_grad=True), torch.zeros(2, device="meta")):
-        assert outcome(view, Producer(x)) == outcome(_view, Producer(x))
+        assert outcome(view, OnlyDlpack(x)) == outcome(_view, OnlyDlpack(x))
 
 
 class Managed(ctypes.Structure):
@@ -382,7 +367,7 @@ def blocks_after(action, times: int) -> int:
 def calls():
     logits, targets = np.ones((2, 8), np.float32), np.zeros(2, np.int64)
     bad = np.full((2, 8), np.nan, np.float32)
-    producer, strided = Producer(logits), np.ones((4, 8), np.float32)[::2]
+    producer, strided = OnlyDlpack(logits), np.ones((4, 8), np.float32)[::2]
     monitor_source = lockstep.mismatch(logits[0] - 2, logits[0] - 2)
 
     def failing():
@@ -470,7 +455,7 @@ def test_many_threads_at_once():
 
     def work(index: int) -> bool:
         logits, targets = inputs[index % 16]
-        given = Producer(logits) if index % 3 else logits
+        given = OnlyDlpack(logits) if index % 3 else logits
         try:
             lockstep.log_probs(given, targets + 100, threads=1)
             return False

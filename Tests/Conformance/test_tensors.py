@@ -9,27 +9,13 @@ import numpy as np
 import pytest
 
 import lockstep
+from conftest import OnlyDlpack
 from lockstep import _library as c
 from lockstep import _tensors
 from lockstep._tensors import View, row_blocks, row_matrix, token_vector, view
 
 LOGITS = np.random.default_rng(1).normal(0, 3, (2, 3, 40)).astype(np.float32)
 TARGETS = np.random.default_rng(2).integers(0, 40, (2, 3))
-
-
-class OnlyDlpack:
-    """An array of a library this package has never heard of."""
-
-    def __init__(self, owner, *, versioned=True):
-        self.owner, self.versioned = owner, versioned
-
-    def __dlpack_device__(self):
-        return self.owner.__dlpack_device__()
-
-    def __dlpack__(self, **options):
-        if options and not self.versioned:
-            raise TypeError("__dlpack__() got an unexpected keyword argument")
-        return self.owner.__dlpack__(**options)
 
 
 class OnlyInterface:
