@@ -65,9 +65,14 @@ swift-present:
 	        "or say SWIFT=/path/to/swift" >&2; exit 1; }
 
 ## test: everything, from nothing; prints a count for each part and the sum
-test: $(BIN)/lockstep $(if $(TORCH),$(VENV)/.torch) $(if $(PEERS),$(VENV)/.peers) $(if $(RAY),$(VENV)/.ray)
-	@$(PYTHON) Tests/run.py $(MAKE) "test-python" \
-	    "test-swift test-aarch64 test-examples lint test-c test-fuzz test-install test-wheel test-ctypes abi"
+test:
+	@$(MAKE) --no-print-directory -j2 ready
+	@$(PYTHON) Tests/run.py $(MAKE) test-python test-swift test-examples test-aarch64 test-c test-ctypes test-wheel \
+	    test-fuzz abi test-install lint
+
+# What tests need: the library is built while Python packages are fetched.
+.PHONY: ready
+ready: $(BIN)/lockstep
 
 ## test-swift: the Swift tests
 test-swift: | swift-present
@@ -196,41 +201,44 @@ bench: $(BIN)/lockstep $(VENV)/.torch
 	@for benchmark in benchmarks/bench_*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
 
 # The virtual environment is made in steps, each with its own mark, so that after the first time
-# nothing is fetched again: a changed source only reinstalls the package itself, offline.
+# nothing is fetched again: a changed source only reinstalls the package itself, offline. One pip at a time.
+PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check
+PACKAGES := $(VENV)/.packages $(if $(TORCH),$(VENV)/.torch) $(if $(PEERS),$(VENV)/.peers) $(if $(RAY),$(VENV)/.ray)
+
 $(VENV)/.made:
 	$(call say,making $(VENV))
 	@$(PYTHON) -m venv $(VENV) || { echo "'$(PYTHON) -m venv' does not work here (Debian: python3-venv)," \
 	    "or say PYTHON=/path/to/python3" >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.packages: pyproject.toml | $(VENV)/.made $(LIBRARY)
+$(VENV)/.packages: pyproject.toml | $(VENV)/.made
 	$(call say,installing Python packages into $(VENV))
-	@$(BIN)/python -m pip install -q --disable-pip-version-check hatchling cmake
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation '.[test,report,docs]'
+	@$(PIP_INSTALL) hatchling cmake
+	@$(BIN)/python bindings/python/requirements.py test report docs > $(VENV)/requirements.txt
+	@$(PIP_INSTALL) -r $(VENV)/requirements.txt
 	@touch $@
 
-$(BIN)/lockstep: $(VENV)/.packages $(LIBRARY) $(PYTHON_SOURCES)
+$(BIN)/lockstep: $(VENV)/.packages $(LIBRARY) $(PYTHON_SOURCES) | $(PACKAGES)
 	$(call say,installing the Python package)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps \
-	    --force-reinstall .
+	@$(PIP_INSTALL) --no-build-isolation --no-deps --force-reinstall .
 	@touch $@
 
 $(VENV)/.torch: | $(VENV)/.packages
 	$(call say,installing PyTorch into $(VENV))
-	@$(BIN)/python -m pip install -q --disable-pip-version-check torch
-	@touch $@
-
-# After the other systems, one of which asks for the same Ray, without its data sets.
-$(VENV)/.ray: | $(VENV)/.packages $(if $(PEERS),$(VENV)/.peers)
-	$(call say,installing Ray into $(VENV))
-	@$(BIN)/python -m pip install -q --disable-pip-version-check 'ray[data]==2.60.0'
+	@$(PIP_INSTALL) torch
 	@touch $@
 
 # Without what the systems depend on: only what their metric modules import.
 $(VENV)/.peers: Tests/Conformance/parity/peers.txt Tests/Conformance/parity/peers-need.txt | $(VENV)/.torch
 	$(call say,installing other systems into $(VENV))
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -r Tests/Conformance/parity/peers-need.txt
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r Tests/Conformance/parity/peers.txt
+	@$(PIP_INSTALL) -r Tests/Conformance/parity/peers-need.txt
+	@$(PIP_INSTALL) --no-deps -r Tests/Conformance/parity/peers.txt
+	@touch $@
+
+# After the other systems, one of which asks for the same Ray, without its data sets.
+$(VENV)/.ray: | $(filter-out %/.ray,$(PACKAGES))
+	$(call say,installing Ray into $(VENV))
+	@$(PIP_INSTALL) 'ray[data]==2.60.0'
 	@touch $@
 
 ## install: header, library, pkg-config and CMake files, under PREFIX (and DESTDIR); the archive too with STATIC=1

@@ -1,9 +1,8 @@
 """Runs make targets, all of them whatever fails, and adds up their tests.
 
-    run.py MAKE "TARGET..." "TARGET..."
+    run.py MAKE TARGET...
 
-Each argument is a lane: its targets run one after another, lanes side by side (most of a Swift build, and of the Python
-tests, keeps one core busy).
+Two at a time, in their order: most of a Swift build, and of the Python tests, keeps one core busy. The longest come first.
 
 A target is counted by the closing line of its runner: Swift Testing's, pytest's, or "N passed, N failed".
 A target that fails without a count, or that counts nothing, is one failure: silence is not success.
@@ -16,6 +15,7 @@ import subprocess
 import sys
 import time
 
+AT_ONCE = 2
 COUNT = r"(\d+) (passed|failed|skipped|errors?)\b"
 
 
@@ -58,11 +58,10 @@ def run(make, target):
 def main():
     if len(sys.argv) < 3:
         sys.exit(__doc__)
+    make, *targets = sys.argv[1:]
     start = time.monotonic()
-    lanes = [lane.split() for lane in sys.argv[2:]]
-    with concurrent.futures.ThreadPoolExecutor(len(lanes)) as pool:
-        futures = [pool.submit(lambda lane: [run(sys.argv[1], target) for target in lane], lane) for lane in lanes]
-        rows = [row for future in futures for row in future.result()]
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        rows = list(pool.map(lambda target: run(make, target), targets))
     print(f"\n{'':15}{'passed':>8}{'failed':>8}{'skipped':>9}{'seconds':>9}")
     for target, passed, failed, skipped, seconds in rows:
         print(f"{target:15}{passed:8}{failed:8}{skipped:9}{seconds:9.0f}")
