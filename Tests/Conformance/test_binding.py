@@ -31,6 +31,15 @@ EXTENSION = lockstep.binding == "extension"
 needs_extension = pytest.mark.skipif(not EXTENSION, reason="the binding under test is ctypes")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _collections_are_quick():
+    """What other tests have loaded (PyTorch, Ray and more) is not searched at each `gc.collect()`."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 # The choice
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess:
