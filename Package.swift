@@ -6,7 +6,7 @@ let package = Package(
     products: [
         // Swift programs use the core directly.
         .library(name: "Lockstep", targets: ["Lockstep"]),
-        // The C library: what liblockstep.so is linked from. See scripts/build-library.sh.
+        // The C library: what liblockstep.so is linked from. See bindings/c/build-library.sh.
         .library(name: "lockstep", type: .dynamic, targets: ["LockstepABI"]),
     ],
     targets: [
