@@ -96,8 +96,24 @@ def test_pages_are_in_the_table_of_contents():
     index = (REFERENCE / "python" / "index.rst").read_text()
     assert all(re.search(rf"^   {each.stem}$", index, flags=re.M)
                for each in (REFERENCE / "python").glob("*.rst") if each.stem != "index")
-    navigation = (SITE / "navigation.md").read_text()
-    assert all(f"docs/guides/{each.stem}\n" in navigation for each in (ROOT / "docs" / "guides").glob("*.md"))
+    navigation, readme = (SITE / "navigation.md").read_text(), (ROOT / "README.md").read_text()
+    for page in [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "guides").glob("*.md")]:
+        name = page.relative_to(ROOT)
+        assert f"{name.with_suffix('')}\n" in navigation and f"({name})" in readme[readme.index("## Where to read on"):], name
+
+
+# The Swift reference -------------------------------------------------------------------------------------------------
+
+
+def test_each_public_declaration_of_swift_has_its_place():
+    """DocC makes a page of each; here, that the landing page has it under a subject."""
+    public = set()
+    for file in (ROOT / "Sources" / "Lockstep").rglob("*.swift"):
+        public |= set(re.findall(
+            r"^public (?:\w+ )*?(?:func|var|let|struct|class|enum|protocol|typealias) `?(\w+)", file.read_text(), flags=re.M))
+    landing = (ROOT / "Sources" / "Lockstep" / "Lockstep.docc" / "Lockstep.md").read_text()
+    placed = set(re.findall(r"^- ``(\w+)", landing[landing.index("## Topics"):], flags=re.M))
+    assert len(public) > 150 and public == placed
 
 
 # Blocks of code ------------------------------------------------------------------------------------------------------
