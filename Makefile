@@ -92,7 +92,7 @@ fuzz: | swift-present
 
 ## test-aarch64: every kernel on every instruction set, and emulated on aarch64, gives the same bits
 test-aarch64: | swift-present
-	SWIFT=$(SWIFT) Tests/C/check-aarch64.sh
+	SWIFT=$(SWIFT) Tests/C/check_aarch64.sh
 
 ## test-install: install, move the folder, build with pkg-config and CMake, run without Swift, uninstall
 test-install: library $(BIN)/lockstep

@@ -1,9 +1,10 @@
 """Log-probs against PyTorch: its usual code and its best code, in one process, turn by turn, pinned.
 
-    python benchmarks/bench_log_probs.py [--quick] [--rounds N] [--only SECTION]
+    python benchmarks/bench_log_probs.py [--quick] [--rounds N] [--only SECTION] [--formats fp32,bf16]
 
 --quick takes small shapes, to see that everything runs; its figures mean nothing and are not written.
---only measures one section again (logits, fused, token, backward); other rows of the results stay.
+--only measures one section again (logits, fused, large, token, backward), --formats some formats; other rows of the
+results stay.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ rows: list[dict] = []
 
 def report(work: str, dtype: str, threads: int, ours: float, theirs: dict[str, float], **more) -> None:
     """One row: milliseconds of both sides, ratios, share of the physical limit, extra memory."""
-    row = {"work": work, "format": dtype, "threads": threads, "ours_ms": 1e3 * ours}
+    row = {"work": work, "format": dtype, "threads": threads, "instruction_set": harness.instruction_set(),
+           "ours_ms": 1e3 * ours}
     for name, found in theirs.items():
         row[f"{name}_ms"] = 1e3 * found
         row[f"{name}_ratio"] = found / ours
@@ -50,11 +52,11 @@ def best_log_softmax(logits, targets):
     return out
 
 
-def from_logits(tokens: int, vocab: int, rounds: int, limits: harness.Limits) -> None:
+def from_logits(tokens: int, vocab: int, rounds: int, limits: harness.Limits, names) -> None:
     base = torch.randn(tokens, vocab) * 3
     targets = torch.randint(vocab, (tokens,))
-    for name, dtype in DTYPES.items():
-        logits = base.to(dtype)
+    for name in names:
+        logits = base.to(DTYPES[name])
         exact = torch.log_softmax(logits.double(), -1).gather(-1, targets[:, None])[:, 0]
         ours = lockstep.log_probs(logits, targets, threads=1)
         assert (ours.double() - exact).abs().max() < 1e-5
@@ -117,14 +119,14 @@ def fused(tokens: int, size: int, vocab: int, rounds: int, limits: harness.Limit
                     lambda threads: lockstep.linear_log_probs(hidden, weight, targets, threads=threads))
 
 
-def one_token(size: int, vocab: int, rounds: int, limits: harness.Limits) -> None:
+def one_token(size: int, vocab: int, rounds: int, limits: harness.Limits, names) -> None:
     """A packed head and one token: what decoding does. Rotates over heads, so that none stays in a cache."""
     work = f"fused 1 x {size} x {vocab}, packed head"
     hidden32, targets = torch.randn(1, size), torch.tensor([vocab // 2])
-    for name, dtype in DTYPES.items():
-        weights = [(torch.randn(vocab, size) * 0.05).to(dtype) for _ in range(6)]
+    for name in names:
+        weights = [(torch.randn(vocab, size) * 0.05).to(DTYPES[name]) for _ in range(6)]
         heads = [lockstep.Head(weight) for weight in weights]
-        hidden = hidden32.to(dtype)
+        hidden = hidden32.to(DTYPES[name])
         torch.set_num_threads(1)
         harness.pin(1)
         turn = iter(range(1 << 30))
@@ -143,17 +145,17 @@ def one_token(size: int, vocab: int, rounds: int, limits: harness.Limits) -> Non
         report(work, name, 1, found.pop("ours"), found, bandwidth_share=share)
 
 
-def backward(tokens: int, size: int, vocab: int, rounds: int) -> None:
+def backward(tokens: int, size: int, vocab: int, rounds: int, names) -> None:
     """Forward and backward: the log-probs, then the gradients of hidden states and head."""
     import lockstep.torch
 
     work = f"fused forward + backward {tokens} x {size} x {vocab}"
     base, head = torch.randn(tokens, size), torch.randn(vocab, size) * size**-0.5 * 2
     targets, upstream = torch.randint(vocab, (tokens,)), torch.randn(tokens)
-    for name, dtype in DTYPES.items():
+    for name in names:
         # Copies: to float32 `to` gives the tensor itself, whose gradient the other formats' would then be.
-        hidden = base.to(dtype, copy=True).requires_grad_()
-        weight = head.to(dtype, copy=True).requires_grad_()
+        hidden = base.to(DTYPES[name], copy=True).requires_grad_()
+        weight = head.to(DTYPES[name], copy=True).requires_grad_()
 
         def run(form):
             hidden.grad = weight.grad = None
@@ -174,28 +176,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small shapes, results not written")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=["logits", "fused", "token", "backward"])
+    parser.add_argument("--only", choices=["logits", "fused", "large", "token", "backward"])
+    parser.add_argument("--formats", default="fp32,fp16,bf16", type=lambda text: text.split(","))
     arguments = parser.parse_args()
-    rounds = arguments.rounds
+    rounds, names = arguments.rounds, arguments.formats
     torch.manual_seed(0)
     limits = harness.Limits()
     harness.pin(1)
     print(f"one core: {limits.gflops():.0f} GFLOP/s, {limits.gb_s():.1f} GB/s", flush=True)
     if arguments.quick:
-        from_logits(16, 20_000, 2, limits)
-        fused(32, 128, 4096, 2, limits, DTYPES)
-        one_token(128, 4096, 2, limits)
-        backward(32, 128, 4096, 2)
+        from_logits(16, 20_000, 2, limits, names)
+        fused(32, 128, 4096, 2, limits, names)
+        one_token(128, 4096, 2, limits, names)
+        backward(32, 128, 4096, 2, names)
         return
     if arguments.only in (None, "logits"):
-        from_logits(512, 151_936, rounds, limits)
+        from_logits(512, 151_936, rounds, limits, names)
     if arguments.only in (None, "fused"):
-        fused(512, 576, 49_152, rounds, limits, DTYPES)
-        fused(512, 1536, 151_936, 2, limits, DTYPES)
+        fused(512, 576, 49_152, rounds, limits, names)
+    if arguments.only in (None, "large"):
+        fused(512, 1536, 151_936, 2, limits, names)
     if arguments.only in (None, "token"):
-        one_token(576, 49_152, rounds, limits)
+        one_token(576, 49_152, rounds, limits, names)
     if arguments.only in (None, "backward"):
-        backward(512, 576, 49_152, 2)  # PyTorch in fp16 takes half a minute a round
+        backward(512, 576, 49_152, min(rounds, 2), names)  # PyTorch in fp16 takes half a minute a round
     harness.write(
         "log_probs", rows, torch=torch.__version__, numpy=np.__version__, lockstep=lockstep.__version__,
         peak_gflops=limits.gflops(), read_gb_s=limits.gb_s())

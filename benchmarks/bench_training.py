@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pathlib
 import statistics
 
 os.environ.update(OMP_NUM_THREADS="2", MKL_NUM_THREADS="2")

@@ -29,7 +29,7 @@ compare() { # language, name, command...
     "$@" > "$build/$language-$name.out" 2> "$build/$language-$name.err" || status=$?
     grep '^PyTorch' "$build/$language-$name.out" || true
     grep -v '^PyTorch' "$build/$language-$name.out" > "$build/$language-$name.ours" || true
-    if [ $status = 0 ] && diff -u "$root/$name.expected" "$build/$language-$name.ours"; then
+    if [ $status = 0 ] && diff -u "$root/expected/$name.txt" "$build/$language-$name.ours"; then
         echo "ok   $language: $name"
         passed=$((passed + 1))
     else
@@ -46,7 +46,7 @@ for source in "$root"/c/*.c; do
     # shellcheck disable=SC2046
     gcc -std=c99 -O2 -Wall -Wextra -pedantic -Werror "$source" -o "$build/$name" \
         $(pkg-config --cflags --libs lockstep) -lm || true
-    [ "${2:-}" != --update ] || "$build/$name" "$(model "$name")" > "$root/$name.expected"
+    [ "${2:-}" != --update ] || "$build/$name" "$(model "$name")" > "$root/expected/$name.txt"
     compare c "$name" "$build/$name" "$(model "$name")"
 done
 

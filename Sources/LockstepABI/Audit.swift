@@ -56,7 +56,7 @@ private func create(
         let found = try auditHeadroom(
             path: folder, tokens: ids, offsets: bounds, lossScale: lossScale,
             execution: execution(threads: options.threads, options.instruction_set))
-        audit.pointee = OpaquePointer(Unmanaged.passRetained(AuditBox(found)).toOpaque())
+        audit.pointee = retained(AuditBox(found))
     }
 }
 
@@ -66,8 +66,8 @@ public func lockstep_audit_read(
     _ audit: OpaquePointer!, _ index: Int
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
-        guard let audit else { throw invalid("audit is NULL; make one with lockstep_audit_create") }
-        let rows = Unmanaged<AuditBox>.fromOpaque(UnsafeRawPointer(audit)).takeUnretainedValue().rows
+        let box: AuditBox = try held(audit, "audit", from: "lockstep_audit_create")
+        let rows = box.rows
         if row != nil {
             try checkArray(row, "row", count: 1)
             guard rows.indices.contains(index) else {
@@ -81,6 +81,5 @@ public func lockstep_audit_read(
 
 @_cdecl("lockstep_audit_destroy") @implementation
 public func lockstep_audit_destroy(_ audit: OpaquePointer!) {
-    guard let audit else { return }
-    Unmanaged<AuditBox>.fromOpaque(UnsafeRawPointer(audit)).release()
+    release(audit)
 }

@@ -83,7 +83,7 @@ public func lockstep_localiser_create(
             reference: options.reference == nil ? nil : modelBox(options.reference).model,
             tokens: ids.tokens("[tokens]"), offsets: optionalOffsets(offsets, for: ids), ranges: ranges,
             execution: execution(threads: options.threads, options.instruction_set))
-        localiser.pointee = OpaquePointer(Unmanaged.passRetained(LocaliserBox(core)).toOpaque())
+        localiser.pointee = retained(LocaliserBox(core))
     }
 }
 
@@ -155,13 +155,11 @@ public func lockstep_localiser_log_probs(
 
 @_cdecl("lockstep_localiser_destroy") @implementation
 public func lockstep_localiser_destroy(_ localiser: OpaquePointer!) {
-    guard let localiser else { return }
-    Unmanaged<LocaliserBox>.fromOpaque(UnsafeRawPointer(localiser)).release()
+    release(localiser)
 }
 
 private func localiserBox(_ localiser: OpaquePointer?) throws(LockstepError) -> LocaliserBox {
-    guard let localiser else { throw invalid("localiser is NULL; make one with lockstep_localiser_create") }
-    return Unmanaged<LocaliserBox>.fromOpaque(UnsafeRawPointer(localiser)).takeUnretainedValue()
+    try held(localiser, "localiser", from: "lockstep_localiser_create")
 }
 
 /// A matrix; a vector is one of one column.

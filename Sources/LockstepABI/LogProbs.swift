@@ -134,14 +134,13 @@ public func lockstep_head_create(
         guard let head else { throw invalid("head is NULL; give the address of a lockstep_head pointer") }
         let w = try CheckedTensor(weight, "weight").matrix(logitFormats, "[vocab x H]")
         let b = try optionalInput(bias, "bias", logitFormats, "[vocab]", count: w.rows)
-        head.pointee = OpaquePointer(Unmanaged.passRetained(try Head(weight: w, bias: b)).toOpaque())
+        head.pointee = retained(try Head(weight: w, bias: b))
     }
 }
 
 @_cdecl("lockstep_head_destroy") @implementation
 public func lockstep_head_destroy(_ head: OpaquePointer!) {
-    guard let head else { return }
-    Unmanaged<Head>.fromOpaque(UnsafeRawPointer(head)).release()
+    release(head)
 }
 
 @_cdecl("lockstep_head_log_probs") @implementation
@@ -152,13 +151,12 @@ public func lockstep_head_log_probs(
     _ options: UnsafePointer<lockstep_log_probs_options>!
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
-        guard let head else { throw invalid("head is NULL; make one with lockstep_head_create") }
+        let head: Head = try held(head, "head", from: "lockstep_head_create")
         let (core, execution) = try read(options, defaults: .defaults).core()
         let x = try CheckedTensor(hidden, "hidden").matrix(logitFormats, "[tokens x H]")
         let y = try CheckedTensor(targets, "targets").tokens("[tokens]")
         let out = try outputs(log_probs, entropy, log_sum_exp, tokens: x.rows)
-        try Unmanaged<Head>.fromOpaque(UnsafeRawPointer(head)).takeUnretainedValue().logProbs(
-            hidden: x, targets: y, options: core, into: out, execution: execution)
+        try head.logProbs(hidden: x, targets: y, options: core, into: out, execution: execution)
     }
 }
 

@@ -19,7 +19,7 @@ public func lockstep_log_writer_create(
         }
         let core = header == nil ? nil : try read(header, "header", defaults: .unknown).core()
         let made = try LogWriter(path: path, header: core, mode: mode, syncEvery: Int(options.sync_every))
-        writer.pointee = OpaquePointer(Unmanaged.passRetained(made).toOpaque())
+        writer.pointee = retained(made)
     }
 }
 
@@ -46,8 +46,7 @@ public func lockstep_log_writer_close(_ writer: OpaquePointer!) -> lockstep_stat
 
 @_cdecl("lockstep_log_writer_destroy") @implementation
 public func lockstep_log_writer_destroy(_ writer: OpaquePointer!) {
-    guard let writer else { return }
-    Unmanaged<LogWriter>.fromOpaque(UnsafeRawPointer(writer)).release()
+    release(writer)
 }
 
 @_cdecl("lockstep_log_reader_open") @implementation
@@ -60,7 +59,7 @@ public func lockstep_log_reader_open(
             throw invalid("reader is NULL; give the address of a lockstep_log_reader pointer")
         }
         let damage = try damage(options)
-        reader.pointee = ReaderHandle(try LogReader(path: text(path, "path"), damage: damage)).retained()
+        reader.pointee = retained(ReaderHandle(try LogReader(path: text(path, "path"), damage: damage)))
     }
 }
 
@@ -78,7 +77,7 @@ public func lockstep_log_reader_open_memory(
             throw invalid("bytes is NULL, or size, \(UInt(bitPattern: size)), is beyond any memory")
         }
         let memory = UnsafeRawBufferPointer(start: bytes, count: bytes == nil ? 0 : size)
-        reader.pointee = ReaderHandle(try LogReader(borrowing: memory, damage: damage)).retained()
+        reader.pointee = retained(ReaderHandle(try LogReader(borrowing: memory, damage: damage)))
     }
 }
 
@@ -117,8 +116,7 @@ public func lockstep_log_reader_summary(
 
 @_cdecl("lockstep_log_reader_destroy") @implementation
 public func lockstep_log_reader_destroy(_ reader: OpaquePointer!) {
-    guard let reader else { return }
-    Unmanaged<ReaderHandle>.fromOpaque(UnsafeRawPointer(reader)).release()
+    release(reader)
 }
 
 /// A reader with what its C results point to.
@@ -168,8 +166,6 @@ private final class ReaderHandle {
         shapes.deallocate()
     }
 
-    func retained() -> OpaquePointer { OpaquePointer(Unmanaged.passRetained(self).toOpaque()) }
-
     /// A batch as tensors over the reader's memory.
     func tensors(of batch: LogBatch) -> lockstep_log_batch {
         shapes[0] = Int64(batch.tokens)
@@ -199,13 +195,11 @@ private final class ReaderHandle {
 }
 
 private func logWriter(_ writer: OpaquePointer?) throws(LockstepError) -> LogWriter {
-    guard let writer else { throw invalid("writer is NULL; make one with lockstep_log_writer_create") }
-    return Unmanaged<LogWriter>.fromOpaque(UnsafeRawPointer(writer)).takeUnretainedValue()
+    try held(writer, "writer", from: "lockstep_log_writer_create")
 }
 
 private func logReader(_ reader: OpaquePointer?) throws(LockstepError) -> ReaderHandle {
-    guard let reader else { throw invalid("reader is NULL; make one with lockstep_log_reader_open") }
-    return Unmanaged<ReaderHandle>.fromOpaque(UnsafeRawPointer(reader)).takeUnretainedValue()
+    try held(reader, "reader", from: "lockstep_log_reader_open")
 }
 
 private func damage(

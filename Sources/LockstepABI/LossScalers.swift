@@ -42,8 +42,7 @@ public func lockstep_scaler_create(
 
 @_cdecl("lockstep_scaler_destroy") @implementation
 public func lockstep_scaler_destroy(_ scaler: OpaquePointer!) {
-    guard let scaler else { return }
-    Unmanaged<ScalerBox>.fromOpaque(UnsafeRawPointer(scaler)).release()
+    release(scaler)
 }
 
 @_cdecl("lockstep_scaler_update") @implementation
@@ -142,12 +141,11 @@ public func lockstep_scaler_replay(
 }
 
 private func handle(_ scaler: LossScaler) -> OpaquePointer {
-    OpaquePointer(Unmanaged.passRetained(ScalerBox(scaler)).toOpaque())
+    retained(ScalerBox(scaler))
 }
 
 private func box(_ scaler: OpaquePointer?) throws(LockstepError) -> ScalerBox {
-    guard let scaler else { throw invalid("scaler is NULL; make one with lockstep_scaler_create") }
-    return Unmanaged<ScalerBox>.fromOpaque(UnsafeRawPointer(scaler)).takeUnretainedValue()
+    try held(scaler, "scaler", from: "lockstep_scaler_create")
 }
 
 func coreOptions(

@@ -26,7 +26,7 @@ public func lockstep_mismatch_accumulator_create(
         guard options.exact_quantiles + options.summary < 2 else {
             throw invalid("options: a summary has no quantiles; give 1 for summary or for exact_quantiles")
         }
-        accumulator.pointee = handle(
+        accumulator.pointee = retained(
             options.summary == 1
                 ? .summary() : MismatchAccumulator(exactQuantiles: options.exact_quantiles == 1))
     }
@@ -34,8 +34,7 @@ public func lockstep_mismatch_accumulator_create(
 
 @_cdecl("lockstep_mismatch_accumulator_destroy") @implementation
 public func lockstep_mismatch_accumulator_destroy(_ accumulator: OpaquePointer!) {
-    guard let accumulator else { return }
-    Unmanaged<MismatchAccumulator>.fromOpaque(UnsafeRawPointer(accumulator)).release()
+    release(accumulator)
 }
 
 @_cdecl("lockstep_mismatch_accumulator_update") @implementation
@@ -181,7 +180,7 @@ public func lockstep_mismatch_accumulator_load(
         try askForMemory(size, bytesEach: 6)
         let loaded = try MismatchAccumulator(
             bytes: Array(UnsafeRawBufferPointer(start: bytes, count: size)))
-        accumulator.pointee = handle(loaded)
+        accumulator.pointee = retained(loaded)
     }
 }
 
@@ -189,18 +188,11 @@ private var noPlaceForAccumulator: LockstepError {
     invalid("accumulator is NULL; give the address of a lockstep_mismatch_accumulator pointer")
 }
 
-private func handle(_ accumulator: MismatchAccumulator) -> OpaquePointer {
-    OpaquePointer(Unmanaged.passRetained(accumulator).toOpaque())
-}
-
 /// The accumulator behind a handle; `name` is the argument's.
 func mismatchAccumulator(
     _ pointer: OpaquePointer?, _ name: StaticString
 ) throws(LockstepError) -> MismatchAccumulator {
-    guard let pointer else {
-        throw invalid("\(name) is NULL; make one with lockstep_mismatch_accumulator_create")
-    }
-    return Unmanaged<MismatchAccumulator>.fromOpaque(UnsafeRawPointer(pointer)).takeUnretainedValue()
+    try held(pointer, name, from: "lockstep_mismatch_accumulator_create")
 }
 
 private func sequenceIDs(_ pointer: UnsafePointer<lockstep_tensor>?) throws(LockstepError) -> TokenView? {

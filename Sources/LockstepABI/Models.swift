@@ -181,8 +181,7 @@ public func lockstep_model_get_info(
 
 @_cdecl("lockstep_model_destroy") @implementation
 public func lockstep_model_destroy(_ model: OpaquePointer!) {
-    guard let model else { return }
-    Unmanaged<ModelBox>.fromOpaque(UnsafeRawPointer(model)).release()
+    release(model)
 }
 
 @_cdecl("lockstep_engine_create") @implementation
@@ -207,7 +206,7 @@ public func lockstep_engine_create(
         let core = try RolloutEngine(
             box.model, settings: settings, capacity: Int(given.capacity),
             execution: execution(threads: given.threads, given.instruction_set))
-        engine.pointee = OpaquePointer(Unmanaged.passRetained(EngineBox(core, box)).toOpaque())
+        engine.pointee = retained(EngineBox(core, box))
     }
 }
 
@@ -259,25 +258,22 @@ public func lockstep_engine_take(
 
 @_cdecl("lockstep_engine_destroy") @implementation
 public func lockstep_engine_destroy(_ engine: OpaquePointer!) {
-    guard let engine else { return }
-    Unmanaged<EngineBox>.fromOpaque(UnsafeRawPointer(engine)).release()
+    release(engine)
 }
 
 /// A lockstep_model of a model.
 func handOver(_ model: Model) -> OpaquePointer {
-    OpaquePointer(Unmanaged.passRetained(ModelBox(model)).toOpaque())
+    retained(ModelBox(model))
 }
 
 func modelBox(
     _ model: OpaquePointer?, _ name: StaticString = "model"
 ) throws(LockstepError) -> ModelBox {
-    guard let model else { throw invalid("\(name) is NULL; make one with lockstep_model_load") }
-    return Unmanaged<ModelBox>.fromOpaque(UnsafeRawPointer(model)).takeUnretainedValue()
+    try held(model, name, from: "lockstep_model_load")
 }
 
 private func engineBox(_ engine: OpaquePointer?) throws(LockstepError) -> EngineBox {
-    guard let engine else { throw invalid("engine is NULL; make one with lockstep_engine_create") }
-    return Unmanaged<EngineBox>.fromOpaque(UnsafeRawPointer(engine)).takeUnretainedValue()
+    try held(engine, "engine", from: "lockstep_engine_create")
 }
 
 func coreRecipe(

@@ -40,8 +40,7 @@ public func lockstep_monitor_create(
 
 @_cdecl("lockstep_monitor_destroy") @implementation
 public func lockstep_monitor_destroy(_ monitor: OpaquePointer!) {
-    guard let monitor else { return }
-    Unmanaged<MonitorBox>.fromOpaque(UnsafeRawPointer(monitor)).release()
+    release(monitor)
 }
 
 @_cdecl("lockstep_monitor_update") @implementation
@@ -107,12 +106,11 @@ public func lockstep_monitor_load(
 }
 
 private func handle(_ monitor: MismatchMonitor) -> OpaquePointer {
-    OpaquePointer(Unmanaged.passRetained(MonitorBox(monitor)).toOpaque())
+    retained(MonitorBox(monitor))
 }
 
 private func box(_ monitor: OpaquePointer?) throws(LockstepError) -> MonitorBox {
-    guard let monitor else { throw invalid("monitor is NULL; make one with lockstep_monitor_create") }
-    return Unmanaged<MonitorBox>.fromOpaque(UnsafeRawPointer(monitor)).takeUnretainedValue()
+    try held(monitor, "monitor", from: "lockstep_monitor_create")
 }
 
 extension Mismatch {

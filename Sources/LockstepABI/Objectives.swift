@@ -51,14 +51,13 @@ public func lockstep_objective_create(
 ) -> lockstep_status {
     guarded { () throws(LockstepError) in
         guard let objective else { throw invalid("objective is NULL; give the address of a pointer") }
-        objective.pointee = OpaquePointer(Unmanaged.passRetained(try ObjectiveHandle(options)).toOpaque())
+        objective.pointee = retained(try ObjectiveHandle(options))
     }
 }
 
 @_cdecl("lockstep_objective_destroy") @implementation
 public func lockstep_objective_destroy(_ objective: OpaquePointer!) {
-    guard let objective else { return }
-    Unmanaged<ObjectiveHandle>.fromOpaque(UnsafeRawPointer(objective)).release()
+    release(objective)
 }
 
 @_cdecl("lockstep_objective_count") @implementation
@@ -171,8 +170,7 @@ public func lockstep_covariance_select(
 }
 
 private func handle(_ pointer: OpaquePointer?) throws(LockstepError) -> ObjectiveHandle {
-    guard let pointer else { throw invalid("objective is NULL") }
-    return Unmanaged<ObjectiveHandle>.fromOpaque(UnsafeRawPointer(pointer)).takeUnretainedValue()
+    try held(pointer, "objective", from: "lockstep_objective_create")
 }
 
 /// The objective that an options struct describes, and how it runs. In it 0 is no bound.

@@ -42,19 +42,8 @@ final class RunBox<Run: TrainingRun> {
         lent = []
     }
 
-    /// A handle of a run.
-    static func handOver(_ run: Run) -> OpaquePointer {
-        OpaquePointer(Unmanaged.passRetained(RunBox(run)).toOpaque())
-    }
-
     static func of(_ pointer: OpaquePointer?, _ maker: StaticString) throws(LockstepError) -> RunBox {
-        guard let pointer else { throw invalid("run is NULL; make one with \(maker)") }
-        return Unmanaged<RunBox>.fromOpaque(UnsafeRawPointer(pointer)).takeUnretainedValue()
-    }
-
-    static func destroy(_ pointer: OpaquePointer?) {
-        guard let pointer else { return }
-        Unmanaged<RunBox>.fromOpaque(UnsafeRawPointer(pointer)).release()
+        try held(pointer, "run", from: maker)
     }
 }
 
@@ -81,7 +70,7 @@ public func lockstep_run_create(
         guard let run else { throw invalid("run is NULL; give the address of a lockstep_run pointer") }
         let core = try ReinforcementRun(
             ReinforcementOptions(options), environment: Environment(environment))
-        run.pointee = RunBox.handOver(core)
+        run.pointee = retained(RunBox(core))
     }
 }
 
@@ -194,7 +183,7 @@ public func lockstep_run_resume(
 
 @_cdecl("lockstep_run_destroy") @implementation
 public func lockstep_run_destroy(_ run: OpaquePointer!) {
-    RunBox<ReinforcementRun>.destroy(run)
+    release(run)
 }
 
 @_cdecl("lockstep_find_perfectible") @implementation

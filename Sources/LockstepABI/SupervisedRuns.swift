@@ -30,7 +30,7 @@ public func lockstep_supervised_create(
         core.learner.schedule.peak = given.learning_rate
         core.execution.threads = Int(given.threads)
         let made = try SupervisedRun(core, task: coreTask(given.task))
-        run.pointee = RunBox.handOver(made)
+        run.pointee = retained(RunBox(made))
     }
 }
 
@@ -78,7 +78,7 @@ public func lockstep_supervised_save_model(
 
 @_cdecl("lockstep_supervised_destroy") @implementation
 public func lockstep_supervised_destroy(_ run: OpaquePointer!) {
-    RunBox<SupervisedRun>.destroy(run)
+    release(run)
 }
 
 private func coreRun(_ run: OpaquePointer?) throws(LockstepError) -> SupervisedRun {

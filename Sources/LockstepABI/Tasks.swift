@@ -26,14 +26,13 @@ public func lockstep_task_create(
         guard let task else { throw invalid("task is NULL; give the address of a lockstep_task pointer") }
         let given = try read(options, defaults: lockstep_task_options())
         let core = try VerifiableTask(text(name, "name"), options: TaskOptions(size: Int(given.size)))
-        task.pointee = OpaquePointer(Unmanaged.passRetained(TaskBox(core)).toOpaque())
+        task.pointee = retained(TaskBox(core))
     }
 }
 
 @_cdecl("lockstep_task_destroy") @implementation
 public func lockstep_task_destroy(_ task: OpaquePointer!) {
-    guard let task else { return }
-    Unmanaged<TaskBox>.fromOpaque(UnsafeRawPointer(task)).release()
+    release(task)
 }
 
 @_cdecl("lockstep_task_get_info") @implementation
@@ -113,8 +112,8 @@ public func lockstep_task_decode(
 }
 
 func coreTask(_ task: OpaquePointer?) throws(LockstepError) -> VerifiableTask {
-    guard let task else { throw invalid("task is NULL; make one with lockstep_task_create") }
-    return Unmanaged<TaskBox>.fromOpaque(UnsafeRawPointer(task)).takeUnretainedValue().task
+    let box: TaskBox = try held(task, "task", from: "lockstep_task_create")
+    return box.task
 }
 
 extension CheckedTensor {

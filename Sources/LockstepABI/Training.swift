@@ -68,7 +68,7 @@ public func lockstep_trainer_create(
                 configuration: ModelConfiguration(path: folder), seed: given.seed, deviation: given.deviation,
                 recipe: core, options: settings)
             : try Trainer(path: folder, adapter: adapter, lowRank: lowRank, recipe: core, options: settings)
-        trainer.pointee = OpaquePointer(Unmanaged.passRetained(TrainerBox(made)).toOpaque())
+        trainer.pointee = retained(TrainerBox(made))
     }
 }
 
@@ -181,11 +181,9 @@ public func lockstep_trainer_snapshot(
 
 @_cdecl("lockstep_trainer_destroy") @implementation
 public func lockstep_trainer_destroy(_ trainer: OpaquePointer!) {
-    guard let trainer else { return }
-    Unmanaged<TrainerBox>.fromOpaque(UnsafeRawPointer(trainer)).release()
+    release(trainer)
 }
 
 private func trainerBox(_ trainer: OpaquePointer?) throws(LockstepError) -> TrainerBox {
-    guard let trainer else { throw invalid("trainer is NULL; make one with lockstep_trainer_create") }
-    return Unmanaged<TrainerBox>.fromOpaque(UnsafeRawPointer(trainer)).takeUnretainedValue()
+    try held(trainer, "trainer", from: "lockstep_trainer_create")
 }

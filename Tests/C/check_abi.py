@@ -160,10 +160,10 @@ def check_implementations():
 def check_no_arithmetic(build):
     """LockstepABI does no floating-point arithmetic"""
     # Asked of the compiler, before it optimises: every operator a source line uses is a reference
-    # here, with its type, so nothing has to be guessed from the text.
+    # here, with its type, so nothing has to be guessed from the text. SwiftPM names a package after its folder.
     status, code, error = run(
         "swiftc", "-emit-silgen", "-whole-module-optimization", "-parse-as-library", "-swift-version", "6",
-        "-module-name", "LockstepABI", "-package-name", "lockstep", "-I", build / "Modules",
+        "-module-name", "LockstepABI", "-package-name", re.sub(r"\W", "_", ROOT.name.lower()), "-I", build / "Modules",
         "-I", ROOT / "include", "-I", ROOT / "Sources" / "CLockstepKernels" / "include",
         "-Xcc", f"-fmodule-map-file={build / 'CLockstepKernels.build' / 'module.modulemap'}", *BOUNDARY)
     if status != 0 or "infix(" not in code:

@@ -1,6 +1,6 @@
 /* Runs every kernel of one instruction set on seeded inputs of awkward sizes and prints a line for each:
  * its name and a digest of all it wrote. The leaf alone is linked, so it can be built for any processor
- * and the lines compared: check-aarch64.sh does.
+ * and the lines compared: check_aarch64.sh does.
  *
  * usage: kernel_digest baseline|avx2|avx512|neon. Ends with status 77 if this machine has no such set. */
 #include "CLockstepKernels.h"

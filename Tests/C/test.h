@@ -88,7 +88,16 @@ static inline void test_refused(const char *file, int line, const char *what, lo
                      &f.outputs, sizeof f.outputs); \
     } while (0)
 
-/* The same for a call that must succeed. */
+/* WRONG(KIND, "word", call): the same for a call that is written out and needs no fixture_init; it may use f.outputs. */
+#define WRONG(kind, word, call) \
+    do { \
+        fixture f; \
+        memset(&f.outputs, TEST_CANARY, sizeof f.outputs); \
+        lockstep_status status = (call); \
+        test_refused(__FILE__, __LINE__, #call, status, LOCKSTEP_ERROR_##kind, word, &f.outputs, sizeof f.outputs); \
+    } while (0)
+
+/* REFUSED's counterpart: a call that must succeed. */
 #define ACCEPTED(call, ...) \
     do { \
         fixture f; \

@@ -15,15 +15,6 @@ typedef struct {
     } outputs;
 } fixture;
 
-/* A call that must be refused, and write nothing: `call` may use f.outputs. */
-#define WRONG(kind, word, call) \
-    do { \
-        fixture f; \
-        memset(&f.outputs, TEST_CANARY, sizeof f.outputs); \
-        lockstep_status status = (call); \
-        test_refused(__FILE__, __LINE__, #call, status, LOCKSTEP_ERROR_##kind, word, &f.outputs, sizeof f.outputs); \
-    } while (0)
-
 static void a_scaler_backs_off_and_is_restored(void) {
     lockstep_scaler *scaler = NULL, *again = NULL;
     lockstep_scaler_report report = {.struct_size = sizeof report};

@@ -284,7 +284,7 @@ def test_the_page_shows_the_examples():
         return [line.strip() for line in text.splitlines() if line.strip()]
 
     sources = {
-        "text": "advantages.expected", "c": "c/advantages.c", "python": "python/advantages.py",
+        "text": "expected/advantages.txt", "c": "c/advantages.c", "python": "python/advantages.py",
         "swift": "swift/Sources/advantages/main.swift"}
     shown = re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(), flags=re.M | re.S)
     blocks = [(kind, lines(body)) for kind, body in shown if ">>>" not in body]

@@ -330,7 +330,7 @@ PAGE = (ROOT / "docs" / "Corrections.md").read_text()
 
 @pytest.mark.parametrize("file, language", [
     ("examples/python/corrections.py", "python"), ("examples/c/corrections.c", "c"),
-    ("examples/swift/Sources/corrections/main.swift", "swift"), ("examples/corrections.expected", "text")])
+    ("examples/swift/Sources/corrections/main.swift", "swift"), ("examples/expected/corrections.txt", "text")])
 def test_the_page_shows_the_examples(file, language):
     assert f"```{language}\n{(ROOT / file).read_text()}```" in PAGE
 

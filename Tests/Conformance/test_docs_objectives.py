@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 
-import lockstep
 from conftest import ROOT
 
 PAGE = (ROOT / "docs" / "Objectives.md").read_text()

@@ -96,8 +96,24 @@ def test_pages_are_in_the_table_of_contents():
     index = (REFERENCE / "python" / "index.rst").read_text()
     assert all(re.search(rf"^   {each.stem}$", index, flags=re.M)
                for each in (REFERENCE / "python").glob("*.rst") if each.stem != "index")
-    navigation = (SITE / "navigation.md").read_text()
-    assert all(f"docs/guides/{each.stem}\n" in navigation for each in (ROOT / "docs" / "guides").glob("*.md"))
+    navigation, readme = (SITE / "navigation.md").read_text(), (ROOT / "README.md").read_text()
+    for page in [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "guides").glob("*.md")]:
+        name = page.relative_to(ROOT)
+        assert f"{name.with_suffix('')}\n" in navigation and f"({name})" in readme[readme.index("## Where to read on"):], name
+
+
+# The Swift reference -------------------------------------------------------------------------------------------------
+
+
+def test_each_public_declaration_of_swift_has_its_place():
+    """DocC makes a page of each; here, that the landing page has it under a subject."""
+    public = set()
+    for file in (ROOT / "Sources" / "Lockstep").rglob("*.swift"):
+        public |= set(re.findall(
+            r"^public (?:\w+ )*?(?:func|var|let|struct|class|enum|protocol|typealias) `?(\w+)", file.read_text(), flags=re.M))
+    landing = (ROOT / "Sources" / "Lockstep" / "Lockstep.docc" / "Lockstep.md").read_text()
+    placed = set(re.findall(r"^- ``(\w+)", landing[landing.index("## Topics"):], flags=re.M))
+    assert len(public) > 150 and public == placed
 
 
 # Blocks of code ------------------------------------------------------------------------------------------------------
@@ -146,13 +162,17 @@ def test_links_of_the_repository(page):
 def test_the_checker_finds_what_is_wrong(tmp_path):
     (tmp_path / "a.html").write_text(
         '<a href="b.html#here">1</a><a href="b.html#gone">2</a><a href="c.html">3</a><a href="https://example.org">4</a>'
+        '<a href="swift/a/index.html">5</a><a href="swift/a/">6</a>'
         '<link rel="stylesheet" href="https://fonts.example.org/x.css"><script src="//cdn.example.org/x.js"></script>')
     (tmp_path / "b.html").write_text('<p id="here"></p>')
+    (tmp_path / "swift" / "a").mkdir(parents=True)
+    (tmp_path / "swift" / "a" / "index.html").touch()
     done = subprocess.run([sys.executable, SITE / "check_links.py", tmp_path], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
         "a.html: loads https://fonts.example.org/x.css", "a.html: loads //cdn.example.org/x.js",
-        "a.html: b.html#gone: no such place in b.html", "a.html: c.html leads nowhere", "3 links looked at, 4 wrong"]
+        "a.html: b.html#gone: no such place in b.html", "a.html: c.html leads nowhere",
+        "a.html: swift/a/index.html: DocC's script knows a page by its folder alone", "5 links looked at, 5 wrong"]
 
 
 def test_the_site_is_built_without_a_warning_and_its_links_lead_somewhere(tmp_path):

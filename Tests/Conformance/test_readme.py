@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text()
 
 @pytest.mark.parametrize("file", [
     "examples/c/first.c", "examples/python/first.py", "examples/swift/Sources/first/main.swift",
-    "examples/first.expected"])
+    "examples/expected/first.txt"])
 def test_examples_are_the_files(file):
     assert f"\n{(ROOT / file).read_text()}```" in README
 

@@ -72,7 +72,7 @@ def debug_library():
 
 def kernels():
     """[(where, digests, outcome)] of the kernels alone."""
-    lines = call("sh", "Tests/C/check-aarch64.sh").splitlines()
+    lines = call("sh", "Tests/C/check_aarch64.sh").splitlines()
     found = [re.match(r"(ok|SKIP)\s+([\w-]+)(?:: (\d+) digests)?", line) for line in lines]
     return [(each[2], each[3] or "", each[1]) for each in found if each]
 

@@ -58,7 +58,9 @@ def check(folder: Path) -> tuple[int, list[str]]:
             target = target / "index.html" if target.is_dir() else target
             if not target.is_file():
                 wrong.append(f"{name}: {address} leads nowhere")
-            elif parts.fragment and target.suffix == ".html" and folder / "swift" not in target.resolve().parents:
+            elif folder / "swift" in target.resolve().parents and parts.path.endswith(".html"):
+                wrong.append(f"{name}: {address}: DocC's script knows a page by its folder alone")
+            elif parts.fragment and target.suffix == ".html":
                 if unquote(parts.fragment) not in page(target.resolve()).ids:
                     wrong.append(f"{name}: {address}: no such place in {parts.path or 'this page'}")
     return looked, wrong

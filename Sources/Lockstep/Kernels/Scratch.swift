@@ -48,7 +48,7 @@ struct Scratch<Element: BitwiseCopyable>: ~Copyable {
 ///   - count: how many.
 ///   - bytesEach: bytes for each of them.
 /// - Throws: `.outOfMemory`.
-public func askForMemory(_ count: Int, bytesEach: Int) throws(LockstepError) {
+package func askForMemory(_ count: Int, bytesEach: Int) throws(LockstepError) {
     let (bytes, overflow) = count.multipliedReportingOverflow(by: bytesEach)
     // Each array has a header.
     _ = try Scratch<UInt8>(count: overflow || bytes > Int.max - 256 ? .max : bytes + 256)

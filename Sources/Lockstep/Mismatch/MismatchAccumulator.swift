@@ -87,7 +87,7 @@ public final class MismatchAccumulator: @unchecked Sendable {
     ///
     /// - Parameter forBytes: whether bytes are to be made, and not a report.
     /// - Throws: `.outOfMemory`.
-    public func askForMemory(forBytes: Bool = false) throws(LockstepError) {
+    package func askForMemory(forBytes: Bool = false) throws(LockstepError) {
         try Lockstep.askForMemory(state.values.count, bytesEach: forBytes ? 32 : 8)
     }
 

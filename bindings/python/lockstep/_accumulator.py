@@ -14,6 +14,7 @@ from ._errors import InvalidArgumentError
 from ._library import check, choice, library
 from ._log_probs import _tensor
 from ._mismatch import _BUCKET, Log, Mismatch, _Log, _options, _record, _statistics
+from ._saved import saved
 from ._tensors import Array, compact, view
 
 _BIN = _record(c.MismatchSequenceBin)
@@ -248,11 +249,7 @@ class MismatchAccumulator:
             >>> MismatchAccumulator().to_bytes()[:8]
             b'LOCKMACC'
         """
-        size = c_size_t()
-        check(library.lockstep_mismatch_accumulator_save(None, byref(size), self._handle))
-        buffer = ctypes.create_string_buffer(size.value)
-        check(library.lockstep_mismatch_accumulator_save(buffer, byref(size), self._handle))
-        return buffer.raw
+        return saved(library.lockstep_mismatch_accumulator_save, self._handle)
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> MismatchAccumulator:

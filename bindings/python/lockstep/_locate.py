@@ -120,8 +120,8 @@ def locate(
         NonFiniteError: a value left a recipe's range; engine, layer and operation are named.
 
     Example:
-        >>> bf16, fp16 = Model(checkpoint, "bf16"), Model(checkpoint, "fp16")  # doctest: +SKIP
-        >>> locate(bf16, fp16, [[1, 5, 9]]).first.operation                    # doctest: +SKIP
+        >>> bf16, fp16 = Model(checkpoint, "bf16"), Model(checkpoint, "fp16")
+        >>> locate(bf16, fp16, [[1, 5, 9]]).first.operation
         'embedding'
     """
     ids, bounds = _tokens(tokens, offsets)
@@ -167,7 +167,7 @@ def dump(
         as `Model.score`.
 
     Example:
-        >>> dump(Model(checkpoint, "bf16"), "ours.safetensors", [[1, 5, 9]])   # doctest: +SKIP
+        >>> dump(Model(checkpoint, "bf16"), "ours.safetensors", [[1, 5, 9]])
     """
     ids, bounds = _tokens(tokens, offsets)
     options = c.ScoreOptions(sizeof(c.ScoreOptions), int32(threads, "threads"), 0, 0, 1.0)

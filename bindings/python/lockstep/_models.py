@@ -257,8 +257,8 @@ class Model:
             NonFiniteError: a value left the recipe's range, with "error"; layer and operation are named.
 
         Example:
-            >>> model = Model(checkpoint)                                      # doctest: +SKIP
-            >>> model.score([[1, 5, 9], [2, 2]]).log_probs.shape               # doctest: +SKIP
+            >>> model = Model(checkpoint)
+            >>> model.score([[1, 5, 9], [2, 2]]).log_probs.shape
             (5,)
         """
         ids, bounds = _tokens(tokens, offsets)

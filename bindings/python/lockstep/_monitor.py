@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import weakref
 from collections.abc import Iterable, Iterator
-from ctypes import byref, c_size_t, c_void_p, sizeof
+from ctypes import byref, c_void_p, sizeof
 from dataclasses import dataclass
 
 from . import _library as c
 from ._errors import InvalidArgumentError
 from ._library import check, int32, integer, library, real
 from ._mismatch import Mismatch
+from ._saved import loaded, saved
 
 _LEVELS = {value: name for name, value in c.MONITOR_LEVELS.items()}
 _STATISTICS = {value: name for name, value in c.MONITOR_STATISTICS.items()}
@@ -143,11 +143,7 @@ class Monitor:
 
     def to_bytes(self) -> bytes:
         """The monitor, to be kept with a checkpoint: `from_bytes` goes on with the same alarms, bit for bit."""
-        size = c_size_t()
-        check(library.lockstep_monitor_save(None, byref(size), self._pointer))
-        saved = ctypes.create_string_buffer(size.value)
-        check(library.lockstep_monitor_save(saved, byref(size), self._pointer))
-        return saved.raw
+        return saved(library.lockstep_monitor_save, self._pointer)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Monitor:
@@ -156,13 +152,8 @@ class Monitor:
         Raises:
             BadDataError: the bytes are damaged, cut off, or no monitor. UnsupportedError: of a newer version.
         """
-        if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise InvalidArgumentError(f"data is {type(data).__name__}; give the bytes of to_bytes()")
-        data = bytes(data)
-        pointer = c_void_p()
-        check(library.lockstep_monitor_load(byref(pointer), data, len(data)))
         monitor = cls.__new__(cls)
-        monitor._own(pointer)
+        monitor._own(loaded(library.lockstep_monitor_load, data))
         return monitor
 
     def __reduce__(self) -> tuple:

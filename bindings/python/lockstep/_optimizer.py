@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import weakref
 from collections.abc import Sequence
-from ctypes import byref, c_double, c_size_t, c_void_p, sizeof
+from ctypes import byref, c_double, c_void_p, sizeof
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from . import _library as c
 from ._errors import InvalidArgumentError
 from ._library import check, choice, int32, integer, library, real
+from ._saved import loaded, saved
 from ._tensors import Array, view
 
 #: From here on a value rounds to infinity in fp16.
@@ -145,11 +145,7 @@ class LossScaler:
 
     def to_bytes(self) -> bytes:
         """Options and state with a checksum, for a checkpoint: `from_bytes` goes on with the same scales."""
-        size = c_size_t()
-        check(library.lockstep_scaler_save(None, byref(size), self._pointer))
-        saved = ctypes.create_string_buffer(size.value)
-        check(library.lockstep_scaler_save(saved, byref(size), self._pointer))
-        return saved.raw
+        return saved(library.lockstep_scaler_save, self._pointer)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> LossScaler:
@@ -158,13 +154,8 @@ class LossScaler:
         Raises:
             BadDataError: the bytes are damaged, cut off, or no scaler. UnsupportedError: of a newer version.
         """
-        if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise InvalidArgumentError(f"data is {type(data).__name__}; give the bytes of to_bytes()")
-        data = bytes(data)
-        pointer = c_void_p()
-        check(library.lockstep_scaler_load(byref(pointer), data, len(data)))
         scaler = cls.__new__(cls)
-        scaler._own(pointer)
+        scaler._own(loaded(library.lockstep_scaler_load, data))
         return scaler
 
     def __reduce__(self) -> tuple:

@@ -111,8 +111,17 @@ def draw_rollouts(model: Model, requests: Sequence[RolloutRequest], *, threads: 
         requests: of one step.
         threads: 0 is one for each processor this process may use.
 
+    Returns:
+        the rollouts, as `Run.give` takes them.
+
     Raises:
         NonFiniteError: a value left the recipe's range; layer and operation are named.
+
+    Example:
+        >>> run = Run(Task("chain", size=4), prompts=2, samples=4)
+        >>> model = Model.from_bytes(run.policy(), run.rollout_recipe)
+        >>> len(draw_rollouts(model, run.requests()))
+        8
     """
     if not requests:
         return []
@@ -549,7 +558,7 @@ def perfectible(
         InvalidArgumentError: there are too few; the message says how many.
 
     Example:
-        >>> perfectible(Model("sft/model"), Task("chain"), count=3)         # doctest: +SKIP
+        >>> perfectible(Model(checkpoint), Task("chain"), count=3)
         [0, 1, 2]
     """
     environment = environment if isinstance(environment, Environment) else Environment(environment)

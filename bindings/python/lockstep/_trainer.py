@@ -67,8 +67,8 @@ class Trainer:
         as `Model`; InvalidArgumentError for an adapter of two kinds, or a target that no matrix has.
 
     Example:
-        >>> trainer = Trainer(checkpoint, "fp16")                                # doctest: +SKIP
-        >>> trainer.accumulate([[1, 5, 9]], [0, -0.5, -0.5]).overflows           # doctest: +SKIP
+        >>> trainer = Trainer(checkpoint, "fp16")
+        >>> trainer.accumulate([[1, 5, 9]], [0, -0.5, -0.5]).overflows
         0
     """
 

@@ -82,11 +82,6 @@ class Part:
         return "exclude" if self.exclude_non_finite else "strict"
 
     @property
-    def sequences_in_files(self) -> int:
-        """Sequences read from files, also those without a token that counts."""
-        return sum(file.sequences for file in self.files.values())
-
-    @property
     def skipped_lines(self) -> int:
         return sum(file.skipped_lines for file in self.files.values())
 

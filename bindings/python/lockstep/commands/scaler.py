@@ -26,8 +26,8 @@ SCHEMA = "lockstep-scaler/1"
 INTERVALS = (50, 100, 200, 400, 1000, 2000, 4000)
 SCALERS = ("torch", "deepspeed", "megatron", "paper")
 LARGEST = 65504.0
-# What fp16 makes of a magnitude: 0 at 2^-25 and below, fewer than 11 bits below 2^-14.
-VANISHING, NORMAL = 2.0**-25, 2.0**-14
+# fp16 makes 0 of a magnitude of 2^-25 and below.
+VANISHING = 2.0**-25
 
 
 @dataclass(frozen=True)

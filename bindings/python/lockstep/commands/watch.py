@@ -21,7 +21,6 @@ import lockstep
 from ..logs import LogError, find_files
 from ..logs.files import step_of
 from ..report.rows import number
-from ..report.terminal import printable
 from ..survey import StepSums
 from .shared import ReadOptions, Work, read_options, read_parts, told, work_options
 

@@ -1,5 +1,6 @@
-"""What `lockstep diagnose` says about a log: measured by the core, told by table, words and pictures.
+"""What the commands say: measured by the core, told by table, words and pictures.
 
-In the order of the data: `diagnosis` gathers the statistics, `rows` and `verdict` put them into a table
-and into words, `terminal`, `machine` and `page` show them. Needs ``pip install 'lockstep[report]'``.
+Of `lockstep diagnose`, in the order of the data: `diagnosis` gathers the statistics, `rows`, `verdict` and `causes` put them
+into a table and into words, `terminal`, `machine` and `page` show them. What `locate`, `offline`, `sanity` and `scaler` say has
+files of those names, with the same page and pictures. Needs ``pip install 'lockstep[report]'``.
 """
