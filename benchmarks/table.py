@@ -6,15 +6,20 @@ import json
 import pathlib
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
+SET = "avx512"  # of the processor that README names
 
 
 def cell(row: dict, name: str, peer: str) -> str:
     return f"{row[f'{name}_ratio']:.1f}x {peer}" if f"{name}_ratio" in row else ""
 
 
+def rows(name: str) -> list[dict]:
+    return [row for row in json.loads((RESULTS / f"{name}.json").read_text())["rows"] if row["instruction_set"] == SET]
+
+
 def table() -> str:
     """One line for each single-threaded row; `2 threads` is the gain over one, of the same work."""
-    log_probs = json.loads((RESULTS / "log_probs.json").read_text())["rows"]
+    log_probs = rows("log_probs")
     two = {(row["work"], row["format"]): row["one_thread_ratio"] for row in log_probs if row["threads"] == 2}
     lines = ["| work | format | one thread | against PyTorch | limit reached | extra memory | 2 threads |",
              "|---|---|---|---|---|---|---|"]
@@ -31,7 +36,7 @@ def table() -> str:
         lines.append(
             f"| {row['work']} | {row['format']} | {row['ours_ms']:.1f} ms | {', '.join(filter(None, peers))} | {limit} "
             f"| {memory} | {f'{gain:.2f}x' if gain else ''} |")
-    row = json.loads((RESULTS / "mismatch.json").read_text())["rows"][0]
+    row = rows("mismatch")[0]
     lines.append(
         f"| {row['work']}, {row['tokens']:,} tokens | {row['format']} | {row['ours_ms']:.1f} ms "
         f"| {row['numpy_ratio']:.1f}x NumPy | | {row['extra_mb']:.1f} MB, NumPy {row['numpy_extra_mb']:.0f} | |")
