@@ -56,14 +56,14 @@ extern "C" {
  * 1. Version, status, errors
  * ------------------------------------------------------------------------------------------ */
 
-#define LOCKSTEP_VERSION_MAJOR 0
-#define LOCKSTEP_VERSION_MINOR 1
+#define LOCKSTEP_VERSION_MAJOR 1
+#define LOCKSTEP_VERSION_MINOR 0
 #define LOCKSTEP_VERSION_PATCH 0
 
 /* Version of the library that is loaded: major * 10000 + minor * 100 + patch. */
 int32_t lockstep_version(void);
 
-/* The same as text, "0.1.0". A static string; never NULL. */
+/* The same as text, "1.0.0"; a release candidate adds which, "1.0.0-rc1". A static string; never NULL. */
 const char *lockstep_version_string(void);
 
 /* What every fallible function returns. */

@@ -27,6 +27,7 @@ quietly_make() { make --no-print-directory -C "$root" "$@"; }
 sed -n 's/^ \*     //p; /^ \* The promises/q' "$root/include/lockstep.h" > "$work/example.c"
 version=$(sed -n 's/^#define LOCKSTEP_VERSION_[A-Z]* //p' "$root/include/lockstep.h" | paste -s -d .)
 major=${version%%.*}
+text=$(sed -n 's/.*versionString: StaticString = "\(.*\)"/\1/p' "$root/Sources/Lockstep/Version.swift")
 
 check "make install PREFIX= DESTDIR= STATIC=1" quietly_make install PREFIX=/opt/here DESTDIR="$work/stage" STATIC=1
 mv "$work/stage/opt/here" "$work/moved"
@@ -95,7 +96,7 @@ END
         # shellcheck disable=SC2046
         "${swift}c" -static-stdlib -I "$work/moved/include/lockstep" "$work/main.swift" -o "$work/with-swift" \
             $(pkg-config --libs lockstep-static | sed 's/-Wl,--gc-sections//; s/-pthread/-lpthread/') &&
-            [ "$("$work/with-swift")" = "$version found" ]
+            [ "$("$work/with-swift")" = "$text found" ]
     }
     check "a program with a Swift runtime of its own holds the archive too" with_swift
 else

@@ -46,8 +46,8 @@ class SiteBuilder(StandaloneHTMLBuilder):
 
 
 def library_version(root: Path) -> str:
-    text = (root / "include" / "lockstep.h").read_text()
-    return ".".join(re.findall(r"#define LOCKSTEP_VERSION_\w+ (\d+)", text))
+    text = (root / "Sources" / "Lockstep" / "Version.swift").read_text()
+    return re.search(r'versionString: StaticString = "(.+)"', text)[1]
 
 
 def add_navigation(app: Sphinx, docname: str, source: list[str]) -> None:

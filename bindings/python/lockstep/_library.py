@@ -19,7 +19,7 @@ from ._errors import InvalidArgumentError, error_of
 
 # 1. Version, status, errors
 
-VERSION_MAJOR, VERSION_MINOR, VERSION_PATCH = 0, 1, 0
+VERSION_MAJOR, VERSION_MINOR, VERSION_PATCH = 1, 0, 0
 
 OK = 0
 ERROR_INVALID_ARGUMENT = 1
