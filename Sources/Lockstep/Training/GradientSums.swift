@@ -57,18 +57,20 @@ final class GradientSums: @unchecked Sendable {
     ) -> Int {
         if !locks.isEmpty { pthread_mutex_lock(locks.baseAddress! + tensor) }
         defer { if !locks.isEmpty { pthread_mutex_unlock(locks.baseAddress! + tensor) } }
-        if additions.base[tensor] == GradientSums.additionLimit { carry(tensor) }
-        additions.base[tensor] += 1
+        let additions = additions.base
+        if additions[tensor] == GradientSums.additionLimit { carry(tensor) }
+        additions[tensor] += 1
         let place = parameters.tensors[tensor].range.lowerBound + offset
         return Int(kernels.fixed_add(high.base + place, low.base + place, values, scale, count))
     }
 
     /// Leaves less than one unit of the higher part in the lower one.
     private func carry(_ tensor: Int) {
+        let (high, low) = (high.base, low.base)
         for place in parameters.tensors[tensor].range {
-            let units = low.base[place] >> 50
-            high.base[place] &+= units
-            low.base[place] &-= units << 50
+            let units = low[place] >> 50
+            high[place] &+= units
+            low[place] &-= units << 50
         }
         additions.base[tensor] = 0
     }
