@@ -292,7 +292,7 @@ int main(void) {
     TEST(eight_threads_at_once);
     TEST(error_text_belongs_to_its_thread);
     TEST(a_long_message_keeps_its_end);
-    TEST(fork_is_survived);
+    TEST_OF_FORKS(fork_is_survived);
     TEST(only_the_buffers_are_touched);
     return test_report();
 }

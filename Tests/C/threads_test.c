@@ -531,7 +531,7 @@ int main(void) {
     CHECK_OK(lockstep_log_reader_open(&reader, path, NULL));
     TEST(eight_threads_have_the_bits_of_one);
     TEST(readers_beside_a_writer);
-    TEST(a_handle_of_many_threads_survives_a_fork);
+    TEST_OF_FORKS(a_handle_of_many_threads_survives_a_fork);
     lockstep_log_reader_destroy(reader);
     lockstep_trainer_destroy(trainer);
     lockstep_audit_destroy(audit);

@@ -162,4 +162,22 @@ import Testing
         #expect(try total(many.reversed(), 3) == [Float(exact)])
         #expect(try total(Array(many.dropLast(3)), 2) == [Float(10_000 * 0x1p-51 + 10_000 * 0x1.8p-52)])
     }
+
+    /// Workers add to the same sums at once, to each tensor more often than its lower part bears uncarried.
+    @Test func workersShareSums() throws {
+        let tensors = 8
+        let parameters = try Parameters((0..<tensors).map { ("t\($0)", [3]) })
+        let kernels = lsk_kernels_for(InstructionSet.best.rawValue)!
+        let sums = try GradientSums(parameters, kernels, isShared: true)
+        // Just below a unit of the higher part.
+        let value = pinned([Float(0x1.fffffep-21)]).baseAddress!
+        parallelFor(tasks: 20_000 * tensors, threads: 4) { task, _ in
+            _ = sums.add(value, 1, to: task % tensors, at: 1, scale: 1)
+        }
+        let out = pinned([Float](repeating: -7, count: 3 * tensors))
+        sums.round(into: out.baseAddress!)
+        for (place, sum) in out.enumerated() {
+            #expect(sum == (place % 3 == 1 ? Float(20_000 * 0x1.fffffep-21) : 0), "\(place)")
+        }
+    }
 }

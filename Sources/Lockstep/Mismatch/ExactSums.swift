@@ -104,7 +104,8 @@ struct ExactSums: ~Copyable {
         for word in 0...stride / 64 {
             while refused[word] != 0 {
                 body(&self, 64 * word + refused[word].trailingZeroBitCount)
-                refused[word] &= refused[word] - 1
+                // Not `&=`, which does not compile with ThreadSanitizer: swiftlang/swift#86265.
+                refused[word] = refused[word] & (refused[word] - 1)
             }
         }
     }

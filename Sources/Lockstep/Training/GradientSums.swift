@@ -16,7 +16,9 @@ final class GradientSums: @unchecked Sendable {
     private let high: Scratch<Int64>
     private let low: Scratch<Int64>
     /// Additions to each tensor since its parts were brought in order: 2^13 of them fit the lower part.
-    private var additions: [Int]
+    ///
+    /// Not an array, which is one value: two workers may not change it at once, whichever locks they hold.
+    private let additions: Scratch<Int>
     private let locks: UnsafeMutableBufferPointer<pthread_mutex_t>
 
     /// Tokens whose gradients fit the higher part: each adds less than 2^18 to a value.
@@ -31,7 +33,7 @@ final class GradientSums: @unchecked Sendable {
         self.kernels = kernels.pointee
         high = try Scratch(count: parameters.count, filledWith: 0)
         low = try Scratch(count: parameters.count, filledWith: 0)
-        additions = Array(repeating: 0, count: parameters.tensors.count)
+        additions = try Scratch(count: parameters.tensors.count, filledWith: 0)
         locks = .allocate(capacity: isShared ? parameters.tensors.count : 0)
         for lock in locks.indices { pthread_mutex_init(locks.baseAddress! + lock, nil) }
     }
@@ -44,7 +46,7 @@ final class GradientSums: @unchecked Sendable {
     func setToZero() {
         high.base.update(repeating: 0, count: high.count)
         low.base.update(repeating: 0, count: low.count)
-        for tensor in additions.indices { additions[tensor] = 0 }
+        additions.base.update(repeating: 0, count: additions.count)
     }
 
     /// Adds `values` times `scale` to values of a tensor from `offset` of it on.
@@ -55,6 +57,7 @@ final class GradientSums: @unchecked Sendable {
     ) -> Int {
         if !locks.isEmpty { pthread_mutex_lock(locks.baseAddress! + tensor) }
         defer { if !locks.isEmpty { pthread_mutex_unlock(locks.baseAddress! + tensor) } }
+        let additions = additions.base
         if additions[tensor] == GradientSums.additionLimit { carry(tensor) }
         additions[tensor] += 1
         let place = parameters.tensors[tensor].range.lowerBound + offset
@@ -63,12 +66,13 @@ final class GradientSums: @unchecked Sendable {
 
     /// Leaves less than one unit of the higher part in the lower one.
     private func carry(_ tensor: Int) {
+        let (high, low) = (high.base, low.base)
         for place in parameters.tensors[tensor].range {
-            let units = low.base[place] >> 50
-            high.base[place] &+= units
-            low.base[place] &-= units << 50
+            let units = low[place] >> 50
+            high[place] &+= units
+            low[place] &-= units << 50
         }
-        additions[tensor] = 0
+        additions.base[tensor] = 0
     }
 
     /// Adds other sums, of the same parameters.
@@ -80,7 +84,7 @@ final class GradientSums: @unchecked Sendable {
                 high.base[place] &+= other.high.base[place]
                 low.base[place] &+= other.low.base[place]
             }
-            additions[tensor] = 1
+            additions.base[tensor] = 1
         }
     }
 
