@@ -151,4 +151,13 @@ const char *fuzz_folder(void);
 /* Writes a file of the folder, and returns its path. */
 const char *fuzz_write(const char *name, const void *bytes, size_t size);
 
+/* A model of one layer, and an adapter of it. */
+#define TINY ROOT "/Tests/Fuzz/tiny"
+
+/* Copies a file of it to the folder. */
+void fuzz_copy(const char *name);
+
+/* Removes a folder of the folder, which need not be there. */
+void fuzz_remove(const char *name);
+
 #endif

@@ -4,8 +4,6 @@
 
 #include <unistd.h>
 
-#define TINY ROOT "/Tests/Fuzz/tiny"
-
 size_t fuzz_repair(uint8_t *data, size_t size) {
     (void)data;
     return size;
@@ -13,24 +11,13 @@ size_t fuzz_repair(uint8_t *data, size_t size) {
 
 static char folder[300];
 
-static void copy(const char *name, const char *as) {
-    char path[300], *bytes = malloc(1 << 16);
-    snprintf(path, sizeof path, "%s/%s", TINY, name);
-    FILE *file = fopen(path, "rb");
-    FUZZ_CHECK(file != NULL && bytes != NULL);
-    size_t size = fread(bytes, 1, 1 << 16, file);
-    fclose(file);
-    fuzz_write(as, bytes, size);
-    free(bytes);
-}
-
 static void prepare(void) {
     if (*folder) return;
     snprintf(folder, sizeof folder, "%s", fuzz_folder());
-    copy("config.json", "config.json");
-    copy("model.safetensors", "model.safetensors");
-    copy("adapter_config.json", "adapter_config.json");
-    copy("adapter_model.safetensors", "adapter_model.safetensors");
+    fuzz_copy("config.json");
+    fuzz_copy("model.safetensors");
+    fuzz_copy("adapter_config.json");
+    fuzz_copy("adapter_model.safetensors");
 }
 
 static void score(const lockstep_model *model) {
@@ -91,5 +78,5 @@ void fuzz_one(const uint8_t *data, size_t size) {
         else FUZZ_CHECK(trainer == (void *)&trainer);
     }
     if (kind == 1) FUZZ_CHECK(unlink(fuzz_write(names[1], "", 0)) == 0);
-    else copy(names[kind], names[kind]);
+    else fuzz_copy(names[kind]);
 }
