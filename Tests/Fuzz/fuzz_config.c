@@ -10,10 +10,17 @@ size_t fuzz_repair(uint8_t *data, size_t size) {
 }
 
 static char folder[300];
+static int64_t values_loaded;
+
+static void loading(void *context, int64_t done, int64_t total) {
+    FUZZ_CHECK(context == folder && done >= 0 && done <= total);
+    values_loaded = done;
+}
 
 static void prepare(void) {
     if (*folder) return;
     snprintf(folder, sizeof folder, "%s", fuzz_folder());
+    lockstep_observe_loading(loading, folder);
     fuzz_copy("config.json");
     fuzz_copy("model.safetensors");
     fuzz_copy("adapter_config.json");
@@ -55,9 +62,11 @@ void fuzz_one(const uint8_t *data, size_t size) {
     prepare();
     int kind = data[0] % 3, anew = data[0] >= 128;
     fuzz_write(names[kind], ++data, --size);
+    values_loaded = 0;
     lockstep_status status =
         FUZZ_STATUS(lockstep_model_load(&model, folder, kind == 2 ? folder : NULL, NULL), "config index tensor lockstep-fuzz");
     if (status == LOCKSTEP_OK) {
+        FUZZ_CHECK(values_loaded > 0);
         score(model);
         lockstep_model_destroy(model);
     } else {

@@ -120,7 +120,7 @@ static void write_log(fuzz_call *c) {
             else tokens = -1000000;
         }
     }
-    FUZZ_CHECK(lockstep_log_writer_close(writer) == LOCKSTEP_OK);
+    FUZZ_CHECK(lockstep_log_writer_sync(writer) == LOCKSTEP_OK && lockstep_log_writer_close(writer) == LOCKSTEP_OK);
     lockstep_log_writer_destroy(writer);
     FUZZ_CHECK(lockstep_log_reader_open(&reader, path, NULL) == LOCKSTEP_OK);
     lockstep_log_batch batch;
