@@ -114,7 +114,7 @@ def fuzz(target, seconds, work):
             while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
                 time.sleep(0.5)
                 if stopping or cpu_seconds(process.pid) > left:
-                    process.send_signal(signal.SIGUSR1)  # libFuzzer says what it did, and exits
+                    os.kill(process.pid, signal.SIGUSR1)  # libFuzzer says what it did, and exits
             _, status, used = ended
             with open(log.name, "rb") as written:
                 written.seek(start)
