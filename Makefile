@@ -86,7 +86,7 @@ test-c: library
 test-fuzz: library
 	Tests/Fuzz/replay.sh
 
-## fuzz: coverage-guided fuzzing, SECONDS each target; adds to Tests/Fuzz/record.json (docs/Robustness.md)
+## fuzz: coverage-guided fuzzing, SECONDS of CPU time each target; adds to Tests/Fuzz/record.json (docs/Robustness.md)
 fuzz: | swift-present
 	SWIFT=$(SWIFT) $(PYTHON) Tests/Fuzz/run.py all --seconds $(SECONDS)
 

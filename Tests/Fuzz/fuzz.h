@@ -1,9 +1,9 @@
 /* What the fuzz targets share: input bytes turned into values, memory that is watched, checks, checksums.
  *
- * A target is one file, fuzz_FAMILY.c, with two functions. `fuzz_one` gives some bytes to the library and checks more
+ * A target is one file, fuzz_TARGET.c, with two functions. `fuzz_one` gives some bytes to the library and checks more
  * than that it lives: statuses, messages, outputs, and what must be true of what was accepted. `fuzz_repair` makes the
  * checksums in changed bytes right again, so that what stands behind them is reached. Two programs use them:
- * engine.c with libFuzzer (run.sh), replay.c for the corpus and seeded changes of it (replay.sh). */
+ * engine.c with libFuzzer (run.py), replay.c for the corpus and seeded changes of it (replay.sh). */
 #ifndef LOCKSTEP_FUZZ_H
 #define LOCKSTEP_FUZZ_H
 
@@ -150,5 +150,14 @@ const char *fuzz_folder(void);
 
 /* Writes a file of the folder, and returns its path. */
 const char *fuzz_write(const char *name, const void *bytes, size_t size);
+
+/* A model of one layer, and an adapter of it. */
+#define TINY ROOT "/Tests/Fuzz/tiny"
+
+/* Copies a file of it to the folder. */
+void fuzz_copy(const char *name);
+
+/* Removes a folder of the folder, which need not be there. */
+void fuzz_remove(const char *name);
 
 #endif

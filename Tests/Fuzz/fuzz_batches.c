@@ -116,16 +116,26 @@ static void lose(fuzz_call *c, const layout *l, const lockstep_batch *batch, int
     if (fuzz_end(c, status, WORDS) != LOCKSTEP_OK || report->struct_size < sizeof *report) return;
     FUZZ_CHECK(report->rejected_tokens <= report->tokens && report->sequences <= report->tokens);
     if (!in_parts || c->is_shared) return;
-    /* The same by the handle. */
+    /* The same by the handle, before and after it forgot what it was told besides. */
     lockstep_objective *objective = NULL;
-    lockstep_objective_report again;
-    memset(&again, 0, sizeof again);
-    again.struct_size = sizeof again;
     FUZZ_CHECK(lockstep_objective_create(&objective, options) == LOCKSTEP_OK);
-    FUZZ_CHECK(lockstep_objective_count(objective, batch) == LOCKSTEP_OK);
-    FUZZ_CHECK(lockstep_objective_evaluate(objective, d_log_probs, d_entropies, batch) == LOCKSTEP_OK);
-    FUZZ_CHECK(lockstep_objective_read(&again, objective) == LOCKSTEP_OK);
-    FUZZ_CHECK(memcmp(&again.loss, &report->loss, 8) == 0 && again.tokens == report->tokens);
+    for (int i = 0; i < 2; i++) {
+        lockstep_objective_report again;
+        lockstep_objective_counts counts, more = {fuzz_integer(&c->bytes), fuzz_integer(&c->bytes), fuzz_integer(&c->bytes)};
+        memset(&again, 0, sizeof again);
+        again.struct_size = sizeof again;
+        FUZZ_CHECK(lockstep_objective_count(objective, batch) == LOCKSTEP_OK);
+        FUZZ_CHECK(lockstep_objective_evaluate(objective, d_log_probs, d_entropies, batch) == LOCKSTEP_OK);
+        FUZZ_CHECK(lockstep_objective_read(&again, objective) == LOCKSTEP_OK);
+        FUZZ_CHECK(memcmp(&again.loss, &report->loss, 8) == 0 && again.tokens == report->tokens);
+        FUZZ_CHECK(lockstep_objective_counted(&counts, objective) == LOCKSTEP_OK);
+        FUZZ_CHECK(counts.tokens >= 0 && counts.sequences <= l->sequences && counts.prompts <= l->sequences);
+        for (int k = 0; k < 2; k++)
+            if (FUZZ_STATUS(lockstep_objective_add_counts(objective, &more), WORDS " prompts") == LOCKSTEP_OK)
+                FUZZ_STATUS(lockstep_objective_evaluate(objective, d_log_probs, d_entropies, batch), WORDS);
+        FUZZ_STATUS(lockstep_objective_read(&again, objective), WORDS);
+        FUZZ_CHECK(lockstep_objective_reset(objective) == LOCKSTEP_OK);
+    }
     lockstep_objective_destroy(objective);
 }
 

@@ -6,8 +6,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define TINY ROOT "/Tests/Fuzz/tiny"
-
 size_t fuzz_repair(uint8_t *data, size_t size) {
     (void)data;
     return size;

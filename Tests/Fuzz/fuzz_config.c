@@ -4,33 +4,27 @@
 
 #include <unistd.h>
 
-#define TINY ROOT "/Tests/Fuzz/tiny"
-
 size_t fuzz_repair(uint8_t *data, size_t size) {
     (void)data;
     return size;
 }
 
 static char folder[300];
+static int64_t values_loaded;
 
-static void copy(const char *name, const char *as) {
-    char path[300], *bytes = malloc(1 << 16);
-    snprintf(path, sizeof path, "%s/%s", TINY, name);
-    FILE *file = fopen(path, "rb");
-    FUZZ_CHECK(file != NULL && bytes != NULL);
-    size_t size = fread(bytes, 1, 1 << 16, file);
-    fclose(file);
-    fuzz_write(as, bytes, size);
-    free(bytes);
+static void loading(void *context, int64_t done, int64_t total) {
+    FUZZ_CHECK(context == folder && done >= 0 && done <= total);
+    values_loaded = done;
 }
 
 static void prepare(void) {
     if (*folder) return;
     snprintf(folder, sizeof folder, "%s", fuzz_folder());
-    copy("config.json", "config.json");
-    copy("model.safetensors", "model.safetensors");
-    copy("adapter_config.json", "adapter_config.json");
-    copy("adapter_model.safetensors", "adapter_model.safetensors");
+    lockstep_observe_loading(loading, folder);
+    fuzz_copy("config.json");
+    fuzz_copy("model.safetensors");
+    fuzz_copy("adapter_config.json");
+    fuzz_copy("adapter_model.safetensors");
 }
 
 static void score(const lockstep_model *model) {
@@ -68,9 +62,11 @@ void fuzz_one(const uint8_t *data, size_t size) {
     prepare();
     int kind = data[0] % 3, anew = data[0] >= 128;
     fuzz_write(names[kind], ++data, --size);
+    values_loaded = 0;
     lockstep_status status =
         FUZZ_STATUS(lockstep_model_load(&model, folder, kind == 2 ? folder : NULL, NULL), "config index tensor lockstep-fuzz");
     if (status == LOCKSTEP_OK) {
+        FUZZ_CHECK(values_loaded > 0);
         score(model);
         lockstep_model_destroy(model);
     } else {
@@ -91,5 +87,5 @@ void fuzz_one(const uint8_t *data, size_t size) {
         else FUZZ_CHECK(trainer == (void *)&trainer);
     }
     if (kind == 1) FUZZ_CHECK(unlink(fuzz_write(names[1], "", 0)) == 0);
-    else copy(names[kind], names[kind]);
+    else fuzz_copy(names[kind]);
 }

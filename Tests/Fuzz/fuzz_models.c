@@ -1,9 +1,10 @@
-/* A model, its engine, its localiser and its trainer, of any arguments and in any order of calls. */
+/* A model, its engine, its localiser, its trainer, its dump and its audit, of any arguments and in any order of calls. */
 #include "call.h"
 
-#define TINY ROOT "/Tests/Fuzz/tiny"
+#include <unistd.h>
+
 #define WORDS "log_probs entropy logits model tokens offsets options report prompt ids count engine localiser recipe trainer rollout " \
-    "ranges d_ loss_scale gradients swap layer parameters activations cache probabilities order targets adapter path"
+    "ranges d_ loss_scale audit gradients swap layer parameters activations cache probabilities order targets adapter path"
 
 enum { VOCAB = 16 };
 
@@ -202,11 +203,77 @@ static void train(fuzz_call *c) {
     lockstep_trainer_destroy(trainer);
 }
 
+/* A path as it should be, or one of some that cannot be. */
+static const char *path_of(fuzz_call *c, const char *right) {
+    uint8_t way = fuzz_u8(&c->bytes);
+    return way < 240 ? right : way < 244 ? NULL : way < 248 ? "" : way < 252 ? "/nowhere/at/all" : TINY "/config.json";
+}
+
+static void dump(fuzz_call *c, const lockstep_model *model) {
+    lockstep_score_options usual = LOCKSTEP_SCORE_OPTIONS_INIT;
+    char file[300];
+    snprintf(file, sizeof file, "%s/dump.safetensors", fuzz_folder());
+    usual.threads = 1;
+    int64_t sequences = fuzz_pick(&c->bytes, 0, 3), count = fuzz_pick(&c->bytes, 0, 20);
+    const lockstep_tensor *tokens = fuzz_vector(c, FUZZ_REQUIRED, FUZZ_INTEGERS, count, FUZZ_COUNTS, VOCAB);
+    const lockstep_tensor *offsets = fuzz_vector(c, FUZZ_OPTIONAL, FUZZ_INT64, sequences + 1, FUZZ_OFFSETS, count);
+    const lockstep_score_options *options = fuzz_options(c, &usual, sizeof usual, NULL);
+    const char *path = path_of(c, file);
+    fuzz_ready(c);
+    if (fuzz_end(c, lockstep_model_dump(path, model, tokens, offsets, options), WORDS " safetensors config") != LOCKSTEP_OK) {
+        FUZZ_CHECK(access(file, F_OK) != 0);
+        return;
+    }
+    /* Another does not take its place; and it is what a reader takes for a safetensors file. */
+    lockstep_status again = lockstep_model_dump(file, model, tokens, offsets, options);
+    FUZZ_CHECK(FUZZ_STATUS(again, "dump.safetensors") == LOCKSTEP_ERROR_FILE);
+    uint8_t head[9];
+    FILE *dumped = fopen(file, "rb");
+    FUZZ_CHECK(dumped != NULL && fread(head, 1, sizeof head, dumped) == sizeof head && head[8] == '{');
+    FUZZ_CHECK(fseek(dumped, 0, SEEK_END) == 0 && (uint64_t)ftell(dumped) >= 8 + fuzz_get(head, 8));
+    fclose(dumped);
+    FUZZ_CHECK(unlink(file) == 0);
+}
+
+static void audit(fuzz_call *c) {
+    lockstep_score_options usual = LOCKSTEP_SCORE_OPTIONS_INIT;
+    lockstep_audit *made = NULL;
+    usual.threads = 1;
+    int64_t sequences = fuzz_pick(&c->bytes, 0, 3), count = fuzz_pick(&c->bytes, 0, 20);
+    const lockstep_tensor *tokens = fuzz_vector(c, FUZZ_OPTIONAL, FUZZ_INTEGERS, count, FUZZ_COUNTS, VOCAB);
+    const lockstep_tensor *offsets = fuzz_vector(c, FUZZ_OPTIONAL, FUZZ_INT64, sequences + 1, FUZZ_OFFSETS, count);
+    const lockstep_score_options *options = fuzz_options(c, &usual, sizeof usual, NULL);
+    const char *path = path_of(c, TINY);
+    int is_backward = fuzz_u8(&c->bytes) < 192;
+    double loss_scale = fuzz_u8(&c->bytes) > 128 ? fuzz_double(&c->bytes) : 1024;
+    fuzz_ready(c);
+    lockstep_status status = is_backward ? lockstep_audit_create_backward(&made, path, tokens, offsets, loss_scale, options)
+                                         : lockstep_audit_create(&made, path, tokens, offsets, options);
+    if (fuzz_end(c, status, WORDS " nowhere config") != LOCKSTEP_OK) {
+        FUZZ_CHECK(made == NULL);
+        return;
+    }
+    size_t rows = 0, gradients = 0;
+    FUZZ_CHECK(lockstep_audit_read(NULL, &rows, made, 0) == LOCKSTEP_OK && rows > 0);
+    for (size_t i = 0; i < rows; i++) {
+        lockstep_headroom row;
+        FUZZ_CHECK(lockstep_audit_read(&row, NULL, made, i) == LOCKSTEP_OK && row.name != NULL);
+        FUZZ_CHECK(row.subnormal + row.overflowing + row.non_finite <= row.count && row.vanishing <= row.subnormal);
+        gradients += row.kind >= LOCKSTEP_HEADROOM_GRADIENT;
+    }
+    FUZZ_CHECK((gradients > 0) == is_backward);
+    FUZZ_STATUS(lockstep_audit_read(&(lockstep_headroom){0}, NULL, made, rows), "index");
+    lockstep_audit_destroy(made);
+}
+
 void fuzz_one(const uint8_t *data, size_t size) {
     static fuzz_call c;
     prepare();
     fuzz_begin(&c, data, size);
-    switch (fuzz_pick(&c.bytes, 0, 3)) {
+    uint8_t what = fuzz_u8(&c.bytes);
+    switch (what < 224 ? what % 4 : 4 + what % 2) {
+    case 4: dump(&c, models[fuzz_pick(&c.bytes, 0, 2)]); break;
+    case 5: audit(&c); break;
     case 0: score(&c, models[fuzz_pick(&c.bytes, 0, 2)]); break;
     case 1: sample(&c, models[fuzz_pick(&c.bytes, 0, 2)]); break;
     case 2: locate(&c); break;

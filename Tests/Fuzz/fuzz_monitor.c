@@ -1,4 +1,5 @@
-/* Bytes of a saved monitor, and steps after them: refused, or a monitor that saves itself as the same bytes, and goes on. */
+/* Bytes of a saved monitor, and steps after them: refused, or a monitor that saves itself as the same bytes, and goes on. Bytes
+ * that are too few for one are options. */
 #include "fuzz.h"
 
 /* FNV-1a over the words, of which the third is the size. What stands behind the size, with what is left over after whole
@@ -38,8 +39,21 @@ static void check_saved(const lockstep_monitor *monitor, const uint8_t *wanted, 
     lockstep_monitor_destroy(again);
 }
 
+static void check_options(const uint8_t *data, size_t size) {
+    lockstep_monitor *monitor = NULL;
+    lockstep_monitor_options options = LOCKSTEP_MONITOR_OPTIONS_INIT;
+    fuzz_bytes bytes = {data, size};
+    options.learning_steps = (int32_t)fuzz_integer(&bytes);
+    options.false_alarms_per_1000 = fuzz_double(&bytes);
+    if (fuzz_u8(&bytes) > 128) options.struct_size = (uint32_t)fuzz_pick(&bytes, 0, sizeof options);
+    if (FUZZ_STATUS(lockstep_monitor_create(&monitor, &options), "learning false_alarms") == LOCKSTEP_OK)
+        check_saved(monitor, NULL, 0);
+    lockstep_monitor_destroy(monitor);
+}
+
 void fuzz_one(const uint8_t *data, size_t size) {
     lockstep_monitor *monitor = (void *)&monitor;
+    if (size < 32) check_options(data, size);
     size_t first = saved_size(data, size);
     lockstep_status status = lockstep_monitor_load(&monitor, data, first);
     if (FUZZ_STATUS(status, "bytes monitor") != LOCKSTEP_OK) {
@@ -80,5 +94,8 @@ void fuzz_one(const uint8_t *data, size_t size) {
         read_all(monitor);
         check_saved(monitor, NULL, 0);
     }
+    FUZZ_CHECK(lockstep_monitor_reset(monitor) == LOCKSTEP_OK);
+    read_all(monitor);
+    check_saved(monitor, NULL, 0);
     lockstep_monitor_destroy(monitor);
 }

@@ -1,9 +1,8 @@
-/* Options of runs, tasks and log writers, and calls with them in any order. */
+/* Options of runs, supervised runs, tasks and log writers, and calls with them in any order. */
 #include "call.h"
 
 #include <unistd.h>
 
-#define TINY ROOT "/Tests/Fuzz/tiny"
 #define WORDS "run options environment metrics prompts samples updates model adapter algorithm trainer rollout correction advantages " \
     "objective policies scaler schedule task problems step request index rollouts rewards count size error_rate tokens text prompt " \
     "response header sequence writer column id record mask log name recipe monitor folder layer reward gradient batch steps"
@@ -121,7 +120,7 @@ static void write_log(fuzz_call *c) {
             else tokens = -1000000;
         }
     }
-    FUZZ_CHECK(lockstep_log_writer_close(writer) == LOCKSTEP_OK);
+    FUZZ_CHECK(lockstep_log_writer_sync(writer) == LOCKSTEP_OK && lockstep_log_writer_close(writer) == LOCKSTEP_OK);
     lockstep_log_writer_destroy(writer);
     FUZZ_CHECK(lockstep_log_reader_open(&reader, path, NULL) == LOCKSTEP_OK);
     lockstep_log_batch batch;
@@ -151,18 +150,35 @@ static int32_t reward_of(void *context, double *reward, int64_t step, int64_t pr
     return way == 9 || prompt_count != 2 || response_count == 0;
 }
 
+/* A task, or callbacks that do what `way` says. */
+static const lockstep_environment *environment_of(fuzz_call *c, uint8_t *way) {
+    static const size_t pointers[] = {
+        offsetof(lockstep_environment, task), offsetof(lockstep_environment, task_seed),
+        offsetof(lockstep_environment, problems), offsetof(lockstep_environment, problem_count),
+        offsetof(lockstep_environment, context), sizeof(lockstep_environment), 0, 0};
+    lockstep_environment usual = LOCKSTEP_ENVIRONMENT_INIT;
+    if (*way < 12) {
+        usual.task = chain;
+    } else {
+        usual.prompt = prompt_of;
+        usual.reward = reward_of;
+        usual.context = way;
+        usual.max_tokens = 3;
+    }
+    return fuzz_options(c, &usual, sizeof usual, pointers);
+}
+
+static int takes_hours(const lockstep_environment *given) {
+    return fuzz_is_whole(given, sizeof *given) && given->max_tokens > 64;
+}
+
 static void use_run(fuzz_call *c) {
     static const size_t run_pointers[] = {
         offsetof(lockstep_run_options, model), offsetof(lockstep_run_options, model_seed),
         offsetof(lockstep_run_options, trainer), offsetof(lockstep_run_options, policies),
         offsetof(lockstep_run_options, schedule), offsetof(lockstep_run_options, max_norm),
         offsetof(lockstep_run_options, scaler), offsetof(lockstep_run_options, learning_steps), 0, 0};
-    static const size_t environment_pointers[] = {
-        offsetof(lockstep_environment, task), offsetof(lockstep_environment, task_seed),
-        offsetof(lockstep_environment, problems), offsetof(lockstep_environment, problem_count),
-        offsetof(lockstep_environment, context), sizeof(lockstep_environment), 0, 0};
     lockstep_run_options usual = LOCKSTEP_RUN_OPTIONS_INIT;
-    lockstep_environment environment = LOCKSTEP_ENVIRONMENT_INIT;
     lockstep_correction_options correction = LOCKSTEP_CORRECTION_OPTIONS_INIT;
     lockstep_objective_options objective = LOCKSTEP_OBJECTIVE_OPTIONS_INIT;
     lockstep_advantage_options advantages = LOCKSTEP_ADVANTAGE_OPTIONS_INIT;
@@ -185,21 +201,13 @@ static void use_run(fuzz_call *c) {
         usual.advantages = fuzz_options(c, &advantages, sizeof advantages, NULL);
     }
     if (fuzz_u8(&c->bytes) > 128) usual.trainer = fuzz_options(c, &recipe, sizeof recipe, NULL);
-    if (way < 12) {
-        environment.task = chain;
-    } else {
-        environment.prompt = prompt_of;
-        environment.reward = reward_of;
-        environment.context = &way;
-        environment.max_tokens = 3;
-    }
     const lockstep_run_options *options = fuzz_options(c, &usual, sizeof usual, run_pointers);
-    const lockstep_environment *given = fuzz_options(c, &environment, sizeof environment, environment_pointers);
+    const lockstep_environment *given = environment_of(c, &way);
     /* So many rollouts are no fault, but take hours. */
     if (fuzz_is_whole(options, sizeof *options) &&
         (options->prompts > 64 || options->samples > 64 || options->updates > 64 || options->lora_rank > 64))
         return;
-    if (fuzz_is_whole(given, sizeof *given) && given->max_tokens > 64) return;
+    if (takes_hours(given)) return;
     way = way < 12 ? 0 : way - 12;
     fuzz_ready(c);
     if (fuzz_end(c, lockstep_run_create(&run, options, given), WORDS) != LOCKSTEP_OK) {
@@ -253,6 +261,90 @@ static void use_run(fuzz_call *c) {
     lockstep_run_destroy(run);
 }
 
+static void find(fuzz_call *c) {
+    static lockstep_model *model;
+    if (model == NULL) FUZZ_CHECK(lockstep_model_load(&model, TINY, NULL, NULL) == LOCKSTEP_OK);
+    uint8_t way = fuzz_u8(&c->bytes) % 24;
+    const lockstep_environment *given = environment_of(c, &way);
+    size_t count = (size_t)fuzz_pick(&c->bytes, 0, 4);
+    int64_t *problems = fuzz_output(c, count * sizeof *problems, FUZZ_REQUIRED);
+    int64_t candidates = fuzz_u8(&c->bytes) > 200 ? fuzz_integer(&c->bytes) : 12;
+    int64_t samples = fuzz_u8(&c->bytes) > 200 ? fuzz_integer(&c->bytes) : 2;
+    double low = fuzz_u8(&c->bytes) > 128 ? fuzz_double(&c->bytes) : 0;
+    double high = fuzz_u8(&c->bytes) > 128 ? fuzz_double(&c->bytes) : 1;
+    int32_t threads = fuzz_u8(&c->bytes) > 240 ? (int32_t)fuzz_integer(&c->bytes) : 1;
+    /* So many are no fault, but take hours; more than that are refused. */
+    if (takes_hours(given) || (candidates > 64 && candidates <= 1 << 24) || (samples > 16 && samples <= 1 << 16)) return;
+    way = way < 12 ? 0 : way - 12;
+    fuzz_ready(c);
+    lockstep_status status =
+        lockstep_find_perfectible(problems, count, model, given, candidates, samples, low, high, fuzz_u8(&c->bytes), threads);
+    if (fuzz_end(c, status, WORDS " perfectible candidates") == LOCKSTEP_OK)
+        for (size_t i = 0; i < count; i++) FUZZ_CHECK(problems[i] >= 0 && (i == 0 || problems[i] != problems[i - 1]));
+}
+
+static void supervise(fuzz_call *c) {
+    static const size_t pointers[] = {
+        offsetof(lockstep_supervised_options, task), offsetof(lockstep_supervised_options, model_seed),
+        offsetof(lockstep_supervised_options, recipe), offsetof(lockstep_supervised_options, steps),
+        offsetof(lockstep_supervised_options, adapter), sizeof(lockstep_supervised_options), 0, 0};
+    lockstep_supervised_options usual = LOCKSTEP_SUPERVISED_OPTIONS_INIT;
+    lockstep_supervised_metrics metrics = LOCKSTEP_SUPERVISED_METRICS_INIT, other = LOCKSTEP_SUPERVISED_METRICS_INIT;
+    lockstep_supervised *run = NULL, *again = NULL;
+    lockstep_recipe recipe;
+    char folder[300], model[310];
+    memset(&recipe, 0, sizeof recipe);
+    recipe.struct_size = sizeof recipe;
+    FUZZ_CHECK(lockstep_recipe_named(&recipe, fuzz_u8(&c->bytes) & 1 ? "fp16" : "fp32") == LOCKSTEP_OK);
+    usual.task = fuzz_u8(&c->bytes) < 250 ? chain : NULL;
+    usual.model = fuzz_u8(&c->bytes) < 240 ? TINY : fuzz_u8(&c->bytes) & 1 ? NULL : "/nowhere";
+    usual.threads = 1;
+    usual.batch = 2;
+    switch (fuzz_u8(&c->bytes) % 4) {
+    case 0: usual.adapter = TINY; break;
+    case 1:
+        usual.lora_rank = 1;
+        usual.lora_alpha = 2;
+    }
+    if (fuzz_u8(&c->bytes) > 128) usual.recipe = fuzz_options(c, &recipe, sizeof recipe, NULL);
+    const lockstep_supervised_options *options = fuzz_options(c, &usual, sizeof usual, pointers);
+    if (fuzz_is_whole(options, sizeof *options) && (options->batch > 64 || options->lora_rank > 64)) return; /* hours */
+    fuzz_ready(c);
+    if (fuzz_end(c, lockstep_supervised_create(&run, options), WORDS " nowhere") != LOCKSTEP_OK) {
+        FUZZ_CHECK(run == NULL);
+        return;
+    }
+    int64_t steps = fuzz_pick(&c->bytes, 0, 2), resumed = -1;
+    for (int64_t i = 0; i < steps; i++) {
+        lockstep_status status = FUZZ_STATUS(lockstep_supervised_step(&metrics, run), WORDS " tensor");
+        if (status != LOCKSTEP_OK) goto end;
+        FUZZ_CHECK(metrics.step == i + 1 && metrics.tokens > 0 && (metrics.skipped || metrics.loss >= 0));
+    }
+    snprintf(folder, sizeof folder, "%s/supervised", fuzz_folder());
+    snprintf(model, sizeof model, "%s/model", folder);
+    if (fuzz_u8(&c->bytes) & 1) {
+        int64_t kept = fuzz_u8(&c->bytes) > 200 ? fuzz_integer(&c->bytes) : 1;
+        if (FUZZ_STATUS(lockstep_supervised_save(run, folder, kept), WORDS " kept tensor") != LOCKSTEP_OK) goto end;
+        FUZZ_CHECK(lockstep_supervised_create(&again, options) == LOCKSTEP_OK);
+        FUZZ_CHECK(lockstep_supervised_resume(&resumed, again, folder, 0) == LOCKSTEP_OK && resumed == steps);
+        lockstep_status one = FUZZ_STATUS(lockstep_supervised_step(&metrics, run), WORDS " tensor");
+        FUZZ_CHECK(lockstep_supervised_step(&other, again) == one);
+        FUZZ_CHECK(one != LOCKSTEP_OK || memcmp(&metrics, &other, sizeof metrics) == 0);
+    }
+    if (fuzz_u8(&c->bytes) & 1 && FUZZ_STATUS(lockstep_supervised_save_model(run, model), WORDS " tensor") == LOCKSTEP_OK) {
+        lockstep_model *saved = NULL;
+        int has_adapter = options->lora_rank != 0 || options->adapter != NULL;
+        FUZZ_CHECK(lockstep_model_load(&saved, has_adapter ? TINY : model, has_adapter ? model : NULL, NULL) == LOCKSTEP_OK ||
+                   options->model == NULL);
+        lockstep_model_destroy(saved);
+        FUZZ_CHECK(lockstep_supervised_save_model(run, model) == LOCKSTEP_ERROR_FILE);
+    }
+    fuzz_remove("supervised");
+end:
+    lockstep_supervised_destroy(run);
+    lockstep_supervised_destroy(again);
+}
+
 void fuzz_one(const uint8_t *data, size_t size) {
     static fuzz_call c;
     if (chain == NULL) {
@@ -261,7 +353,10 @@ void fuzz_one(const uint8_t *data, size_t size) {
         FUZZ_CHECK(lockstep_task_create(&chain, "chain", &small) == LOCKSTEP_OK);
     }
     fuzz_begin(&c, data, size);
-    switch (fuzz_pick(&c.bytes, 0, 2)) {
+    uint8_t what = fuzz_u8(&c.bytes);
+    switch (what < 192 ? what % 3 : 3 + what % 2) {
+    case 3: supervise(&c); break;
+    case 4: find(&c); break;
     case 0: use_task(&c); break;
     case 1: write_log(&c); break;
     default: use_run(&c);

@@ -2,8 +2,6 @@
  * byte says which, and the recipe. */
 #include "fuzz.h"
 
-#define TINY ROOT "/Tests/Fuzz/tiny"
-
 /* The header's length, if it is beyond the file, is made that of the text that ends with the last brace. */
 size_t fuzz_repair(uint8_t *data, size_t size) {
     if (size < 12) return size;
@@ -17,23 +15,12 @@ size_t fuzz_repair(uint8_t *data, size_t size) {
 
 static char folder[300], adapter[300];
 
-static void copy(const char *name, const char *as) {
-    char path[300], *bytes = malloc(1 << 16);
-    snprintf(path, sizeof path, "%s/%s", TINY, name);
-    FILE *file = fopen(path, "rb");
-    FUZZ_CHECK(file != NULL && bytes != NULL);
-    size_t size = fread(bytes, 1, 1 << 16, file);
-    fclose(file);
-    fuzz_write(as, bytes, size);
-    free(bytes);
-}
-
 static void prepare(void) {
     if (*folder) return;
     snprintf(folder, sizeof folder, "%s", fuzz_folder());
     snprintf(adapter, sizeof adapter, "%s", fuzz_folder());
-    copy("config.json", "config.json");
-    copy("adapter_config.json", "adapter_config.json");
+    fuzz_copy("config.json");
+    fuzz_copy("adapter_config.json");
 }
 
 static void use(lockstep_model *model) {

@@ -40,6 +40,7 @@ void fuzz_one(const uint8_t *data, size_t size) {
             FUZZ_CHECK(lockstep_scaler_update(&one, scaler, data[i] & 1) == LOCKSTEP_OK);
             FUZZ_CHECK(lockstep_scaler_update(&other, again, data[i] & 1) == LOCKSTEP_OK);
             FUZZ_CHECK(memcmp(&one, &other, sizeof one) == 0);
+            FUZZ_CHECK(lockstep_scaler_read(&other, again) == LOCKSTEP_OK && memcmp(&one, &other, sizeof one) == 0);
             FUZZ_CHECK(one.scale >= 0 && one.scale <= options.maximum_scale && one.skip == (data[i] & 1));
             FUZZ_CHECK(one.skipped <= one.steps && one.skipped_in_a_row <= one.longest_skip);
         }

@@ -50,13 +50,18 @@ def weights(config, dtype=np.float32):
     for layer in range(config["num_hidden_layers"]):
         names = {"input_layernorm": (h,), "post_attention_layernorm": (h,), "self_attn.q_proj": (q, h),
                  "self_attn.k_proj": (k, h), "self_attn.v_proj": (k, h), "self_attn.o_proj": (h, q)}
-        if config["model_type"] == "mixtral":
+        if config["model_type"] == "qwen3_moe":
+            names["mlp.gate"] = (config["num_experts"], h)
+            for expert in range(config["num_experts"]):
+                names |= {f"mlp.experts.{expert}.{part}_proj": shape
+                          for part, shape in (("gate", (m, h)), ("up", (m, h)), ("down", (h, m)))}
+        elif config["model_type"] == "mixtral":
             names["block_sparse_moe.gate"] = (config["num_local_experts"], h)
             for expert in range(config["num_local_experts"]):
                 names |= {f"block_sparse_moe.experts.{expert}.{part}": (m, h) for part in ("w1", "w2", "w3")}
         else:
             names |= {"mlp.gate_proj": (m, h), "mlp.up_proj": (m, h), "mlp.down_proj": (h, m)}
-        if config["model_type"] == "qwen3":
+        if config["model_type"].startswith("qwen3"):
             names |= {"self_attn.q_norm": (config["head_dim"],), "self_attn.k_norm": (config["head_dim"],)}
         shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in names.items()}
         if config["model_type"] == "qwen2":
@@ -211,6 +216,20 @@ def checkpoints():
                 seed("checkpoint", f"{name}-{newest}", bytes([number + newest]) + text.replace(str(TINY).encode(), b"TINY"))
 
 
+def more_models():
+    """Of experts in Qwen's way, of bfloat16; a whole index; adapters with all that is known at its default."""
+    made = config(model_type="qwen3_moe", num_experts=2, num_experts_per_tok=1, moe_intermediate_size=4)
+    seed("safetensors", "experts", b"\x00" + safetensors(weights(made, np.float16), {"config": json.dumps(made)}))
+    seed("safetensors", "bf16", b"\x20" + safetensors(weights(config(), np.float16), {"config": json.dumps(config())},
+                                                    {"<f2": "BF16"}))
+    seed("config", "index-whole", b"\x01" + json.dumps(
+        {"metadata": {}, "weight_map": {name: "model.safetensors" for name in weights(config())}}).encode())
+    seed("config", "adapter-whole", b"\x02" + json.dumps(
+        {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "bias": "none", "target_modules": ["q_proj"], "use_dora": False,
+         "rank_pattern": {}, "alpha_pattern": {}, "fan_in_fan_out": False, "use_qalora": False, "layer_replication": None,
+         "alora_invocation_tokens": None, "init_lora_weights": "eva", "use_rslora": True}).encode())
+
+
 if __name__ == "__main__":
-    for make in (models, states, logs, texts, checkpoints, readers):
+    for make in (models, states, logs, texts, checkpoints, readers, more_models):
         make()
