@@ -24,11 +24,11 @@ import numpy as np
 
 import lockstep
 from lockstep import Run, SupervisedRun, Task
-from lockstep.commands import certify
 from lockstep.logs import open_log
 from lockstep.logs.write import write_log
 from lockstep.report import page
 from lockstep.report.page import GENERATOR
+from lockstep.whole_files import write_json
 
 shim = ctypes.CDLL(None)
 shim.file_faults_trace.restype = ctypes.c_char_p
@@ -242,8 +242,8 @@ def report(path: Path) -> None:
     page.write(path, f"<html>{GENERATOR} " + "new " * 20_000 + "</html>")
 
 
-def certificate(path: Path) -> None:
-    certify._write(path, json.dumps({"new": list(range(5000))}))
+def document(path: Path) -> None:
+    write_json(path, {"new": list(range(5000))})
 
 
 def converted(path: Path) -> None:
@@ -266,7 +266,7 @@ SCENARIOS = {
     "run": (run_prepare, run_work, run_check),
     "model": (lambda folder: None, model_work, model_check),
     "report": old_and_new("report.html", f"<html>{GENERATOR} old</html>".encode(), report, lambda found: found.endswith(b"new </html>")),
-    "certificate": old_and_new("c.json", b"{}", certificate, lambda found: len(json.loads(found)["new"]) == 5000),
+    "json": old_and_new("c.json", b"{}", document, lambda found: len(json.loads(found)["new"]) == 5000),
     "convert": old_and_new("c.lockstep", b"old", converted, lambda found: found != b"" and count(found) == 30),
     "convert_json": old_and_new("c.jsonl", b"old\n", converted, lambda found: len(found.splitlines()) == 30),
 }

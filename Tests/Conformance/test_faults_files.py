@@ -28,7 +28,7 @@ def shim(tmp_path_factory) -> Path:
     return library
 
 
-@pytest.mark.parametrize("scenario", ["log", "run", "model", "report", "certificate", "convert", "convert_json"])
+@pytest.mark.parametrize("scenario", ["log", "run", "model", "report", "json", "convert", "convert_json"])
 def test_every_call_fails_and_dies(shim, tmp_path, scenario):
     done = subprocess.run(
         [sys.executable, HERE / "file_faults.py", scenario, tmp_path, HOW_MANY], capture_output=True, text=True,

@@ -199,11 +199,8 @@ def test_what_is_as_expected_is_read_once(tmp_path, monkeypatch, records, others
 
 def test_what_is_as_expected_becomes_arrays(tmp_path):
     path = write(tmp_path / "log.jsonl", *(sequence(step=step) for step in range(9)))
-    about = json_arrays.About(None, -1, "")
     roles = {"trainer": "trainer_logprobs", "token_ids": "token_ids", "mask": "loss_mask"}
-    source = json_arrays.ArrayReader(roles, lambda record: about)
-    lines = list(source.read(path.read_bytes().splitlines(keepends=True)))
-    assert len({line.kind for line in lines}) == 1
-    rows = source.pack(lines, range(1, 10))
+    source = json_arrays.ArrayReader(roles, lambda some: json_arrays.About(None, [-1] * len(some), [""] * len(some)))
+    rows, _ = source.read(path.read_bytes(), range(1, 10))
     assert [len(column) for column in (rows.trainer, rows.mask, rows.token_ids)] == [sum(rows.lengths)] * 3
     assert [rows.trainer.dtype, rows.mask.dtype, rows.token_ids.dtype] == [np.float32, np.bool_, np.int32]

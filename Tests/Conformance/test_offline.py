@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 
@@ -191,6 +193,28 @@ def test_the_report(figure):
     other.write_text("mine")
     assert invoke(TINY, "--samples", 1, "--max-tokens", 2, "--html", other).exit_code == 2
     assert other.read_text() == "mine"
+
+
+def test_what_cannot_be_written_leaves_the_old_file(tmp_path, monkeypatch):
+    (tmp_path / "out.json").write_text("old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    done = invoke(TINY, "--samples", 1, "--max-tokens", 2, "--recipe", "fp16", "--pairs", "lockstep",
+                  "--json", tmp_path / "out.json")
+    assert done.exit_code == 2 and "No space left" in done.output
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"out.json": "old"}
+
+
+def test_the_json_goes_down_a_pipe(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    done = invoke(TINY, "--samples", 1, "--max-tokens", 2, "--recipe", "fp16", "--pairs", "lockstep", "--json", pipe)
+    assert done.exit_code == 0 and json.loads(os.read(reader, 1 << 16))["pairs"] and pipe.is_fifo()
+    os.close(reader)
 
 
 def test_the_same_whatever_the_threads(tmp_path):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -250,6 +253,20 @@ def test_what_is_there_is_not_run_again(command):
     assert invoke(*TINY, *PAIRS, "--out", out).return_value == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()} == before
     assert (out / "report.html").read_bytes() == page
+
+
+def test_what_cannot_be_written_leaves_the_old_file(command, tmp_path, monkeypatch):
+    out = shutil.copytree(command[0], tmp_path / "out")
+    (out / "summary.json").write_text("old")
+    before = {path.name for path in out.iterdir()}
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    done = CliRunner().invoke(commands, ["sanity", *map(str, (*TINY, *PAIRS)), "--out", str(out)])
+    assert done.exit_code == 2 and "No space left" in done.output
+    assert (out / "summary.json").read_text() == "old" and {path.name for path in out.iterdir()} == before
 
 
 def test_a_lockstep_pair_that_differs_is_an_error(command, tmp_path):

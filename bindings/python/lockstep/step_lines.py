@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
+
+from .whole_files import write_whole
 
 
 class StepLines:
@@ -17,9 +18,7 @@ class StepLines:
         kept = []
         if path.exists() and last_step:
             kept = [line for line in path.read_text().splitlines(keepends=True) if _step(line) <= last_step]
-        unfinished = path.with_suffix(".new")
-        unfinished.write_text("".join(kept))
-        os.replace(unfinished, path)
+        write_whole(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
     def add(self, line: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from ..certificate import BANDS, BETWEEN, STATISTICS, Certificate, Finding, Sequ
 from ..logs import Log, LogError, find_files, join_logs
 from ..report.rows import number
 from ..report.terminal import WIDEST_PROSE, printable
+from ..whole_files import write_whole
 from .shared import (
     BadInput, ReadOptions, Work, default_labels, hold_logs, read_options, read_parts, tell_skipped, told, work_options,
 )
@@ -89,7 +89,7 @@ def certify(context: click.Context, files: tuple[Path, ...], band: str | None, r
             sums[0], band=band or ("custom" if require else "mlperf"), require=require, confidence=confidence,
             baseline=sums[1] if len(sums) == 2 else None, margin=margin, note=note, options=asdict(reading))
         if out is not None:
-            _write(out, certificate.to_json())
+            write_whole(out, certificate.to_json())
     if as_json:
         click.echo(certificate.to_json(), nl=False)
     else:
@@ -161,17 +161,6 @@ def _check_path(path: Path) -> None:
             raise LogError(f"cannot be opened: {error.strerror or error}", str(path)) from error
         if not ours:
             raise LogError("exists and is no certificate of ours: give another --out", str(path))
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a whole file or none."""
-    beside = path.with_name(path.name + ".part")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _check(path: Path, files: tuple[Path, ...]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from ..offline import (
 from ..offline import Progress as Tell
 from ..report import offline as report
 from ..report.terminal import WIDEST_PROSE, printable
+from ..whole_files import write_json
 from .shared import loading_bar, told
 
 _orders = click.Choice(ORDERS)
@@ -104,8 +104,7 @@ def offline(model: Path, prompts: Path | None, samples: int, max_tokens: int, se
     source = f"{len(known):,} of {prompts.name}" if prompts else f"{len(known)} of 16 tokens that the model made up in fp32, after token {known[0][0]}"
     if as_json is not None:
         with told():
-            as_json.write_text(json.dumps(report.document(found, settings, name, source), indent=2, allow_nan=False) + "\n",
-                               encoding="utf-8")
+            write_json(as_json, report.document(found, settings, name, source))
     if html is not None:
         with told():
             page.write(html, report.page(found, settings, name, source))

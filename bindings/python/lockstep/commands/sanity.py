@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from ..report.sanity import PRECISION
 from ..report.terminal import WIDEST_PROSE, printable
 from ..sanity import experiment, results, runs
 from ..sanity.experiment import ALGORITHMS, Pair, Settings
+from ..whole_files import write_json, write_whole
 from .shared import BadInput, told
 
 PLAIN = ("bf16", "fp16", "fp32")
@@ -131,10 +131,9 @@ def sanity(study: str, quick: bool, pairs: tuple[str, ...] | None, algorithms: t
         with _progress(sum(job.settings.steps for job in jobs), len(jobs)) as progress:
             runs.carry_out_all(jobs, out, processes=processes or len(os.sched_getaffinity(0)), progress=progress)
         cells = results.cells(results.read(job, out) for job in jobs)
-        (out / "summary.json").write_text(
-            json.dumps(report.document(asked, cells), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(out / "summary.json", report.document(asked, cells))
         for figure in asked.figures(cells):
-            (out / f"{figure.name}.svg").write_text(sheet(figure), encoding="utf-8")
+            write_whole(out / f"{figure.name}.svg", sheet(figure))
         page.write(out / "report.html", report.page(asked, cells))
     console = Console(highlight=False)
     content = report.render(asked, cells)

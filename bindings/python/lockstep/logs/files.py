@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from .log import LogError
 
@@ -22,6 +23,10 @@ SUFFIXES = LINES + TABLES + ARRAYS + OWN + DOCUMENTS
 # A sequence of a million tokens with all of prime-rl's columns is below this. A longer "line" is
 # a file of another kind, and would be read into memory whole.
 LONGEST_LINE = 512 << 20
+# Lines are read, and made arrays, about so many bytes together.
+BLOCK = 1 << 20
+# What reading a damaged gzip file raises.
+DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 def find_files(path: str | Path) -> list[Path]:
@@ -123,10 +128,10 @@ class LineReader:
     def __init__(self, path: Path, advance: Callable[[int], None] | None = None):
         self.path = str(path)
         self._raw = WatchedFile(path, advance)
-        buffered = io.BufferedReader(self._raw, 1 << 20)
-        compressed = buffered.peek(2)[:2] == b"\x1f\x8b"
+        buffered = io.BufferedReader(self._raw, BLOCK)
+        self._compressed = buffered.peek(2)[:2] == b"\x1f\x8b"
         # GzipFile has a buffer of its own, from which the lines before a damage can still be read.
-        self._lines = gzip.GzipFile(fileobj=buffered) if compressed else buffered
+        self._lines = gzip.GzipFile(fileobj=buffered) if self._compressed else buffered
 
     def __enter__(self) -> LineReader:
         return self
@@ -137,42 +142,70 @@ class LineReader:
 
     def __iter__(self) -> Iterator[tuple[int, bytes | LogError]]:
         """Yields (number from 1, line with its newline), or a LogError in place of a bad line."""
-        number = 0
-        while True:
-            number += 1
-            try:
-                line = self._lines.readline(LONGEST_LINE)
-                if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                    while line and not line.endswith(b"\n"):
-                        line = self._lines.readline(LONGEST_LINE)
-                    yield (
-                        number,
-                        LogError(
-                            f"the line is longer than {LONGEST_LINE >> 20} MiB: this is no log, which has one"
-                            " JSON object a line",
-                            self.path,
-                            number,
-                        ),
-                    )
-                    continue
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                # What lies beyond the damage cannot be read, but the lines before it were.
-                yield (
+        for number, block in self.blocks(1):
+            if isinstance(block, LogError):
+                yield number, block
+            else:
+                yield from enumerate(io.BytesIO(block), number)
+
+    def blocks(self, size: int = BLOCK) -> Iterator[tuple[int, bytes | LogError]]:
+        """Yields (number of the first, whole lines of about `size` bytes), or a LogError in place of a bad line."""
+        number, held, searched, skipping, more = 1, bytearray(), 0, False, True
+        while more:
+            chunk, damage = self._read()
+            more = chunk != b""
+            if skipping:  # the rest of a line that is too long
+                _, newline, chunk = chunk.partition(b"\n")
+                skipping = newline == b""
+            held += chunk
+            if more and len(held) < size:
+                continue
+            end = len(held) if not more and damage is None else held.rfind(b"\n", searched) + 1
+            with memoryview(held) as view, view[:end] as whole:
+                block = bytes(whole)
+            del held[:end]
+            if len(block) > LONGEST_LINE:
+                for number, line in enumerate(io.BytesIO(block), number):
+                    yield number, line if len(line) <= LONGEST_LINE else self._too_long(number)
+                number += 1
+            elif block:
+                yield number, block
+                number += count_lines(block)
+            if len(held) >= LONGEST_LINE:
+                yield number, self._too_long(number)
+                number += 1
+                held.clear()
+                skipping = True
+            searched = len(held)
+        if isinstance(damage, DAMAGE):
+            # What lies beyond the damage cannot be read, but the lines before it were.
+            yield (
+                number,
+                LogError(
+                    f"the gzip stream is damaged or cut off here ({damage}); copy the file"
+                    " again, or read it with gzip -t",
+                    self.path,
                     number,
-                    LogError(
-                        f"the gzip stream is damaged or cut off here ({error}); copy the file"
-                        " again, or read it with gzip -t",
-                        self.path,
-                        number,
-                    ),
-                )
-                break
-            except OSError as error:
-                raise LogError(f"cannot be read: {error.strerror or error}", self.path, number) from error
-            if not line:
-                break
-            yield number, line
+                ),
+            )
+        elif damage is not None:
+            raise LogError(f"cannot be read: {damage.strerror or damage}", self.path, number) from damage
         self._raw.drain()
+
+    def _read(self) -> tuple[bytes, Any]:
+        """Some bytes, none at the end; and why there are no more, where that is not the end."""
+        try:
+            # Of a gzip file what its buffer holds, so that all that stands before a damage is read.
+            return self._lines.read1(-1 if self._compressed else BLOCK), None
+        except (*DAMAGE, OSError) as error:
+            return b"", error
+
+    def _too_long(self, number: int) -> LogError:
+        return LogError(
+            f"the line is longer than {LONGEST_LINE >> 20} MiB: this is no log, which has one JSON object a line",
+            self.path,
+            number,
+        )
 
     @property
     def bytes(self) -> int:
@@ -183,3 +216,8 @@ class LineReader:
     def sha256(self) -> str:
         """Of the bytes on disk; complete once the lines have been read."""
         return self._raw.hexdigest()
+
+
+def count_lines(block: bytes) -> int:
+    """How many lines there are, the last of which may have no newline."""
+    return block.count(b"\n") + (not block.endswith(b"\n"))

@@ -12,13 +12,12 @@ sequences of a log of n have the same hash by chance with probability below n^2 
 from __future__ import annotations
 
 import hashlib
-import struct
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 _WORD = (1 << 64) - 1
-_PACKED = [struct.Struct(f"<{count}Q") for count in range(16)]
 
 # What the parts are hashed from, so that an id of one kind is not that of another.
 OWN, PLACE, PRIME_RL = 1, 2, 3
@@ -37,15 +36,23 @@ def identity(kind: int, *parts):
 
 def text_identity(text: str) -> int:
     """64 bits of BLAKE2b."""
-    return int.from_bytes(
-        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
-    )
+    return int(text_identities([text])[0])
 
 
-def record_identity(*parts: int) -> int:
-    """64 bits of BLAKE2b over integers of 64 bits."""
-    packed = _PACKED[len(parts)].pack(*parts)
-    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
+def text_identities(texts: Iterable[str]) -> NDArray[np.uint64]:
+    """`text_identity` of each."""
+    return _hashes([text.encode("utf-8", "surrogatepass") for text in texts])
+
+
+def record_identities(parts: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Of each row 64 bits of BLAKE2b."""
+    packed, width = parts.astype("<u8").tobytes(), 8 * parts.shape[1]
+    return _hashes([packed[at : at + width] for at in range(0, len(packed), width)])
+
+
+def _hashes(some: list[bytes]) -> NDArray[np.uint64]:
+    blake2b = hashlib.blake2b
+    return np.frombuffer(b"".join([blake2b(one, digest_size=8).digest() for one in some]), "<u8").astype(np.uint64)
 
 
 def _mix(x):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,8 +28,6 @@ except ModuleNotFoundError:  # it comes with lockstep[report]; without it readin
     loads = json.loads
 
 FLOATS = {float, int, type(None)}
-# What may be where an array of token ids is: its mark, or nothing.
-MAYBE_IDS = {list, type(None)}
 # simdjson counts the values of an array so far.
 MOST = 0xFFFFFF
 # What stands for an array in the rest of a line.
@@ -39,11 +37,14 @@ UNFIT = (ValueError, TypeError, RuntimeError, IndexError, AttributeError, KeyErr
 
 
 class About(NamedTuple):
-    """Whose the tokens of a line are."""
+    """Whose the tokens of some lines are."""
 
-    id: int | None
-    step: int
-    environment: str
+    ids: NDArray[np.uint64] | None
+    """None where none of them has an id."""
+    steps: Sequence[int] | NDArray[np.int64]
+    environments: Sequence[str]
+    header: Mapping[str, Any] = {}
+    """What each of them says of how the log was made."""
 
 
 class Line(NamedTuple):
@@ -60,65 +61,66 @@ class ArrayReader:
     """Reads lines of one format."""
 
     def __init__(
-        self, roles: Mapping[str, str], about: Callable[[dict], About], *, numeric_mask: bool = True
+        self, roles: Mapping[str, str], about: Callable[[Sequence[dict]], About], *, numeric_mask: bool = True
     ):
         """Of a line it reads the fields of `roles`, which may be settled later.
 
-        `about` is given the line with a list of one number in place of each array. `numeric_mask`: a mask may be of
-        0 and 1.
+        `about` is given lines with a list of one number in place of each array, and raises one of UNFIT where they do not
+        say the same of how the log was made, or some have ids and some have none. `numeric_mask`: a mask may be of 0 and 1.
         """
         self._roles, self._about, self._numeric_mask = roles, about, numeric_mask
         self._parser = new_parser()
         self._places: dict[str, int] | None = None
-        self._kinds: tuple[tuple, tuple] = ((), ())
+        self._layout: tuple = ()
 
     @property
     def ready(self) -> bool:
         """Whether it knows which columns there are, and has a parser."""
         return bool(self._roles) and self._parser is not None
 
-    def read(self, texts: Sequence[bytes]) -> Iterator[Line | None]:
-        """Each line in parts, or None for one that another reader must look at."""
+    def read(self, block: bytes, numbers: Sequence[int]) -> tuple[Rows, Mapping[str, Any]] | None:
+        """The rows of whole lines with these numbers, and their header; None where not all are as expected and alike."""
         try:
-            together = self._cut(texts)
+            layout, arrays, about = self._cut(block, len(numbers))
+            return self._pack(layout, arrays, about, numbers), about.header
         except UNFIT:
-            together = None
-        name = self._roles.get("token_ids", "")
-        for index, text in enumerate(texts):
-            try:
-                kinds, record, arrays = together[index] if together else self._cut([text])[0]
-                about = self._about(record)
-                if type(record.get(name)) not in MAYBE_IDS:
-                    raise TypeError
-            except UNFIT:
-                yield None
-            else:
-                yield Line(kinds[about.id is None], arrays, about)
+            return None
 
-    def _cut(self, texts: Sequence[bytes]) -> list[tuple[tuple, dict, list[bytes]]]:
-        """Kinds, fields and arrays of lines that have the same arrays; raises one of UNFIT for others.
+    def line(self, text: bytes) -> Line | None:
+        """One line in parts, or None where another reader must look at it."""
+        try:
+            layout, arrays, about = self._cut(text, 1)
+        except UNFIT:
+            return None
+        return Line((layout, about.ids is None), [one for (one,) in arrays], about)
+
+    def pack(self, lines: Sequence[Line], numbers: Sequence[int]) -> Rows | None:
+        """The rows of lines of one kind, with their numbers; None if there is something wrong with one of them."""
+        layout, no_ids = lines[0].kind
+        arrays = [list(place) for place in zip(*[line.arrays for line in lines], strict=True)]
+        steps, environments = ([getattr(line.about, name)[0] for line in lines] for name in ("steps", "environments"))
+        ids = None if no_ids else np.concatenate([line.about.ids for line in lines])
+        try:
+            return self._pack(layout, arrays, About(ids, steps, environments), numbers)
+        except UNFIT:
+            return None
+
+    def _cut(self, block: bytes, count: int) -> tuple[tuple, list[list[bytes]], About]:
+        """Roles, arrays by their place, and the rest, of lines that have the same arrays; raises one of UNFIT for others.
 
         Each "[" is taken to begin an array, for which a mark is put. In what is left only marks can be lists; where
         each is the value of its field in every line, none was cut out of a text, an object or another array.
         """
-        count = len(texts)
-        rows, between = [], []
-        for text in texts:
-            arrays, end, at = [], -1, text.find(b"[")
-            while at >= 0:
-                between.append(text[end + 1 : at])
-                end = text.index(b"]", at)
-                arrays.append(text[at + 1 : end])
-                at = text.find(b"[", end)
-            between.append(text[end + 1 :])
-            rows.append(arrays)
-        marks = MARKS[: len(rows[0])]
-        width = 2 * len(marks) + 1
-        pieces = [b""] * (width * count)
-        for place, mark in enumerate(marks):
-            pieces[2 * place + 1 :: width] = [mark] * count
-        for place in range(len(marks) + 1):
-            pieces[2 * place :: width] = between[place :: len(marks) + 1]
+        pieces = block.replace(b"]", b"[").split(b"[")
+        width, more = divmod(len(pieces) // 2, count)
+        brackets = np.frombuffer(block, np.uint8)[np.cumsum([len(piece) + 1 for piece in pieces[:-1]]) - 1]
+        if more or width > len(MARKS) or len(pieces) % 2 == 0 or not (
+            (brackets[::2] == ord("[")).all() and (brackets[1::2] == ord("]")).all()
+        ):
+            raise ValueError
+        arrays = [pieces[2 * place + 1 :: 2 * width] for place in range(width)]
+        for place, mark in enumerate(MARKS[:width]):
+            pieces[2 * place + 1 :: 2 * width] = [mark] * count
         rest = b"".join(pieces).strip(b" \t\r\n")
         # Lines are objects by themselves, not only together, if they have braces but at their ends no others.
         if count > 1 and not (
@@ -128,28 +130,23 @@ class ArrayReader:
             raise ValueError
         records = loads(b"[" + rest.replace(b"\n", b",") + b"]")
         places = {name: value[0] for name, value in records[0].items() if type(value) is list}
-        if len(records) != count or len(places) != len(marks):
+        if len(records) != count or len(places) != width:
             raise ValueError
         for name, place in places.items():
             if [record[name] for record in records].count([place]) != count:
                 raise ValueError
+        ids = self._roles.get("token_ids", "")
+        if ids not in places and not {type(record.get(ids)) for record in records} <= {type(None)}:
+            raise TypeError
         if places != self._places:
             self._settle(places)
-        return list(zip(itertools.repeat(self._kinds), records, rows))
+        return self._layout, arrays, self._about(records)
 
-    def pack(self, lines: Sequence[Line], numbers: Sequence[int]) -> Rows | None:
-        """The rows of lines of one kind, with their numbers; None if there is something wrong with one of them."""
-        try:
-            return self._pack(lines, numbers)
-        except UNFIT:
-            return None
-
-    def _pack(self, lines: Sequence[Line], numbers: Sequence[int]) -> Rows | None:
+    def _pack(self, layout: tuple, arrays: list[list[bytes]], about: About, numbers: Sequence[int]) -> Rows:
         columns: dict[str, NDArray] = {}
         lengths: list[int] = []
-        arrays = list(zip(*[line.arrays for line in lines], strict=True))
-        for role, place in lines[0].kind[0]:
-            texts = list(arrays[place])
+        for role, place in layout:
+            texts = arrays[place]
             if role is None:
                 self._check(texts)
                 continue
@@ -157,23 +154,22 @@ class ArrayReader:
             if not columns:
                 lengths = counts
                 if max(counts) >= MOST:
-                    return None
+                    raise OverflowError
             elif counts != lengths:
                 if role != "token_ids" or self._roles[role] not in WITH_PROMPT:
-                    return None
+                    raise ValueError
                 column = _last(column, np.array(counts), np.array(lengths))
             columns[role] = column
-        own, steps, environments = zip(*[line.about for line in lines], strict=True)
         return Rows(
             trainer=columns.get("trainer"),
             rollout=columns.get("rollout"),
             mask=columns["mask"] if "mask" in columns else np.ones(sum(lengths), np.bool_),
             lengths=lengths,
             lines=numbers,
-            ids=None if own[0] is None else own,
-            steps=steps,
+            ids=about.ids,
+            steps=about.steps,
             token_ids=columns.get("token_ids"),
-            environments=environments,
+            environments=about.environments,
         )
 
     def _column(self, role: str, texts: list[bytes]) -> tuple[NDArray, list[int]]:
@@ -182,9 +178,7 @@ class ArrayReader:
         Together they are JSON where each is an array, or where a text goes from one into another; but texts are no
         values of a column.
         """
-        texts[0] = b"[[" + texts[0]
-        texts[-1] += b"]]"
-        together = b"],[".join(texts)
+        together = b"[[" + b"],[".join(texts) + b"]]"
         values = self._parser.parse(together)
         counts = list(map(len, values))
         if role == "token_ids":
@@ -225,8 +219,7 @@ class ArrayReader:
         ]
         read = {place for _, place in layout}
         layout += [(None, place) for place in places.values() if place not in read]
-        self._kinds = (tuple(layout), False), (tuple(layout), True)
-        self._places = places
+        self._layout, self._places = tuple(layout), places
 
 
 def new_parser() -> Parser | None:

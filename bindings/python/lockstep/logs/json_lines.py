@@ -8,17 +8,18 @@ all tokens count.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import json_records
 from .columns import HEADER, LOCKSTEP_ID, WITH_PROMPT, resolve
-from .identity import OWN, identity, text_identity
+from .identity import OWN, identity, text_identities
 from .json_arrays import About, ArrayReader
-from .json_records import JsonSource, array, field, floats, integer, kind, same_length
+from .json_records import JsonSource, array, field, floats, integers, kind, same_length
 from .rows import SIDES, BadRow, Rows, Wanted, concatenate
 
 
@@ -65,17 +66,21 @@ class _Records:
             return self._batch(record, line, len(values), first)
         return self._sequence(record, line)
 
-    def about(self, record: dict) -> About:
-        """Whose a line is, and what it says of how the log was made."""
-        read_header(record, self.header)
-        return self._about(record)
+    def about(self, records: Sequence[dict]) -> About:
+        """Whose lines are, and what each of them says of how the log was made."""
+        return self._about(records)._replace(header=common_header(records))
 
-    def _about(self, record: dict) -> About:
-        names, step = self.fields, self.wanted.step
+    def _about(self, records: Sequence[dict]) -> About:
+        names, steps = self.fields, [self.wanted.step] * len(records)
         if "step" in names:
-            step = integer(record.get(names["step"]), names["step"], step)
-        environment = record.get(names.get("environment", ""))
-        return About(own_id(record, names, step), step, environment if isinstance(environment, str) else "")
+            steps = integers([record.get(names["step"]) for record in records], names["step"], self.wanted.step)
+        environments = [record.get(names.get("environment", "")) for record in records]
+        if set(map(type, environments)) != {str}:
+            environments = [name if isinstance(name, str) else "" for name in environments]
+        ids = None
+        if "id" in names:
+            ids = own_ids([record.get(names["id"]) for record in records], names["id"], steps)
+        return About(ids, steps, environments)
 
     def _sequence(self, record: dict, line: int) -> Rows:
         names = self.fields
@@ -101,17 +106,17 @@ class _Records:
             if name in WITH_PROMPT and isinstance(values, list) and len(values) > len(mask):
                 values = values[len(values) - len(mask) :]
             ids = json_records.token_ids(values, len(mask), name, reference_name)
-        about = self._about(record)
+        about = self._about([record])
         return Rows(
             trainer=sides["trainer"],
             rollout=sides["rollout"],
             mask=mask,
             lengths=(len(mask),),
             lines=(line,),
-            ids=None if about.id is None else (about.id,),
-            steps=(about.step,),
+            ids=about.ids,
+            steps=about.steps,
             token_ids=ids,
-            environments=(about.environment,),
+            environments=about.environments,
         )
 
     def _batch(self, record: dict, line: int, count: int, first: str) -> Rows:
@@ -148,18 +153,31 @@ def read_header(record: dict, header: dict[str, Any]) -> None:
             header[name] = record[name]
 
 
-def own_id(record: dict, names: dict[str, str], step: int) -> int | None:
-    """The identity by the record's own id, or None where it has none."""
-    if "id" not in names:
-        return None
-    name = names["id"]
-    value = record.get(name)
-    if value is None:
+def common_header(records: Sequence[dict]) -> dict[str, Any]:
+    """What `read_header` keeps of records that say the same; raises ValueError for others."""
+    header: dict[str, Any] = {}
+    there: set[str] = set().union(*records)
+    for name in HEADER:
+        if name in there:
+            values = [record.get(name) for record in records]
+            if values.count(values[0]) != len(values):
+                raise ValueError
+            if isinstance(values[0], (str, int, float)):
+                header[name] = values[0]
+    return header
+
+
+def own_ids(values: list, name: str, steps: Sequence[int]) -> NDArray[np.uint64]:
+    """The identities by the records' own ids."""
+    kinds = set(map(type, values))
+    if kinds == {str}:
+        return text_identities(values)
+    if kinds == {int} and -(2**63) <= min(values) and max(values) < 2**64:
+        numbers = np.array([value % 2**64 for value in values], np.uint64)
+        return numbers if name == LOCKSTEP_ID else identity(OWN, np.array(steps, np.int64).astype(np.uint64), numbers)
+    if len(values) > 1:
+        each = [own_ids([value], name, [step]) for value, step in zip(values, steps, strict=True)]
+        return np.concatenate(each)
+    if values == [None]:
         raise BadRow("the id is missing, though other sequences have one", name)
-    if isinstance(value, str):
-        return text_identity(value)
-    if type(value) is not int or not -(2**63) <= value < 2**64:
-        raise BadRow(f"is {kind(value)} where an id, text or an integer of 64 bits, is expected", name)
-    if name == LOCKSTEP_ID:
-        return value % 2**64
-    return identity(OWN, step, value)
+    raise BadRow(f"is {kind(values[0])} where an id, text or an integer of 64 bits, is expected", name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sized
+import io
+from collections.abc import Callable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import files
-from .files import LineReader
+from .files import LineReader, count_lines
 from .json_arrays import FLOATS, ArrayReader, Line, fit, loads
 from .log import LogError
 from .rows import BadRow, Rows, Wanted
 
-# Lines of so many bytes are made arrays together.
-TOGETHER = 1 << 20
 # The first line of a document that json.dump(indent=...) or jq wrote, over many lines.
 OPENINGS = (b"{", b"[", b"[{")
 
@@ -37,7 +36,7 @@ class JsonSource:
         header: dict[str, Any],
         arrays: ArrayReader | None = None,
     ):
-        """`parse` keeps `header`, as does `arrays`, which reads lines that are as expected."""
+        """`parse` keeps `header`; `arrays` reads lines that are as expected."""
         self._reader = LineReader(path, advance)
         self._parse, self._wanted = parse, wanted
         self._arrays, self._said = arrays, header
@@ -57,27 +56,60 @@ class JsonSource:
 
     def __iter__(self) -> Iterator[tuple[int, Rows | LogError]]:
         """Rows of one line, or of several that are as expected, of one kind and header."""
-        held: list[tuple[int, bytes]] = []
-        size, self._room = 0, self._wanted.batch_tokens
-        for number, text in self._records():
-            if self._arrays is not None and self._arrays.ready and isinstance(text, bytes):
-                held.append((number, text))
-                size += len(text)
-                if size < TOGETHER:
-                    continue
-                yield from self._block(held)
+        self._room = self._wanted.batch_tokens
+        blocks = iter(self._reader.blocks())
+        for number, block in blocks:
+            if isinstance(block, LogError):
+                if self._mine(number):
+                    yield number, self._alone(number, block)
+            elif number == 1 and is_document(block[: block.find(b"\n") + 1] or block):
+                for number, record in self._document(block, blocks):
+                    if self._mine(number):
+                        yield number, self._alone(number, record)
             else:
-                yield from self._block(held)
-                yield number, self._alone(number, text)
-            held, size = [], 0
-        yield from self._block(held)
+                yield from self._block(number, block)
 
-    def _block(self, held: list[tuple[int, bytes]]) -> Iterator[tuple[int, Rows | LogError]]:
-        """The rows of some lines."""
-        if not held:
-            return
+    def _mine(self, number: int) -> bool:
+        """Whether a line is of this part."""
+        return number % self._wanted.parts == self._wanted.part
+
+    def _block(self, first: int, block: bytes) -> Iterator[tuple[int, Rows | LogError]]:
+        """The rows of whole lines."""
+        numbers: Sequence[int] = range(first, first + count_lines(block))
+        if self._wanted.parts == 1 and self._arrays is not None and self._arrays.ready:
+            rows = self._whole(numbers, block)
+            if rows is not None:
+                yield from self._parts(rows)
+                return
+        texts = list(io.BytesIO(block))
+        mine = [at for at, text in enumerate(texts) if self._mine(first + at) and not text.isspace()]
+        while mine and not (self._arrays is not None and self._arrays.ready):
+            at = mine.pop(0)
+            yield first + at, self._alone(first + at, texts[at])
+        if 0 < len(mine) < len(texts):
+            rows = self._whole([first + at for at in mine], b"".join([texts[at] for at in mine]))
+            if rows is not None:
+                yield from self._parts(rows)
+                return
+        yield from self._lines([(first + at, texts[at]) for at in mine])
+
+    def _whole(self, numbers: Sequence[int], block: bytes) -> Rows | None:
+        """The rows of lines that are all as expected and alike, and their header."""
+        found = self._arrays.read(block, numbers)
+        if found is None:
+            return None
+        self._said.update(found[1])
+        if self._said != self.header:
+            self.header = dict(self._said)
+        return found[0]
+
+    def _lines(self, held: list[tuple[int, bytes]]) -> Iterator[tuple[int, Rows | LogError]]:
+        """The rows of lines that are not all alike."""
         like: list[tuple[int, bytes, Line]] = []
-        for (number, text), line in zip(held, self._arrays.read([text for _, text in held]), strict=True):
+        for number, text in held:
+            line = self._arrays.line(text)
+            if line is not None:
+                self._said.update(line.about.header)
             if like and (line is None or line.kind != like[0][2].kind or self._said != self.header):
                 yield from self._together(like)
                 like = []
@@ -103,13 +135,7 @@ class JsonSource:
         numbers, texts, lines = zip(*held, strict=True)
         rows = self._arrays.pack(lines, numbers)
         if rows is not None:
-            start, ends = 0, np.cumsum([0, *rows.lengths])
-            while start < len(held):
-                end = min(int(np.searchsorted(ends, ends[start] + self._room)), len(held))
-                part = rows.part(start, end, slice(ends[start], ends[end]))
-                self._count(part)
-                yield numbers[start], part
-                start = end
+            yield from self._parts(rows)
         elif len(held) > 1:
             yield from self._together(held[: len(held) // 2])
             yield from self._together(held[len(held) // 2 :])
@@ -119,6 +145,16 @@ class JsonSource:
             self._said.update(said)
             self._count(one)
             yield numbers[0], one
+
+    def _parts(self, rows: Rows) -> Iterator[tuple[int, Rows]]:
+        """Rows cut where a batch ends."""
+        start, ends = 0, np.cumsum([0, *rows.lengths])
+        while start < len(rows.lengths):
+            end = min(int(np.searchsorted(ends, ends[start] + self._room)), len(rows.lengths))
+            part = rows.part(start, end, slice(ends[start], ends[end]))
+            self._count(part)
+            yield rows.lines[start], part
+            start = end
 
     def _count(self, rows: Rows | LogError) -> None:
         """Takes rows off what is left of a batch, so that the next ones end where it does."""
@@ -139,28 +175,14 @@ class JsonSource:
         except BadRow as bad:
             return LogError(bad.message, self._reader.path, number, bad.field)
 
-    def _records(self) -> Iterator[tuple[int, bytes | LogError | Any]]:
-        """The lines of this part that are not blank, or the objects of a document, numbered from 1."""
-        part, parts = self._wanted.part, self._wanted.parts
-        lines = iter(self._reader)
-        for number, line in lines:
-            if isinstance(line, bytes):
-                if line.isspace():
-                    continue
-                if number == 1 and is_document(line):
-                    document = self._document(line, lines)
-                    yield from (one for one in document if one[0] % parts == part)
-                    return
-            if number % parts == part:
-                yield number, line
-
-    def _document(self, first: bytes, lines: Iterator) -> Iterator[tuple[int, LogError | Any]]:
+    def _document(self, first: bytes, blocks: Iterator) -> Iterator[tuple[int, LogError | Any]]:
+        """The objects of a document, numbered from 1."""
         text = bytearray(first)
-        for number, line in lines:
-            if isinstance(line, LogError):
-                yield 1, line
+        for _, block in blocks:
+            if isinstance(block, LogError):
+                yield 1, block
                 return
-            text += line
+            text += block
             if len(text) > files.LONGEST_LINE:
                 yield (
                     1,
@@ -292,6 +314,13 @@ def integer(value: Any, name: str, otherwise: int = -1) -> int:
     if type(value) is not int or not -(2**63) <= value < 2**63:
         raise BadRow(f"is {kind(value)} where an integer is expected", name)
     return value
+
+
+def integers(values: list, name: str, otherwise: int = -1) -> list[int]:
+    """`integer` of each."""
+    if set(map(type, values)) == {int} and -(2**63) <= min(values) and max(values) < 2**63:
+        return values
+    return [integer(value, name, otherwise) for value in values]
 
 
 def kind(value: Any) -> str:

@@ -342,10 +342,10 @@ class _Packer:
         token_ids = None
         if all(rows.token_ids is not None for rows in all_rows):
             token_ids = _gather((rows.token_ids for rows in all_rows), np.int32)
-        names = (name for rows in all_rows for name in rows.environments or [""] * len(rows.lengths))
-        environment_of = np.fromiter(
-            (self._environments.setdefault(name, len(self._environments)) for name in names), np.int32
-        )
+        names = [name for rows in all_rows for name in rows.environments or [""] * len(rows.lengths)]
+        for name in dict.fromkeys(names):
+            self._environments.setdefault(name, len(self._environments))
+        environment_of = np.array([self._environments[name] for name in names], np.int32)
         return LogBatch(
             trainer=columns["trainer"],
             rollout=columns["rollout"],

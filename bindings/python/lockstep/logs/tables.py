@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .columns import LOCKSTEP_ID, WITH_PROMPT
-from .identity import OWN, identity, text_identity
+from .identity import OWN, identity, text_identities
 from .log import LogError
 from .rows import SIDES, BadRow, Rows, Wanted
 
@@ -185,7 +185,7 @@ def _ids(scalars: Mapping[str, Any], names: Mapping[str, str], which: NDArray, s
     if isinstance(values, np.ndarray):
         chosen = values[which].astype(np.uint64)
         return chosen if names["id"] == LOCKSTEP_ID else identity(OWN, steps.astype(np.uint64), chosen)
-    return np.array([text_identity(values[row]) for row in which], np.uint64)
+    return text_identities([values[row] for row in which])
 
 
 def kind_of(dtype: np.dtype) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from importlib.resources import files
 from importlib.util import find_spec
@@ -15,6 +13,7 @@ from markupsafe import Markup
 import lockstep
 
 from .._memory import give_back_memory
+from ..whole_files import write_whole
 from .diagnosis import Diagnosis
 from .rows import number, percent, sure, table
 from .verdict import LENGTHS, SOURCES, Verdict, compare
@@ -93,14 +92,4 @@ def page(diagnoses: Sequence[Diagnosis], verdicts: Sequence[Verdict], *, options
 def write(path: Path, text: str) -> None:
     """Writes the report whole or not at all: a reader never sees half of one."""
     check_path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private; a report is a file like others
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(path, text)
