@@ -33,6 +33,7 @@ struct MismatchProfileSums: ~Copyable {
     }
 
     /// Adds what the kernel wrote to `span`.
+    @_optimize(speed)
     mutating func addSpan(_ kernels: UnsafePointer<lsk_kernels>) {
         let raw = UnsafeRawPointer(span)
         let positions = raw + MemoryLayout<lsk_mismatch_profile>.offset(of: \.position)!
