@@ -94,6 +94,9 @@ LSK_INLINE void plain_terms(const int term, lsk_ratio_sums *r, lsk_term_sums *t,
         most[part] = r->most[part];
         policy[part] = t->policy[part];
     }
+    // Of a ratio between the bounds, as most are, the clipped term is the plain one; the dual bound is beyond, or all are
+    // looked at.
+    const vd low = vd_splat(rule->dual < rule->high ? __builtin_inf() : rule->low), high = vd_splat(rule->high);
     for (int64_t at = 0; at < count; at += 8) {
         lsk_term f[LSK_PARTS];
         vl held = {0};
@@ -104,11 +107,12 @@ LSK_INLINE void plain_terms(const int term, lsk_ratio_sums *r, lsk_term_sums *t,
             most[part] = vd_max(ratio, most[part]);
             lsk_token token = {.advantage = vd_splat(advantage), .ratio = ratio};
             if (term == LSK_CISPO) token.current = widen_at(current, i);
-            f[part] = term == LSK_CLIP ? term_clip_even(advantage, ratio, rule) : term_of(term, token, rule, NULL);
-            held |= f[part].low | f[part].high | f[part].dual;
+            f[part] = term == LSK_CLIP ? term_importance(token) : term_of(term, token, rule, NULL);
+            held |= term == LSK_CLIP ? (ratio < low) | (ratio > high) : f[part].low | f[part].high | f[part].dual;
         }
         if (__builtin_expect(__builtin_reduce_or(held) != 0, 0))
             LSK_EACH_PART {
+                if (term == LSK_CLIP) f[part] = term_clip_even(advantage, vd_load(ratios + at + part * LSK_LANES64), rule);
                 t->low[part] -= f[part].low;
                 t->high[part] -= f[part].high;
                 t->dual[part] -= f[part].dual;

@@ -44,16 +44,17 @@ struct MismatchProfileSums: ~Copyable {
         sums.add(values, kernels)
     }
 
+    @inline(__always)
     private mutating func take(_ raw: UnsafeRawPointer, _ count: Int, from first: Int) {
         // A bucket is four doubles: its tokens, then the sums of d, of k3 and of |d|.
-        let buckets = raw.assumingMemoryBound(to: Double.self)
-        tokens.withUnsafeMutableBufferPointer { tokens in
-            for number in 0..<count where buckets[4 * number] != 0 {
-                tokens[first + number] += Int(buckets[4 * number])
-                values[3 * (first + number)] = buckets[4 * number + 1]
-                values[3 * (first + number) + 1] = buckets[4 * number + 3]
-                values[3 * (first + number) + 2] = buckets[4 * number + 2]
+        var bucket = raw.assumingMemoryBound(to: Double.self)
+        for number in first..<first + count {
+            if bucket[0] != 0 {
+                tokens[number] += Int(bucket[0])
+                let value = values + 3 * number
+                (value[0], value[1], value[2]) = (bucket[1], bucket[3], bucket[2])
             }
+            bucket += 4
         }
     }
 
