@@ -53,7 +53,8 @@ struct CorrectionTotals: ~Copyable {
         report.ratio.units += note(found.pointee.ratio, 0)
         report.weight.units += note(found.pointee.weight, 1)
         report.keptWeight.units += note(found.pointee.kept_weight, 2)
-        let rejections = (UnsafeRawPointer(found) + MemoryLayout<lsk_correction_sums>.offset(of: \.rejections)!)
+        let rejections =
+            (UnsafeRawPointer(found) + MemoryLayout<lsk_correction_sums>.offset(of: \.rejections)!)
             .assumingMemoryBound(to: lsk_rejection_sums.self)
         for index in report.rejections.indices { note(rejections[index], index, tokens: tokens) }
         sums.add(values, kernels)

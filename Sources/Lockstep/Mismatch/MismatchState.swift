@@ -61,7 +61,9 @@ enum SequenceIDs {
     }
 }
 
-/// Room for what the kernels find in a sequence, and in a later span of it: copies would take longer than a short sequence.
+/// Room for what the kernels find in a sequence, and in a later span of it.
+///
+/// Copies would take longer than a short sequence does.
 private struct FoundSums: ~Copyable {
     let sums = UnsafeMutablePointer<lsk_mismatch_sums>.allocate(capacity: 2)
     let evidence = UnsafeMutablePointer<lsk_evidence>.allocate(capacity: 2)

@@ -138,7 +138,8 @@ public final class Objective {
             }
         }
         scan.forEachTask { sequences, worker in
-            scan.evaluate(sequences, share: share, weight: weight, gradient, entropyGradient, into: workers[worker])
+            scan.evaluate(
+                sequences, share: share, weight: weight, gradient, entropyGradient, into: workers[worker])
         }
         for each in workers { sums.merge(each) }
     }
@@ -224,7 +225,8 @@ extension ObjectiveScan {
     /// `share`: what a sequence's own sum is divided by; `weight`: what every sequence is multiplied by.
     @_optimize(speed)
     func evaluate(
-        _ sequences: Range<Int>, share: (_ sequence: Int) -> Double, weight: Double, _ gradient: MutableMatrixView?,
+        _ sequences: Range<Int>, share: (_ sequence: Int) -> Double, weight: Double,
+        _ gradient: MutableMatrixView?,
         _ entropyGradient: MutableMatrixView?, into sums: ObjectiveSums
     ) {
         let (layout, parts) = (batch.layout, ObjectiveSums.Parts(batch))

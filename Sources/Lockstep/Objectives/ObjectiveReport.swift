@@ -96,10 +96,13 @@ final class ObjectiveSums {
         }
     }
 
-    /// Adds a sequence, whose terms are divided by `share` in the loss. `parts`: what its batch has.
+    /// Adds a sequence, whose terms are divided by `share` in the loss.
+    ///
+    /// `parts`: what its batch has.
     @_optimize(speed)
     func add(
-        _ sequence: UnsafePointer<lsk_objective_sums>, _ counted: UnsafePointer<lsk_objective_counts>, length: Int,
+        _ sequence: UnsafePointer<lsk_objective_sums>, _ counted: UnsafePointer<lsk_objective_counts>,
+        length: Int,
         share: Double, _ parts: Parts, _ kernels: UnsafePointer<lsk_kernels>
     ) {
         let (found, counts) = (sequence.pointee, counted.pointee)

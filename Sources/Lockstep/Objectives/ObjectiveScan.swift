@@ -123,7 +123,9 @@ final class ObjectiveScan {
         for sequence in sequences {
             let extent = findExtent(of: sequence, layout)
             extents.base[sequence] = (extent.lowerBound, extent.upperBound)
-            let (place, span) = (layout.place(of: sequence, position: extent.lowerBound), spans.base + sequence)
+            let (place, span) = (
+                layout.place(of: sequence, position: extent.lowerBound), spans.base + sequence
+            )
             lsk_objective_span_at(
                 span, arrays.base, Int64(place.row), Int64(place.column), Int64(extent.count),
                 advantages?.double(sequence) ?? 0)
@@ -183,7 +185,9 @@ final class ObjectiveScan {
         arrays.first.format = each { $0?.format.rawValue ?? 0 }
         arrays.size = each { Int64($0?.format.byteCount ?? 0) }
         arrays.row_bytes = each { Int64(($0?.rowStride ?? 0) &* ($0?.format.byteCount ?? 0)) }
-        (arrays.first.mask, arrays.mask_row_bytes) = (batch.layout.mask?.base, Int64(batch.layout.mask?.rowStride ?? 0))
+        (arrays.first.mask, arrays.mask_row_bytes) = (
+            batch.layout.mask?.base, Int64(batch.layout.mask?.rowStride ?? 0)
+        )
         (arrays.first.kept, arrays.kept_row_bytes) = (batch.kept?.base, Int64(batch.kept?.rowStride ?? 0))
         (arrays.first.selected, arrays.selected_row_bytes) = (
             batch.selected?.base, Int64(batch.selected?.rowStride ?? 0)
