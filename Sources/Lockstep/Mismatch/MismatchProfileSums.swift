@@ -10,7 +10,7 @@ struct MismatchProfileSums: ~Copyable {
     static let buckets = positions + probabilities
 
     /// Tokens in each bucket: positions, then probabilities.
-    private(set) var tokens: [Int]
+    private let tokens: UnsafeMutablePointer<Int>
     /// Sum of d, of |d| and of k3 for each bucket.
     private(set) var sums: ExactSums
     /// What the kernel writes for a span.
@@ -19,7 +19,8 @@ struct MismatchProfileSums: ~Copyable {
     private let values: UnsafeMutablePointer<Double>
 
     init() {
-        tokens = [Int](repeating: 0, count: MismatchProfileSums.buckets)
+        tokens = .allocate(capacity: MismatchProfileSums.buckets)
+        tokens.initialize(repeating: 0, count: MismatchProfileSums.buckets)
         sums = ExactSums(count: 3 * MismatchProfileSums.buckets)
         span = .allocate(capacity: 1)
         span.initialize(to: lsk_mismatch_profile())
@@ -28,6 +29,7 @@ struct MismatchProfileSums: ~Copyable {
     }
 
     deinit {
+        tokens.deallocate()
         span.deallocate()
         values.deallocate()
     }
@@ -111,7 +113,7 @@ struct MismatchProfileSums: ~Copyable {
 
     /// Tokens of each bucket, then the sums.
     func write(to out: inout ByteWriter) {
-        for count in tokens { out.append(count) }
+        for index in 0..<MismatchProfileSums.buckets { out.append(tokens[index]) }
         sums.write(to: &out)
     }
 
@@ -122,7 +124,8 @@ struct MismatchProfileSums: ~Copyable {
 
     /// Whether both profiles are of so many tokens.
     func isOf(_ count: Int) -> Bool {
-        tokens[..<MismatchProfileSums.positions].reduce(0, +) == count
-            && tokens[MismatchProfileSums.positions...].reduce(0, +) == count
+        (0..<MismatchProfileSums.positions).reduce(0) { $0 + tokens[$1] } == count
+            && (MismatchProfileSums.positions..<MismatchProfileSums.buckets).reduce(0) { $0 + tokens[$1] }
+                == count
     }
 }

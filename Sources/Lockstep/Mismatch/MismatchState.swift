@@ -26,7 +26,7 @@ struct MismatchDetails: ~Copyable {
     var evidence = EvidenceSums()
 
     /// Adds a sequence, its spans apart.
-    @_optimize(speed)
+    @inline(never)
     mutating func add(_ sums: UnsafePointer<lsk_mismatch_sums>, id: UInt64) {
         histograms.add(tokens: Int(sums.pointee.tokens), logRatio: sums.pointee.log_ratio)
         let sequence = SampledSequence(id: id, mismatch: SequenceMismatch(sums.pointee))
