@@ -45,10 +45,10 @@ def works(x):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=25)
     arguments = parser.parse_args()
     harness.pin(1)
-    tokens = 100_000 if arguments.quick else 1_000_000
+    tokens = 100_000 if arguments.quick else 200_000
     rows = {}
     for length in LENGTHS:
         for work, action in works(batch(tokens // length, length)).items():
