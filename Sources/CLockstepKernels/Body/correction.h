@@ -215,15 +215,29 @@ LSK_INLINE vd weight_of(vd ratio, const lsk_correction_rule *all) {
 LSK_PASS find_weights(double *ratios, double *weights, lsk_correction_sums *sums, const lsk_tokens *tokens,
                       const lsk_correction_rule *all) {
     vl clamped = {0}, below = {0}, above = {0};
-    for (int64_t at = 0; at < tokens->padded; at += LSK_LANES64) {
-        const vl counted = load_bytes(tokens->counted + at);
-        vd d = log_ratio_at(tokens, LSK_TRAINER_ROLLOUT, at);
-        clamped -= counted & is_outside(d, all->log_ratio_min, all->log_ratio_max);
-        vd ratio = vd_exp(vd_clamp(d, all->log_ratio_min, all->log_ratio_max));
-        below -= counted & (ratio < vd_splat(all->low));
-        above -= counted & (ratio > vd_splat(all->high));
-        vd_store(ratios + at, ratio);
-        vd_store(weights + at, weight_of(ratio, all));
+    enum { P = LSK_MISMATCH_PARTS };
+    for (int64_t at = 0; at < tokens->padded; at += LSK_MISMATCH_LANES) {
+        // Side by side, as each step of the series waits for the one before.
+        vd x[P], r[P], shifted[P], q_plus[P];
+        LSK_UNROLL
+        for (int part = 0; part < P; part++) {
+            const int64_t i = at + part * LSK_LANES64;
+            vd d = log_ratio_at(tokens, LSK_TRAINER_ROLLOUT, i);
+            clamped -= load_bytes(tokens->counted + i) & is_outside(d, all->log_ratio_min, all->log_ratio_max);
+            x[part] = vd_clamp(d, all->log_ratio_min, all->log_ratio_max);
+            r[part] = vd_exp_rest(clamp_exponent(x[part]), shifted + part);
+        }
+        exp_series(P, q_plus, NULL, r);
+        for (int part = 0; part < P; part++) {
+            const int64_t i = at + part * LSK_LANES64;
+            const vl counted = load_bytes(tokens->counted + i);
+            const vd scale = vd_exp_scale(shifted[part]), finite = vd_fma(scale, r[part] + q_plus[part], scale);
+            const vd ratio = vd_select(x[part] > vd_splat(LSK_EXP_LIMIT), vd_splat(__builtin_inf()), finite);
+            below -= counted & (ratio < vd_splat(all->low));
+            above -= counted & (ratio > vd_splat(all->high));
+            vd_store(ratios + i, ratio);
+            vd_store(weights + i, weight_of(ratio, all));
+        }
     }
     sums->clamped += add_counts(clamped);
     sums->below += add_counts(below);

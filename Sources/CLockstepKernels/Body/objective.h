@@ -271,11 +271,15 @@ static void add_terms(lsk_objective_sums *sums, lsk_gradient gradient, lsk_gradi
             continue;
         }
         const int64_t counted = count_flags(chunk.counted);
-        if (plain && chunk.count >= 8 && counted == chunk.count) {
-            const int64_t blocks = chunk.count / 8 * 8;
-            if (add_plain_objective(&r, &t, &e, (float *)out, factor, span, rule, start, blocks)) {
-                chunk.count = blocks;  // what is left of a last block is a chunk of its own
-                continue;
+        if (plain && counted == chunk.count) {
+            const int64_t blocks = chunk.count / 8 * 8, rest = chunk.count - blocks;
+            float *next = out ? (float *)out + blocks : NULL;
+            if (!blocks || add_plain_objective(&r, &t, &e, (float *)out, factor, span, rule, start, blocks)) {
+                if (!rest || add_plain_rest(&r, &t, &e, next, factor, span, rule, start + blocks, rest)) continue;
+                if (blocks) {  // what is left of the last block is a chunk of its own
+                    chunk.count = blocks;
+                    continue;
+                }
             }
         }
         if (chunk.padded > begun) {

@@ -94,6 +94,9 @@ LSK_INLINE void plain_terms(const int term, lsk_ratio_sums *r, lsk_term_sums *t,
         most[part] = r->most[part];
         policy[part] = t->policy[part];
     }
+    // Of a ratio between the bounds, as most are, the clipped term is the plain one; the dual bound is beyond, or all are
+    // looked at.
+    const vd low = vd_splat(rule->dual < rule->high ? __builtin_inf() : rule->low), high = vd_splat(rule->high);
     for (int64_t at = 0; at < count; at += 8) {
         lsk_term f[LSK_PARTS];
         vl held = {0};
@@ -104,11 +107,12 @@ LSK_INLINE void plain_terms(const int term, lsk_ratio_sums *r, lsk_term_sums *t,
             most[part] = vd_max(ratio, most[part]);
             lsk_token token = {.advantage = vd_splat(advantage), .ratio = ratio};
             if (term == LSK_CISPO) token.current = widen_at(current, i);
-            f[part] = term == LSK_CLIP ? term_clip_even(advantage, ratio, rule) : term_of(term, token, rule, NULL);
-            held |= f[part].low | f[part].high | f[part].dual;
+            f[part] = term == LSK_CLIP ? term_importance(token) : term_of(term, token, rule, NULL);
+            held |= term == LSK_CLIP ? (ratio < low) | (ratio > high) : f[part].low | f[part].high | f[part].dual;
         }
         if (__builtin_expect(__builtin_reduce_or(held) != 0, 0))
             LSK_EACH_PART {
+                if (term == LSK_CLIP) f[part] = term_clip_even(advantage, vd_load(ratios + at + part * LSK_LANES64), rule);
                 t->low[part] -= f[part].low;
                 t->high[part] -= f[part].high;
                 t->dual[part] -= f[part].dual;
@@ -204,5 +208,62 @@ static int add_plain_objective(lsk_ratio_sums *r, lsk_term_sums *t, lsk_rest_sum
     else
         plain_importance(r, t, ratios, slopes, out, factor, current, weights, count, advantage, rule);
     if (slopes) plain_k3(e, out, factor, slopes, current, inputs[LSK_INPUT_REFERENCE], count, rule);
+    return 1;
+}
+
+// What is left of a last block: 1 to 7 tokens, by the general formulas. Returns 0, with nothing done, if a log ratio is
+// clamped.
+static __attribute__((noinline)) int add_plain_rest(lsk_ratio_sums *r, lsk_term_sums *t, lsk_rest_sums *e, float *out,
+                                                    double factor, const lsk_objective_span *span,
+                                                    const lsk_objective_rule *rule, int64_t start, int64_t count) {
+    float values[LSK_OBJECTIVE_INPUTS][8] = {{0}};
+    uint8_t flags[8];
+    for (int i = 0; i < 8; i++) flags[i] = i < count;
+    for (int input = 0; input < LSK_OBJECTIVE_INPUTS; input++)
+        if (span->input[input])
+            memcpy(values[input], (const float *)span->input[input] + start, (size_t)count * sizeof(float));
+    const float *current = values[LSK_INPUT_CURRENT];
+    const vd low = vd_splat(rule->log_ratio_min), high = vd_splat(rule->log_ratio_max);
+    vd delta[LSK_PARTS];
+    vl clamped = {0};
+    LSK_EACH_PART {
+        const int64_t i = part * LSK_LANES64;
+        delta[part] = widen_at(current, i) - widen_at(values[LSK_INPUT_TRAINER], i);
+        clamped |= vd_hold(delta[part], low, high) != delta[part];
+    }
+    if (__builtin_reduce_or(clamped)) return 0;
+#pragma clang loop unroll(disable)
+    for (int part = 0; part < LSK_PARTS; part++) {
+        const int64_t i = part * LSK_LANES64;
+        const vl here = load_flags(flags, i);
+        const vd_exp_parts parts = vd_split_exp(delta[part]);
+        const vd ratio = vd_fma(parts.scale, parts.r + parts.q_plus, parts.scale);
+        r->delta[part] += delta[part];
+        r->k3[part] += k3_from(parts, delta[part]);
+        r->ratio[part] += vd_if(here, ratio);
+        r->least[part] = vd_select(here, vd_min(ratio, r->least[part]), r->least[part]);
+        r->most[part] = vd_select(here, vd_max(ratio, r->most[part]), r->most[part]);
+        const lsk_token token = {.advantage = vd_splat(span->advantage), .ratio = ratio, .current = widen_at(current, i)};
+        const lsk_term f = rule->term == LSK_CLIP    ? term_clip(token, rule)
+                           : rule->term == LSK_CISPO ? term_cispo(token, rule)
+                                                     : term_importance(token);
+        const vd weight = span->input[LSK_INPUT_WEIGHT] ? widen_at(values[LSK_INPUT_WEIGHT], i) : vd_splat(1);
+        t->policy[part] += vd_if(here, weight * f.value);
+        t->low[part] += here & f.low & 1;
+        t->high[part] += here & f.high & 1;
+        t->dual[part] += here & f.dual & 1;
+        vd slope = vd_if(here, weight * f.by_current);
+        if (rule->kl == LSK_KL_K3) {
+            vl open;
+            const vd apart = widen_at(values[LSK_INPUT_REFERENCE], i) - widen_at(current, i);
+            const lsk_estimate d = held_estimate(&open, LSK_KL_K3, apart, rule);
+            e->kl[part] += vd_if(here, d.value);
+            e->kl_term[part] += vd_if(here, d.value);
+            e->kl_clamped[part] += here & ~open & 1;
+            slope += vd_if(here, rule->kl_coefficient * d.slope);
+        }
+        slope += vd_if(here, weight * f.by_log_ratio);
+        if (out) store_output((char *)out, LSK_FP32, i, count, vd_splat(factor) * slope);
+    }
     return 1;
 }

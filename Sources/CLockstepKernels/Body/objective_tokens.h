@@ -148,11 +148,12 @@ static int has_non_finite(const char *in, int32_t format, int64_t count) {
         for (; at + 4 * LSK_LANES <= count; at += 4 * LSK_LANES)
             LSK_UNROLL for (int i = 0; i < 4; i++)
                 narrow[i] = vf_fma(load_floats(in + (at + i * LSK_LANES) * size_of(format), format), (vf){}, narrow[i]);
-        for (; at < count; at += LSK_LANES) {
-            const int64_t left = count - at;
-            const char *from = in + at * size_of(format);
-            vf x = left < LSK_LANES ? load_some_floats(from, format, left) : load_floats(from, format);
-            narrow[0] = vf_fma(x, (vf){}, narrow[0]);
+        for (; at + LSK_LANES <= count; at += LSK_LANES)
+            narrow[0] = vf_fma(load_floats(in + at * size_of(format), format), (vf){}, narrow[0]);
+        if (at < count) {  // some of them a second time, if there is a register of them
+            vf x = count < LSK_LANES ? load_some_floats(in, format, count)
+                                     : load_floats(in + (count - LSK_LANES) * size_of(format), format);
+            narrow[1] = vf_fma(x, (vf){}, narrow[1]);
         }
     }
     vf all = narrow[0] + narrow[1] + (narrow[2] + narrow[3]);

@@ -57,6 +57,17 @@ typedef struct {
     double advantage;  // of all tokens, where that array is NULL
 } lsk_objective_span;
 
+// Where the arrays of a batch are: the span of its first tokens, bytes from one row to the next, bytes of a token.
+typedef struct {
+    lsk_objective_span first;
+    int64_t row_bytes[LSK_OBJECTIVE_INPUTS], size[LSK_OBJECTIVE_INPUTS];
+    int64_t mask_row_bytes, kept_row_bytes, selected_row_bytes;
+} lsk_objective_arrays;
+
+// Writes the span of `count` tokens from a place on, all of this advantage unless each has its own.
+void lsk_objective_span_at(lsk_objective_span *_Nonnull span, const lsk_objective_arrays *_Nonnull arrays, int64_t row,
+                           int64_t column, int64_t count, double advantage);
+
 // What an objective is; the same for all its tokens.
 typedef struct {
     int32_t term, level, kl, kl_gradient;

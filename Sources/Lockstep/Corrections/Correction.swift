@@ -107,6 +107,7 @@ struct CorrectionPass {
     }
 
     /// The kernels' view of some tokens of a sequence.
+    @_optimize(speed)
     func span(of sequence: Int, _ positions: Range<Int>) -> lsk_correction_span {
         let place = layout.place(of: sequence, position: positions.lowerBound)
         var span = lsk_correction_span()
@@ -196,7 +197,7 @@ struct CorrectionPass {
             withUnsafePointer(to: rule) { rule in
                 for sequence in tasks[task] {
                     correct(sequence, rule, weights, kept, sums + worker)
-                    totals[worker].add(sums[worker], length: layout.length(of: sequence))
+                    totals[worker].add(sums + worker, length: layout.length(of: sequence), kernels)
                 }
             }
         }
@@ -205,6 +206,7 @@ struct CorrectionPass {
         return totals[0].finished()
     }
 
+    @_optimize(speed)
     private func correct(
         _ sequence: Int, _ rule: UnsafePointer<lsk_correction_rule>, _ weights: MutableMatrixView?,
         _ kept: MutableMaskView?, _ sums: UnsafeMutablePointer<lsk_correction_sums>
@@ -216,20 +218,14 @@ struct CorrectionPass {
             return
         }
         let start = layout.place(of: sequence)
-        if let weights {
-            let (base, size) = (weights.address(start), weights.format.byteCount)
-            for padding in [0..<extent.lowerBound, extent.upperBound..<length] {
-                UnsafeMutableRawBufferPointer(
-                    start: base + padding.lowerBound * size, count: padding.count * size
-                ).initializeMemory(as: UInt8.self, repeating: 0)
-            }
+        /// What is before and behind the tokens that count is 0.
+        func clear(_ base: UnsafeMutableRawPointer, size: Int) {
+            let behind = length - extent.upperBound
+            if extent.lowerBound > 0 { base.clear(byteCount: extent.lowerBound * size) }
+            if behind > 0 { (base + extent.upperBound * size).clear(byteCount: behind * size) }
         }
-        if let kept {
-            for padding in [0..<extent.lowerBound, extent.upperBound..<length] {
-                kept.address(start).advanced(by: padding.lowerBound).update(
-                    repeating: 0, count: padding.count)
-            }
-        }
+        if let weights { clear(weights.address(start), size: weights.format.byteCount) }
+        if let kept { clear(kept.address(start), size: 1) }
         let first = layout.place(of: sequence, position: extent.lowerBound)
         var span = span(of: sequence, extent)
         kernels.pointee.correct_sequence!(

@@ -5,6 +5,8 @@ struct CorrectionTotals: ~Copyable {
     private var report = CorrectionReport()
     private var sums: ExactSums
     private var ends: [(least: Double, largest: Double)]
+    /// What is about to be added to `sums`: whole blocks of 8.
+    private let values: UnsafeMutablePointer<Double>
 
     /// The sums of a weight in `sums`, for ratio, weight and kept weight; those of the rejections follow.
     private enum Place {
@@ -18,15 +20,22 @@ struct CorrectionTotals: ~Copyable {
     /// Totals of nothing.
     init(rejections: Int) {
         sums = ExactSums(count: Place.rejections + rejections)
+        values = .allocate(capacity: (sums.count + 7) / 8 * 8)
+        values.initialize(repeating: 0, count: (sums.count + 7) / 8 * 8)
         ends = Array(repeating: (.infinity, -.infinity), count: 3 + rejections)
         report.rejections = Array(repeating: RejectionCount(), count: rejections)
     }
 
+    deinit { values.deallocate() }
+
     /// Adds a sequence of `length` tokens, whether they count or not.
-    mutating func add(_ sequence: borrowing lsk_correction_sums, length: Int) {
-        let (tokens, kept) = (Int(sequence.tokens), Int(sequence.kept))
-        report.excludedTokens += Int(sequence.non_finite)
-        report.maskedTokens += length - tokens - Int(sequence.non_finite)
+    @_optimize(speed)
+    mutating func add(
+        _ found: UnsafePointer<lsk_correction_sums>, length: Int, _ kernels: UnsafePointer<lsk_kernels>
+    ) {
+        let (tokens, kept) = (Int(found.pointee.tokens), Int(found.pointee.kept))
+        report.excludedTokens += Int(found.pointee.non_finite)
+        report.maskedTokens += length - tokens - Int(found.pointee.non_finite)
         if tokens == 0 {
             report.emptySequences += 1
             return
@@ -36,38 +45,41 @@ struct CorrectionTotals: ~Copyable {
         report.rejectedTokens += tokens - kept
         report.rejectedSequences += kept == 0 ? 1 : 0
         report.touchedSequences += kept < tokens ? 1 : 0
-        report.clamped += Int(sequence.clamped)
-        report.below += Int(sequence.below)
-        report.above += Int(sequence.above)
-        report.secondMomentTokens += Int(sequence.second_moment)
+        report.clamped += Int(found.pointee.clamped)
+        report.below += Int(found.pointee.below)
+        report.above += Int(found.pointee.above)
+        report.secondMomentTokens += Int(found.pointee.second_moment)
         report.maxSequenceLength = max(report.maxSequenceLength, tokens)
-        report.ratio.units += add(sequence.ratio, 0)
-        report.weight.units += add(sequence.weight, 1)
-        report.keptWeight.units += add(sequence.kept_weight, 2)
-        withUnsafeBytes(of: sequence.rejections) { bytes in
-            let found = bytes.assumingMemoryBound(to: lsk_rejection_sums.self)
-            for index in report.rejections.indices { add(found[index], index, tokens: tokens) }
-        }
+        report.ratio.units += note(found.pointee.ratio, 0)
+        report.weight.units += note(found.pointee.weight, 1)
+        report.keptWeight.units += note(found.pointee.kept_weight, 2)
+        let rejections =
+            (UnsafeRawPointer(found) + MemoryLayout<lsk_correction_sums>.offset(of: \.rejections)!)
+            .assumingMemoryBound(to: lsk_rejection_sums.self)
+        for index in report.rejections.indices { note(rejections[index], index, tokens: tokens) }
+        sums.add(values, kernels)
     }
 
-    private mutating func add(_ weights: lsk_weight_sums, _ index: Int) -> Int {
+    @inline(__always)
+    private mutating func note(_ weights: lsk_weight_sums, _ index: Int) -> Int {
         let first = index * Place.count
-        sums.add(weights.sum, to: first)
-        sums.add(weights.square, to: first + Place.square)
-        sums.add(weights.excess, to: first + Place.excess)
-        sums.add(weights.excess_square, to: first + Place.excessSquare)
+        values[first] = weights.sum
+        values[first + Place.square] = weights.square
+        values[first + Place.excess] = weights.excess
+        values[first + Place.excessSquare] = weights.excess_square
         widen(index, weights.least, weights.largest)
         return Int(weights.units)
     }
 
-    private mutating func add(_ found: lsk_rejection_sums, _ index: Int, tokens: Int) {
+    @inline(__always)
+    private mutating func note(_ found: lsk_rejection_sums, _ index: Int, tokens: Int) {
         let rejected = Int(found.tokens)
         report.rejections[index].tokens += rejected
         report.rejections[index].sequences += rejected == tokens ? 1 : 0
         report.rejections[index].touchedSequences += rejected > 0 ? 1 : 0
         report.rejections[index].clamped += Int(found.clamped)
         report.rejections[index].units += Int(found.units)
-        sums.add(found.sum, to: Place.rejections + index)
+        values[Place.rejections + index] = found.sum
         widen(3 + index, found.least, found.largest)
     }
 

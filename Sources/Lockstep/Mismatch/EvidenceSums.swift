@@ -39,7 +39,9 @@ struct EvidenceSums: ~Copyable {
     /// Adds a sequence, whose octaves have been counted already.
     ///
     /// - Returns: False if it is misaligned: then its octaves must be taken back.
-    mutating func add(_ sequence: lsk_evidence, _ kernels: UnsafePointer<lsk_kernels>) -> Bool {
+    @_optimize(speed)
+    mutating func add(_ found: UnsafePointer<lsk_evidence>, _ kernels: UnsafePointer<lsk_kernels>) -> Bool {
+        let sequence = found.pointee
         add(sequence.trainer, from: .trainerTested)
         add(sequence.rollout, from: .rolloutTested)
         let here = 2 * sequence.rise - sequence.log_ratio  // sum |d|

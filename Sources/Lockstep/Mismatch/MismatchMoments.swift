@@ -56,8 +56,12 @@ struct MismatchMoments: ~Copyable {
     ///
     /// The kernel's sums are of s - a and g - b with shifts a and b, which keeps their digits. As sums of s,
     /// s^2... they are added without rounding, each product on its own.
-    mutating func addProbabilities(_ span: lsk_mismatch_sums, _ kernels: UnsafePointer<lsk_kernels>) {
-        if span.tokens == 0 { return }
+    @_optimize(speed)
+    mutating func addProbabilities(
+        _ found: UnsafePointer<lsk_mismatch_sums>, _ kernels: UnsafePointer<lsk_kernels>
+    ) {
+        if found.pointee.tokens == 0 { return }
+        let span = found.pointee
         let n = Double(span.tokens)
         let (a, b) = (span.sum_shift, span.gap_shift)
         let (aa, ab, bb) = (Split(a, a), Split(a, b), Split(b, b))
@@ -88,7 +92,11 @@ struct MismatchMoments: ~Copyable {
     }
 
     /// Adds a sequence, whose counted tokens have these sums.
-    mutating func add(_ sequence: lsk_mismatch_sums, id: UInt64, _ kernels: UnsafePointer<lsk_kernels>) {
+    @_optimize(speed)
+    mutating func add(
+        _ found: UnsafePointer<lsk_mismatch_sums>, id: UInt64, _ kernels: UnsafePointer<lsk_kernels>
+    ) {
+        let sequence = found.pointee
         tokens += Int(sequence.tokens)
         sequences += 1
         maxSequenceLength = max(maxSequenceLength, Int(sequence.tokens))

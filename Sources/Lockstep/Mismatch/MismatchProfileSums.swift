@@ -10,7 +10,7 @@ struct MismatchProfileSums: ~Copyable {
     static let buckets = positions + probabilities
 
     /// Tokens in each bucket: positions, then probabilities.
-    private(set) var tokens: [Int]
+    private let tokens: UnsafeMutablePointer<Int>
     /// Sum of d, of |d| and of k3 for each bucket.
     private(set) var sums: ExactSums
     /// What the kernel writes for a span.
@@ -19,7 +19,8 @@ struct MismatchProfileSums: ~Copyable {
     private let values: UnsafeMutablePointer<Double>
 
     init() {
-        tokens = [Int](repeating: 0, count: MismatchProfileSums.buckets)
+        tokens = .allocate(capacity: MismatchProfileSums.buckets)
+        tokens.initialize(repeating: 0, count: MismatchProfileSums.buckets)
         sums = ExactSums(count: 3 * MismatchProfileSums.buckets)
         span = .allocate(capacity: 1)
         span.initialize(to: lsk_mismatch_profile())
@@ -28,11 +29,13 @@ struct MismatchProfileSums: ~Copyable {
     }
 
     deinit {
+        tokens.deallocate()
         span.deallocate()
         values.deallocate()
     }
 
     /// Adds what the kernel wrote to `span`.
+    @_optimize(speed)
     mutating func addSpan(_ kernels: UnsafePointer<lsk_kernels>) {
         let raw = UnsafeRawPointer(span)
         let positions = raw + MemoryLayout<lsk_mismatch_profile>.offset(of: \.position)!
@@ -43,16 +46,17 @@ struct MismatchProfileSums: ~Copyable {
         sums.add(values, kernels)
     }
 
+    @inline(__always)
     private mutating func take(_ raw: UnsafeRawPointer, _ count: Int, from first: Int) {
         // A bucket is four doubles: its tokens, then the sums of d, of k3 and of |d|.
-        let buckets = raw.assumingMemoryBound(to: Double.self)
-        tokens.withUnsafeMutableBufferPointer { tokens in
-            for number in 0..<count where buckets[4 * number] != 0 {
-                tokens[first + number] += Int(buckets[4 * number])
-                values[3 * (first + number)] = buckets[4 * number + 1]
-                values[3 * (first + number) + 1] = buckets[4 * number + 3]
-                values[3 * (first + number) + 2] = buckets[4 * number + 2]
+        var bucket = raw.assumingMemoryBound(to: Double.self)
+        for number in first..<first + count {
+            if bucket[0] != 0 {
+                tokens[number] += Int(bucket[0])
+                let value = values + 3 * number
+                (value[0], value[1], value[2]) = (bucket[1], bucket[3], bucket[2])
             }
+            bucket += 4
         }
     }
 
@@ -109,7 +113,7 @@ struct MismatchProfileSums: ~Copyable {
 
     /// Tokens of each bucket, then the sums.
     func write(to out: inout ByteWriter) {
-        for count in tokens { out.append(count) }
+        for index in 0..<MismatchProfileSums.buckets { out.append(tokens[index]) }
         sums.write(to: &out)
     }
 
@@ -120,7 +124,8 @@ struct MismatchProfileSums: ~Copyable {
 
     /// Whether both profiles are of so many tokens.
     func isOf(_ count: Int) -> Bool {
-        tokens[..<MismatchProfileSums.positions].reduce(0, +) == count
-            && tokens[MismatchProfileSums.positions...].reduce(0, +) == count
+        (0..<MismatchProfileSums.positions).reduce(0) { $0 + tokens[$1] } == count
+            && (MismatchProfileSums.positions..<MismatchProfileSums.buckets).reduce(0) { $0 + tokens[$1] }
+                == count
     }
 }

@@ -26,9 +26,10 @@ struct MismatchDetails: ~Copyable {
     var evidence = EvidenceSums()
 
     /// Adds a sequence, its spans apart.
-    mutating func add(_ sums: lsk_mismatch_sums, id: UInt64) {
-        histograms.add(tokens: Int(sums.tokens), logRatio: sums.log_ratio)
-        let sequence = SampledSequence(id: id, mismatch: SequenceMismatch(sums))
+    @inline(never)
+    mutating func add(_ sums: UnsafePointer<lsk_mismatch_sums>, id: UInt64) {
+        histograms.add(tokens: Int(sums.pointee.tokens), logRatio: sums.pointee.log_ratio)
+        let sequence = SampledSequence(id: id, mismatch: SequenceMismatch(sums.pointee))
         sample.add(sequence)
         worstSequences.add(sequence)
     }
@@ -60,6 +61,24 @@ enum SequenceIDs {
     }
 }
 
+/// Room for what the kernels find in a sequence, and in a later span of it.
+///
+/// Copies would take longer than a short sequence does.
+private struct FoundSums: ~Copyable {
+    let sums = UnsafeMutablePointer<lsk_mismatch_sums>.allocate(capacity: 2)
+    let evidence = UnsafeMutablePointer<lsk_evidence>.allocate(capacity: 2)
+
+    init() {
+        sums.initialize(repeating: lsk_mismatch_sums(), count: 2)
+        evidence.initialize(repeating: lsk_evidence(), count: 2)
+    }
+
+    deinit {
+        sums.deallocate()
+        evidence.deallocate()
+    }
+}
+
 /// All that is known of a part of a log.
 ///
 /// States of parts merge, in any order, into the state of the whole.
@@ -73,6 +92,8 @@ struct MismatchState: ~Copyable {
     private var lacksMemory = false
     /// Unused unless `extent` asks for it.
     var details = MismatchDetails()
+    /// What the kernels write.
+    private let found = FoundSums()
 
     /// The state of an empty log.
     init(_ extent: MismatchExtent) { self.extent = extent }
@@ -129,44 +150,49 @@ struct MismatchState: ~Copyable {
     }
 
     /// Adds a sequence; returns the span in which a counted log-prob is not finite, if that is an error.
+    @_optimize(speed)
     private mutating func add(
         _ sequence: Int, of pair: LogProbPair, _ id: UInt64, _ policy: NonFinitePolicy,
         _ kernels: UnsafePointer<lsk_kernels>
     ) -> MismatchSpan? {
         let length = pair.layout.length(of: sequence)
-        var sums = lsk_mismatch_sums()
-        var part = lsk_mismatch_sums()
+        if length == 0 {
+            moments.emptySequences += 1
+            return nil
+        }
         let profile = extent.details ? details.profile.span : nil
         let counts = extent.sketch ? sketch.counts : nil
         profile?.pointee.before = 0
-        var evidence = lsk_evidence()
-        var evidencePart = lsk_evidence()
-        for start in stride(from: 0, to: length, by: MismatchSpan.tokens) {
+        let (sums, evidence) = (found.sums, found.evidence)
+        var start = 0
+        while start < length {
+            defer { start += MismatchSpan.tokens }
             let count = min(MismatchSpan.tokens, length - start)
+            let (part, evidencePart) = start == 0 ? (sums, evidence) : (sums + 1, evidence + 1)
             var view = pair.tokens(of: sequence, from: start, count: count)
             if extent.details {
                 let ends = MismatchState.ends(start: start, count: count, length: length)
                 kernels.pointee.mismatch_evidence!(
-                    &part, counts, profile, &evidencePart, details.evidence.octaves, ends, &view)
-                if start == 0 { evidence = evidencePart } else { evidence.add(evidencePart) }
+                    part, counts, profile, evidencePart, details.evidence.octaves, ends, &view)
+                if start > 0 { evidence.pointee.add(evidencePart.pointee) }
             } else {
-                kernels.pointee.mismatch_sums!(&part, counts, profile, &view)
+                kernels.pointee.mismatch_sums!(part, counts, profile, &view)
             }
-            if part.non_finite > 0, policy == .strict {
+            if part.pointee.non_finite > 0, policy == .strict {
                 return MismatchSpan(sequence: sequence, start: start, count: count)
             }
-            if start == 0 { sums = part } else { sums.add(part, from: start) }
             moments.addProbabilities(part, kernels)
             if extent.details {
                 details.profile.addSpan(kernels)
-                details.worst.add(view, largest: part.largest, id: id, start: start)
+                details.worst.add(view, largest: part.pointee.largest, id: id, start: start)
             }
-            if extent.exactQuantiles, part.differing > 0 { keepValues(&view, kernels) }
+            if extent.exactQuantiles, part.pointee.differing > 0 { keepValues(&view, kernels) }
+            if start > 0 { sums.pointee.add(part.pointee, from: start) }
         }
         if extent.details, !details.evidence.add(evidence, kernels) {
             takeOctavesBack(sequence, of: pair, kernels)
         }
-        let (tokens, excluded) = (Int(sums.tokens), Int(sums.non_finite))
+        let (tokens, excluded) = (Int(sums.pointee.tokens), Int(sums.pointee.non_finite))
         moments.excludedTokens += excluded
         moments.maskedTokens += length - tokens - excluded
         if tokens == 0 {

@@ -37,6 +37,7 @@ struct WorstTokens {
     }
 
     /// Offers the tokens of a span whose largest |d| is known.
+    @inline(never)
     mutating func add(_ span: lsk_mismatch_span, largest: Double, id: UInt64, start: Int) {
         if largest < bound { return }
         let count = Int(span.count)

@@ -35,14 +35,16 @@ public func klPenalty(
         }
     }
     let scan = try ObjectiveScan(batch, options, divergenceOnly: true, execution)
-    scan.forEachSequence { sequence, _ in
-        let length = scan.batch.layout.length(of: sequence)
-        if length == 0 { return }
-        let place = scan.batch.layout.place(of: sequence)
-        var (span, rule) = (scan.span(of: sequence, 0..<length), scan.rule)
-        scan.kernels.pointee.objective_kl!(
-            values.address(place), values.format.rawValue, gradients?.address(place),
-            gradients?.format.rawValue ?? 0, &span, &rule)
+    scan.forEachTask { sequences, _ in
+        for sequence in sequences {
+            let length = scan.batch.layout.length(of: sequence)
+            if length == 0 { continue }
+            let place = scan.batch.layout.place(of: sequence)
+            var span = scan.span(of: sequence, 0..<length)
+            scan.kernels.pointee.objective_kl!(
+                values.address(place), values.format.rawValue, gradients?.address(place),
+                gradients?.format.rawValue ?? 0, &span, scan.rules.base)
+        }
     }
 }
 

@@ -137,10 +137,9 @@ public final class Objective {
             default: 1
             }
         }
-        scan.forEachSequence { sequence, worker in
+        scan.forEachTask { sequences, worker in
             scan.evaluate(
-                sequence, share: share(of: sequence), weight: weight, gradient, entropyGradient,
-                into: workers[worker])
+                sequences, share: share, weight: weight, gradient, entropyGradient, into: workers[worker])
         }
         for each in workers { sums.merge(each) }
     }
@@ -221,33 +220,50 @@ public final class Objective {
 }
 
 extension ObjectiveScan {
-    /// Adds a sequence to sums and writes its gradients.
+    /// Adds sequences to sums and writes their gradients.
     ///
-    /// `share`: what its own sum is divided by; `weight`: what every sequence is multiplied by.
+    /// `share`: what a sequence's own sum is divided by; `weight`: what every sequence is multiplied by.
+    @_optimize(speed)
     func evaluate(
-        _ sequence: Int, share: Double, weight: Double, _ gradient: MutableMatrixView?,
+        _ sequences: Range<Int>, share: (_ sequence: Int) -> Double, weight: Double,
+        _ gradient: MutableMatrixView?,
         _ entropyGradient: MutableMatrixView?, into sums: ObjectiveSums
     ) {
-        let length = batch.layout.length(of: sequence)
-        let counts = counts.base[sequence]
-        let extent = counts.tokens > 0 ? extent(of: sequence) : 0..<0
-        let place = batch.layout.place(of: sequence)
-        /// Where the gradient of the sequence's first token that counts goes; what is around it is 0.
-        func start(_ view: MutableMatrixView?) -> UnsafeMutableRawPointer? {
-            guard let view, length > 0 else { return nil }
-            let (row, size) = (view.address(place), view.format.byteCount)
-            row.clear(byteCount: extent.lowerBound * size)
-            (row + extent.upperBound * size).clear(byteCount: (length - extent.upperBound) * size)
-            return row + extent.lowerBound * size
+        let (layout, parts) = (batch.layout, ObjectiveSums.Parts(batch))
+        let (kernels, terms) = (kernels, kernels.pointee.objective_terms!)
+        let (format, entropyFormat) = (gradient?.format.rawValue ?? 0, entropyGradient?.format.rawValue ?? 0)
+        let hasLevels = levels.count > 0
+        var one = lsk_objective_sums()
+        withUnsafeMutablePointer(to: &one) { found in
+            for sequence in sequences {
+                let (length, place) = (layout.length(of: sequence), layout.place(of: sequence))
+                let counts = counts.base + sequence
+                let counting = counts.pointee.tokens > 0
+                let extent = counting ? extent(of: sequence) : 0..<0
+                let d = gradient?.clear(place, length, around: extent)
+                let dEntropies = entropyGradient?.clear(place, length, around: extent)
+                let share = counting ? share(sequence) : 1
+                if counting {
+                    terms(
+                        found, d, format, dEntropies, entropyFormat, spans.base + sequence, rules.base,
+                        hasLevels ? levels.base + sequence : nil, weight / share)
+                }
+                sums.add(found, counts, length: length, share: share, parts, kernels)
+            }
         }
-        let (d, dEntropies) = (start(gradient), start(entropyGradient))
-        var found = lsk_objective_sums()
-        if counts.tokens > 0 {
-            kernels.pointee.objective_terms!(
-                &found, d, gradient?.format.rawValue ?? 0, dEntropies, entropyGradient?.format.rawValue ?? 0,
-                spans.base + sequence, rules.base, levels.count > 0 ? levels.base + sequence : nil,
-                weight / share)
-        }
-        sums.add(found, counts, length: length, share: share, batch, kernels)
+    }
+}
+
+extension MutableMatrixView {
+    /// Writes 0 around the tokens of a sequence that count; returns where the first of them goes.
+    fileprivate func clear(
+        _ place: TokenPlace, _ length: Int, around extent: Range<Int>
+    ) -> UnsafeMutableRawPointer? {
+        if length == 0 { return nil }
+        let (row, size) = (address(place), format.byteCount)
+        let behind = length - extent.upperBound
+        if extent.lowerBound > 0 { row.clear(byteCount: extent.lowerBound * size) }
+        if behind > 0 { (row + extent.upperBound * size).clear(byteCount: behind * size) }
+        return row + extent.lowerBound * size
     }
 }

@@ -79,27 +79,40 @@ final class ObjectiveSums {
     }
 
     /// What there was to take means of.
-    private struct Parts: OptionSet {
+    struct Parts: OptionSet {
         let rawValue: Int
         static let trainer = Parts(rawValue: 1)
         static let reference = Parts(rawValue: 2)
         static let entropies = Parts(rawValue: 4)
+
+        init(rawValue: Int) { self.rawValue = rawValue }
+
+        /// What a batch has.
+        init(_ batch: TokenBatch) {
+            self = []
+            if batch.trainer != nil { insert(.trainer) }
+            if batch.reference != nil { insert(.reference) }
+            if batch.entropies != nil { insert(.entropies) }
+        }
     }
 
     /// Adds a sequence, whose terms are divided by `share` in the loss.
+    ///
+    /// `parts`: what its batch has.
+    @_optimize(speed)
     func add(
-        _ found: lsk_objective_sums, _ counts: lsk_objective_counts, length: Int, share: Double,
-        _ batch: borrowing TokenBatch, _ kernels: UnsafePointer<lsk_kernels>
+        _ sequence: UnsafePointer<lsk_objective_sums>, _ counted: UnsafePointer<lsk_objective_counts>,
+        length: Int,
+        share: Double, _ parts: Parts, _ kernels: UnsafePointer<lsk_kernels>
     ) {
+        let (found, counts) = (sequence.pointee, counted.pointee)
         masked += length - Int(counts.tokens + counts.non_finite)
         excluded += Int(counts.non_finite)
         guard counts.tokens > 0 else {
             emptySequences += 1
             return
         }
-        if batch.trainer != nil { has.insert(.trainer) }
-        if batch.reference != nil { has.insert(.reference) }
-        if batch.entropies != nil { has.insert(.entropies) }
+        has.formUnion(parts)
         tokens += Int(counts.tokens)
         rejected += Int(counts.tokens - counts.acting)
         sequences += 1

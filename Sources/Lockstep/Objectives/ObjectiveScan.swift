@@ -19,6 +19,7 @@ final class ObjectiveScan {
     /// The positions of each sequence from its first token that counts to its last, and the kernels' view of them.
     private let extents: Scratch<(first: Int, end: Int)>
     let spans: Scratch<lsk_objective_span>
+    private let arrays: Scratch<lsk_objective_arrays>
     private let tasks: [Range<Int>]
 
     /// A task takes sequences until it has this many tokens.
@@ -53,23 +54,14 @@ final class ObjectiveScan {
             }
         }
         self.tasks = tasks
-        counts = try Scratch<lsk_objective_counts>(count: sequences, filledWith: .init())
-        extents = try Scratch<(first: Int, end: Int)>(count: sequences, filledWith: (0, 0))
-        spans = try Scratch<lsk_objective_span>(count: sequences, filledWith: .init())
+        // Each task writes those of its sequences.
+        counts = try Scratch<lsk_objective_counts>(count: sequences)
+        extents = try Scratch<(first: Int, end: Int)>(count: sequences)
+        spans = try Scratch<lsk_objective_span>(count: sequences)
+        arrays = try Scratch<lsk_objective_arrays>(count: 1, filledWith: ObjectiveScan.arrays(self.batch))
         let hasLevels = !divergenceOnly && !countsOnly && rules.base.pointee.level != LSK_RATIO_TOKEN
-        levels = try Scratch<lsk_objective_level>(count: hasLevels ? sequences : 0, filledWith: .init())
-        forEachSequence { sequence, _ in
-            let extent = findExtent(of: sequence)
-            extents.base[sequence] = (extent.lowerBound, extent.upperBound)
-            let span = spans.base + sequence
-            span.pointee = self.span(of: sequence, extent)
-            if hasLevels {
-                kernels.pointee.objective_level!(
-                    levels.base + sequence, counts.base + sequence, span, rules.base)
-            } else {
-                kernels.pointee.objective_count!(counts.base + sequence, span, rules.base)
-            }
-        }
+        levels = try Scratch<lsk_objective_level>(count: hasLevels ? sequences : 0)
+        forEachTask { sequences, _ in count(sequences, hasLevels: hasLevels) }
         if options.nonFinite == .exclude { return }
         for sequence in 0..<sequences where counts.base[sequence].non_finite > 0 {
             throw nonFinite(in: sequence)
@@ -116,11 +108,38 @@ final class ObjectiveScan {
     /// Number of workers that `forEachSequence` may use: the size of per-worker memory.
     var workers: Int { max(1, min(threads, tasks.count)) }
 
-    /// Runs `body` once for each sequence, given its worker.
-    func forEachSequence(_ body: (_ sequence: Int, _ worker: Int) -> Void) {
-        parallelFor(tasks: tasks.count, threads: workers) { task, worker in
-            for sequence in tasks[task] { body(sequence, worker) }
+    /// Runs `body` once for each run of sequences, given its worker.
+    func forEachTask(_ body: (_ sequences: Range<Int>, _ worker: Int) -> Void) {
+        parallelFor(tasks: tasks.count, threads: workers) { task, worker in body(tasks[task], worker) }
+    }
+
+    /// Finds out which tokens of some sequences count, and their ratios where a sequence has one.
+    @_optimize(speed)
+    private func count(_ sequences: Range<Int>, hasLevels: Bool) {
+        // A copy of the batch for each sequence would take longer than a short sequence does.
+        let layout = batch.layout
+        let advantages = sequenceAdvantages
+        let (level, count) = (kernels.pointee.objective_level!, kernels.pointee.objective_count!)
+        for sequence in sequences {
+            let extent = findExtent(of: sequence, layout)
+            extents.base[sequence] = (extent.lowerBound, extent.upperBound)
+            let (place, span) = (
+                layout.place(of: sequence, position: extent.lowerBound), spans.base + sequence
+            )
+            lsk_objective_span_at(
+                span, arrays.base, Int64(place.row), Int64(place.column), Int64(extent.count),
+                advantages?.double(sequence) ?? 0)
+            if hasLevels {
+                level(levels.base + sequence, counts.base + sequence, span, rules.base)
+            } else {
+                count(counts.base + sequence, span, rules.base)
+            }
         }
+    }
+
+    /// The advantages, where each sequence has one.
+    private var sequenceAdvantages: VectorView? {
+        if case .perSequence(let vector) = batch.advantages { vector } else { nil }
     }
 
     /// The positions of a sequence from its first token that counts to its last.
@@ -128,11 +147,11 @@ final class ObjectiveScan {
         extents.base[sequence].first..<extents.base[sequence].end
     }
 
-    private func findExtent(of sequence: Int) -> Range<Int> {
-        var extent = batch.layout.extent(of: sequence)
-        guard options.denominator == .kept, let kept = batch.kept, !extent.isEmpty else { return extent }
-        let place = batch.layout.place(of: sequence)
-        let mask = batch.layout.mask?.address(place)
+    private func findExtent(of sequence: Int, _ layout: SequenceLayout) -> Range<Int> {
+        var extent = layout.extent(of: sequence)
+        guard options.denominator == .kept, !extent.isEmpty, let kept = batch.kept else { return extent }
+        let place = layout.place(of: sequence)
+        let mask = layout.mask?.address(place)
         let bytes = kept.address(place)
         func counts(_ position: Int) -> Bool {
             bytes[position] != 0 && (mask.map { $0[position] != 0 } ?? true)
@@ -144,31 +163,36 @@ final class ObjectiveScan {
 
     /// The kernels' view of some tokens of a sequence.
     func span(of sequence: Int, _ extent: Range<Int>) -> lsk_objective_span {
-        var span = lsk_objective_span()
-        span.count = Int64(extent.count)
-        if extent.isEmpty { return span }
         let place = batch.layout.place(of: sequence, position: extent.lowerBound)
-        span.mask = batch.layout.mask?.address(place)
-        span.kept = batch.kept?.address(place)
-        span.selected = batch.selected?.address(place)
-        span.input.0 = batch.current?.address(place)
-        span.input.1 = batch.trainer?.address(place)
-        span.input.2 = batch.reference?.address(place)
-        span.input.3 = batch.entropies?.address(place)
-        span.input.5 = batch.weights?.address(place)
-        span.format.0 = batch.current?.format.rawValue ?? 0
-        span.format.1 = batch.trainer?.format.rawValue ?? 0
-        span.format.2 = batch.reference?.format.rawValue ?? 0
-        span.format.3 = batch.entropies?.format.rawValue ?? 0
-        span.format.5 = batch.weights?.format.rawValue ?? 0
-        switch batch.advantages {
-        case .perToken(let view):
-            span.input.4 = view.address(place)
-            span.format.4 = view.format.rawValue
-        case .perSequence(let vector): span.advantage = vector.double(sequence)
-        case nil: break
-        }
+        var span = lsk_objective_span()
+        lsk_objective_span_at(
+            &span, arrays.base, Int64(place.row), Int64(place.column), Int64(extent.count),
+            sequenceAdvantages?.double(sequence) ?? 0)
         return span
+    }
+
+    /// The kernels' view of the arrays of a batch.
+    private static func arrays(_ batch: TokenBatch) -> lsk_objective_arrays {
+        let advantages: MatrixView? = if case .perToken(let view) = batch.advantages { view } else { nil }
+        let views = (
+            batch.current, batch.trainer, batch.reference, batch.entropies, advantages, batch.weights
+        )
+        func each<Value>(_ value: (MatrixView?) -> Value) -> (Value, Value, Value, Value, Value, Value) {
+            (value(views.0), value(views.1), value(views.2), value(views.3), value(views.4), value(views.5))
+        }
+        var arrays = lsk_objective_arrays()
+        arrays.first.input = each { $0?.base }
+        arrays.first.format = each { $0?.format.rawValue ?? 0 }
+        arrays.size = each { Int64($0?.format.byteCount ?? 0) }
+        arrays.row_bytes = each { Int64(($0?.rowStride ?? 0) &* ($0?.format.byteCount ?? 0)) }
+        (arrays.first.mask, arrays.mask_row_bytes) = (
+            batch.layout.mask?.base, Int64(batch.layout.mask?.rowStride ?? 0)
+        )
+        (arrays.first.kept, arrays.kept_row_bytes) = (batch.kept?.base, Int64(batch.kept?.rowStride ?? 0))
+        (arrays.first.selected, arrays.selected_row_bytes) = (
+            batch.selected?.base, Int64(batch.selected?.rowStride ?? 0)
+        )
+        return arrays
     }
 
     /// The error for the first value of a sequence that counts and is not finite.
