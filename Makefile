@@ -179,6 +179,10 @@ check-sanitizers: | swift-present
 check-valgrind: library
 	Tests/long/check_valgrind.sh
 
+## check-avx512: kernels, library and C tests on AVX-512, emulated by Bochs where the machine has none (docs/Agreement.md); minutes
+check-avx512: library
+	SWIFT=$(SWIFT) Tests/long/check_avx512.sh
+
 ## check-real: a real model (SmolLM2-135M, from PyPI): rollouts have the bits of scoring; it is trained by LoRA; minutes
 check-real: $(BIN)/lockstep $(REAL)/hf/config.json
 	$(BIN)/python Tests/real/check_real.py $(REAL)/hf

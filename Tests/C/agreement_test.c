@@ -1,6 +1,7 @@
 /* The same bits everywhere: each subject of Tests/Vectors/agreement.txt, on every instruction set this machine has and on
  * 1, 2 and 4 threads, has the digest that stands there; Tests/Conformance/test_agreement.py and AgreementTests.swift
- * compute the same from the other languages. With an argument, the digests are printed instead: SET THREADS SUBJECT DIGEST.
+ * compute the same from the other languages. `agreement_test print [set [threads]]` prints the digests instead, of one set or
+ * number of threads if it is named: SET THREADS SUBJECT DIGEST.
  */
 #include "test.h"
 
@@ -426,20 +427,25 @@ static void every_subject(void) {
     corrections_and_objectives();
 }
 
+/* NULL and 0: all there are. */
+static const char *wanted_set;
+static int32_t wanted_threads;
+
 static void every_set_and_thread_count(void) {
     for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) {
         set = sets[i].set;
-        if (!lockstep_has_instruction_set(set)) continue;
+        if (!lockstep_has_instruction_set(set) || (wanted_set && strcmp(wanted_set, sets[i].name) != 0)) continue;
         for (size_t j = 0; j < sizeof thread_counts / sizeof *thread_counts; j++) {
             threads = thread_counts[j];
-            every_subject();
+            if (wanted_threads == 0 || wanted_threads == threads) every_subject();
         }
     }
 }
 
 int main(int count, char **arguments) {
-    (void)arguments;
     printing = count > 1;
+    if (count > 2) wanted_set = arguments[2];
+    if (count > 3) wanted_threads = atoi(arguments[3]);
     demonstrations();
     if (printing) return every_set_and_thread_count(), 0;
     TEST(every_set_and_thread_count);

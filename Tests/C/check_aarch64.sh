@@ -1,6 +1,7 @@
 #!/bin/sh
 # Holds the promise across processors: every kernel gives the same bits on every instruction set of this
-# machine, and on aarch64 (baseline and NEON), emulated by QEMU where this machine is none.
+# machine, and on aarch64 (baseline and NEON), emulated by QEMU where this machine is none: check-aarch64.sh [native].
+# `native` leaves out what is emulated.
 #
 # Needs clang (Swift's, or CLANG=...); for the emulation qemu-aarch64 and aarch64-linux-gnu-gcc with its C
 # library (Debian: qemu-user-static, gcc-aarch64-linux-gnu, libc6-dev-arm64-cross). Where those cannot be
@@ -40,7 +41,9 @@ x86_64)
     compare avx512 "$build/native" avx512
     qemu=$(command -v qemu-aarch64-static || command -v qemu-aarch64 || true)
     linker=$(command -v aarch64-linux-gnu-gcc || true)
-    if [ -z "$qemu" ] || [ -z "$linker" ]; then
+    if [ "${1:-}" = native ]; then
+        :
+    elif [ -z "$qemu" ] || [ -z "$linker" ]; then
         echo "SKIP aarch64: install qemu-user-static, gcc-aarch64-linux-gnu and libc6-dev-arm64-cross"
         skipped=$((skipped + 1))
     else

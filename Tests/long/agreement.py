@@ -5,7 +5,7 @@
 Each of C, Python and Swift, in release and in debug, computes the subjects of Tests/Vectors/agreement.txt (formats, log-probs
 and their gradients, scoring, decoding, a training step, accumulators, corrections, objectives) on every instruction set this
 machine has and on 1, 2 and 4 threads; the digests must be those of the file. The kernels alone also run on an emulated
-aarch64. Exits with 1, and writes nothing, if a bit differs. --record writes the file first, from C in release, baseline, one
+aarch64, and kernels, library and C tests on an emulated AVX-512 where this machine has none. Exits with 1, and writes nothing, if a bit differs. --record writes the file first, from C in release, baseline, one
 thread: after a change that is meant to change bits. Takes as long as three Swift builds. Needs `make library` first.
 """
 
@@ -77,6 +77,23 @@ def kernels():
     return [(each[2], each[3] or "", each[1]) for each in found if each]
 
 
+def emulated_avx512():
+    """Lines about AVX-512 in an emulator, by Tests/long/check_avx512.sh; none where what it needs is not installed."""
+    found = subprocess.run(["sh", "Tests/long/check_avx512.sh"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if found.returncode not in (0, 77):
+        sys.exit(f"{found.stdout}\ncheck_avx512.sh ended with status {found.returncode}")
+    rows = re.findall(r"^ok   ([\w-]+), emulated: (.*)", found.stdout, re.MULTILINE)
+    if not rows:
+        return []
+    return [
+        "", "## AVX-512, emulated", "",
+        f"This machine has no AVX-512. `make check-avx512` emulates one that has it ({found.stdout.splitlines()[0]}), boots Linux there and "
+        "runs the kernels, the library's subjects (C, release), and C tests with the best instruction set there is, which is AVX-512:", "",
+        "| What | Outcome |", "|---|---|",
+        *(f"| {what} | {outcome} |" for what, outcome in rows),
+    ]
+
+
 def processor():
     for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -84,7 +101,7 @@ def processor():
     return platform.machine()
 
 
-def page(recorded, matrix, kernel_rows):
+def page(recorded, matrix, kernel_rows, avx512):
     subjects = len(recorded)
     threads = sorted({key[1] for *_, rows in matrix for key in rows})
     sets = [name for name in SET_NAMES if any((name, 1) in rows for *_, rows in matrix)]
@@ -113,6 +130,7 @@ def page(recorded, matrix, kernel_rows):
     ]
     lines += [f"| {where} | {digests} | {'the same' if outcome == 'ok' else 'not on this machine'} |"
               for where, digests, outcome in kernel_rows]
+    lines += avx512
     lines += [
         "", "## Subjects", "",
         "| Subject | CRC-32 |", "|---|---|",
@@ -149,7 +167,8 @@ def main():
         for subject, digest in recorded.items() if found.get(subject) != digest]
     if differing:
         sys.exit("\n".join(differing))
-    PAGE.write_text(page(recorded, matrix, kernels()))
+    emulated = [] if ("avx512", 1) in matrix[0][2] else emulated_avx512()
+    PAGE.write_text(page(recorded, matrix, kernels(), emulated))
     cells = sum(len(rows) for *_, rows in matrix)
     print(f"{cells * len(recorded)} digests are those recorded: {cells} ways to compute {len(recorded)} subjects; wrote {PAGE}")
 
