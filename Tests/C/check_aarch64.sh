@@ -1,6 +1,6 @@
 #!/bin/sh
 # Holds the promise across processors: every kernel gives the same bits on every instruction set of this
-# machine, and on aarch64 (baseline and NEON), emulated by QEMU where this machine is none: check-aarch64.sh [native].
+# machine, and on aarch64 (baseline and NEON), emulated by QEMU where this machine is none: check_aarch64.sh [native].
 # `native` leaves out what is emulated.
 #
 # Needs clang (Swift's, or CLANG=...); for the emulation qemu-aarch64 and aarch64-linux-gnu-gcc with its C

@@ -49,7 +49,7 @@ if [ $native = no ]; then
 fi
 
 # Builds everything, and shows that baseline and AVX2 have the bits that are wanted.
-"$root/Tests/C/check-aarch64.sh" native > "$build/kernels.log" || { cat "$build/kernels.log"; exit 1; }
+"$root/Tests/C/check_aarch64.sh" native > "$build/kernels.log" || { cat "$build/kernels.log"; exit 1; }
 "$root/Tests/C/run.sh" agreement "$@" > "$build/agreement.log" || { cat "$build/agreement.log"; exit 1; }
 
 # What is run. It prints lines KIND SET WHAT DIGEST, then what the tests print.
