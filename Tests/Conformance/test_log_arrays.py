@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rollouts import SHIPPED, sequence, write
 from test_log_damage import GOOD, NAMED, changed
-from test_log_formats import read, same
+from log_writers import read, same
 from test_logs import BAD_LINES
 
 from lockstep.logs import LogError, json_arrays, json_records, open_log
