@@ -134,7 +134,7 @@ def read_json(source, folder, join, count, rounds):
 
     def lines_only():
         with LineReader(path) as reader:
-            for _ in reader:
+            for _ in reader.blocks():
                 pass
 
     best = {}

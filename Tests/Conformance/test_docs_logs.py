@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_log_formats import EXPECTED, ROLLOUTS, chat, read, same, write_prime_rl
+from log_writers import EXPECTED, ROLLOUTS, chat, read, same, write_prime_rl
 
 from lockstep.logs import columns, gather
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rollouts import SHIPPED, sequence, write
 from test_log_damage import GOOD, NAMED, changed
-from test_log_formats import read, same
+from log_writers import read, same
 from test_logs import BAD_LINES
 
 from lockstep.logs import LogError, json_arrays, json_records, open_log
@@ -60,6 +60,13 @@ LINES = {
     "beyond float64": text(trainer="[-1e400, -2, -3]"),
     "null where it does not count": text(trainer="[null, -2, -3]"),
     "a mask of booleans": text(mask="[false, true, true]"),
+    "a mask without blanks": text(mask="[false,false,true]"),
+    "a mask that goes back": text(mask="[false, true, false]"),
+    "a mask of one kind": text(mask="[false, false, false]"),
+    "a mask that is cut off": text(mask="[false, true, tru]"),
+    "a mask with a comma more": text(mask="[false, true, true, ]"),
+    "a mask that runs on": text(mask="[false, true, truetrue]"),
+    "a mask of both blanks": text(mask="[false, false,true]"),
     "a mask of fractions": text(mask="[0.0, 1.0, 1.0]"),
     "a mask of both": text(mask="[false, 1, true]"),
     "a mask of text": text(mask='["t", "f", "t"]'),

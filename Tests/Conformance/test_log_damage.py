@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rollouts import write
-from test_log_formats import ANSWERS, WRITERS, chat, prompt_logprobs, trl_binary, trl_generate
+from log_writers import ANSWERS, WRITERS, chat, prompt_logprobs, trl_binary, trl_generate
 
 from lockstep.logs import LogError, find_files, open_log
 

@@ -1,5 +1,7 @@
 """Mismatch against its formulas in NumPy, and on the real rollouts of examples/data."""
 
+import ctypes
+import dataclasses
 import gzip
 import json
 import math
@@ -9,7 +11,9 @@ import pytest
 
 import lockstep
 from conftest import ROOT
+from lockstep import _library as c
 from lockstep import exact_mismatch, mismatch
+from lockstep._mismatch import _statistics
 
 
 def synthetic(seed=0, count=60, longest=700, dtype=np.float32):
@@ -366,3 +370,21 @@ def test_edges_of_bands(band, bound, dtype):
     def share(trainer):
         return getattr(mismatch(trainer, rollout), f"share_outside_{band}").value
     assert share(inside) == 0 and share(outside) == 1
+
+
+def test_every_figure_is_read_where_the_struct_has_it():
+    """A struct of random bytes, field by field through ctypes, and all at once."""
+    raw = c.Mismatch()
+    size = ctypes.sizeof(raw)
+    ctypes.memmove(ctypes.byref(raw), np.random.default_rng(0).integers(0, 256, size, np.uint8).tobytes(), size)
+    found = _statistics(raw)
+    names = [name for name, _ in c.Mismatch._fields_][2:]
+    assert list(vars(found)) == names == [each.name for each in dataclasses.fields(lockstep.Mismatch)]
+    for name in names:
+        value, wanted = getattr(found, name), getattr(raw, name)
+        if isinstance(wanted, c.Estimate):
+            assert isinstance(value, lockstep.Estimate)
+            wanted = (wanted.value, wanted.standard_error)
+        elif isinstance(wanted, ctypes.Array):
+            wanted = tuple(wanted)
+        assert repr(tuple(value) if isinstance(value, tuple) else value) == repr(wanted), name

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import sizeof
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import inf
 from typing import Any, NamedTuple, Sequence
 
@@ -15,6 +15,7 @@ from . import _library as c
 from ._batch import Batch, Log, is_ragged
 from ._errors import InvalidArgumentError
 from ._library import check, choice, int32, library, real
+from ._records import reader
 from ._tensors import Array
 
 
@@ -201,14 +202,18 @@ def correct(
     counts = (c.RejectionCount * len(rules))()
     check(library.lockstep_correct(
         weight_view.tensor(), kept_view.tensor(), raw, counts, batch.raw, options))
-    report = {
-        each.name: _plain(getattr(raw, each.name)) for each in fields(Correction)
-        if each.name not in ("weights", "kept", "counts", "empty")}
+    report = _fields(raw)
+    del report["struct_size"]
+    empty = bool(report.pop("empty"))
     if is_ragged(trainer_log_probs):
         lengths = [len(each) for each in trainer_log_probs]
         weight, kept = _split(weight, lengths), _split(kept, lengths)
     return Correction(
-        weight, kept, tuple(RejectionCount(*_values(each)) for each in counts), bool(raw.empty), **report)
+        weight, kept, tuple(RejectionCount(**_count(each)) for each in counts), empty, **report)
+
+
+_fields = reader(c.Correction, {c.WeightStatistics: WeightStatistics._make})
+_count = reader(c.RejectionCount, {})
 
 
 def _rejections(reject: Rejection | Sequence[Rejection]) -> ctypes.Array:
@@ -238,14 +243,6 @@ def _options(
         real(log_ratio_min, "log_ratio_min"), real(log_ratio_max, "log_ratio_max"), bool(normalize),
         int32(threads, "threads"), choice(c.INSTRUCTION_SETS, instruction_set, "instruction_set"), 0,
         real(second_moment, "second_moment"), rules if len(rules) else None, len(rules))
-
-
-def _values(raw: ctypes.Structure) -> list:
-    return [getattr(raw, name) for name, *_ in raw._fields_]
-
-
-def _plain(value: Any) -> Any:
-    return WeightStatistics(*_values(value)) if isinstance(value, c.WeightStatistics) else value
 
 
 def _split(packed: Array, lengths: list[int]) -> list[Array]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import sizeof
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from ._errors import InvalidArgumentError
 from ._library import check, choice, int32, library
 from ._log_probs import _options as _log_probs_options
 from ._log_probs import _tensor
+from ._records import reader
 from ._tensors import Array, row_matrix, token_vector, view
 
 #: The shares at which `Mismatch.log_ratio_quantiles` are taken.
@@ -353,11 +354,12 @@ def _options(non_finite: str, threads: int, instruction_set: str) -> c.MismatchO
         int32(threads, "threads"), choice(c.INSTRUCTION_SETS, instruction_set, "instruction_set"))
 
 
+_fields = reader(c.Mismatch, {c.Estimate: Estimate._make})
+
+
 def _statistics(raw: c.Mismatch) -> Mismatch:
-    return Mismatch(**{each.name: _plain(getattr(raw, each.name)) for each in fields(Mismatch)})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, c.Estimate):
-        return Estimate(value.value, value.standard_error)
-    return tuple(value) if isinstance(value, ctypes.Array) else value
+    values = _fields(raw)
+    del values["struct_size"], values["reserved"]
+    found = object.__new__(Mismatch)
+    found.__dict__.update(values)  # its __init__ would set 48 fields one by one
+    return found

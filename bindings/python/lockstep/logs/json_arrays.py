@@ -111,14 +111,19 @@ class ArrayReader:
         Each "[" is taken to begin an array, for which a mark is put. In what is left only marks can be lists; where
         each is the value of its field in every line, none was cut out of a text, an object or another array.
         """
-        pieces = block.replace(b"]", b"[").split(b"[")
-        width, more = divmod(len(pieces) // 2, count)
-        brackets = np.frombuffer(block, np.uint8)[np.cumsum([len(piece) + 1 for piece in pieces[:-1]]) - 1]
-        if more or width > len(MARKS) or len(pieces) % 2 == 0 or not (
-            (brackets[::2] == ord("[")).all() and (brackets[1::2] == ord("]")).all()
-        ):
+        found, pieces, find = [], [], block.find
+        end, at = -1, find(b"[")
+        while at >= 0:
+            pieces.append(block[end + 1 : at])
+            end = block.index(b"]", at)
+            found.append(block[at + 1 : end])
+            pieces.append(b"")
+            at = find(b"[", end)
+        pieces.append(block[end + 1 :])
+        width, more = divmod(len(found), count)
+        if more or width > len(MARKS):
             raise ValueError
-        arrays = [pieces[2 * place + 1 :: 2 * width] for place in range(width)]
+        arrays = [found[place::width] for place in range(width)]
         for place, mark in enumerate(MARKS[:width]):
             pieces[2 * place + 1 :: 2 * width] = [mark] * count
         rest = b"".join(pieces).strip(b" \t\r\n")
@@ -178,6 +183,10 @@ class ArrayReader:
         Together they are JSON where each is an array, or where a text goes from one into another; but texts are no
         values of a column.
         """
+        if role == "mask":
+            runs = _runs(texts)
+            if runs is not None:
+                return runs
         together = b"[[" + b"],[".join(texts) + b"]]"
         values = self._parser.parse(together)
         counts = list(map(len, values))
@@ -229,6 +238,26 @@ def new_parser() -> Parser | None:
     except ModuleNotFoundError:  # it comes with lockstep[report]
         return None
     return Parser()
+
+
+def _runs(texts: list[bytes]) -> tuple[NDArray[np.bool_], list[int]] | None:
+    """The mask and its lengths where each array is false up to a token and true from there, as a prompt makes it; else None.
+
+    Such arrays are compared with one that is known, and not parsed.
+    """
+    comma = b", " if b", " in texts[0] else b","
+    no, yes = b"false" + comma, b"true" + comma
+    longest = max(map(len, texts))
+    every_no, every_yes = (word * (longest // len(word) + 1) for word in (no, yes))
+    counts = []
+    for text in texts:
+        size = len(text) + len(comma)
+        first = text.find(b"t") if b"t" in text else size
+        (skipped, more), (counted, also) = divmod(first, len(no)), divmod(size - first, len(yes))
+        if more or also or not (every_no.startswith(text[:first]) and every_yes.startswith(text[first:])):
+            return None
+        counts += (skipped, counted)
+    return np.repeat(np.tile([False, True], len(texts)), counts), [sum(two) for two in zip(counts[::2], counts[1::2])]
 
 
 def fit(ids: NDArray) -> bool:

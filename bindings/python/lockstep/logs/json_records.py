@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import files
-from .files import LineReader, count_lines
+from .files import LineReader
 from .json_arrays import FLOATS, ArrayReader, Line, fit, loads
 from .log import LogError
 from .rows import BadRow, Rows, Wanted
@@ -58,40 +59,39 @@ class JsonSource:
         """Rows of one line, or of several that are as expected, of one kind and header."""
         self._room = self._wanted.batch_tokens
         blocks = iter(self._reader.blocks())
-        for number, block in blocks:
+        for numbers, block in blocks:
             if isinstance(block, LogError):
-                if self._mine(number):
-                    yield number, self._alone(number, block)
-            elif number == 1 and is_document(block[: block.find(b"\n") + 1] or block):
+                if self._mine(numbers[0]):
+                    yield numbers[0], self._alone(numbers[0], block)
+            elif numbers[0] == 1 and is_document(block[: block.find(b"\n") + 1] or block):
                 for number, record in self._document(block, blocks):
                     if self._mine(number):
                         yield number, self._alone(number, record)
             else:
-                yield from self._block(number, block)
+                yield from self._block(numbers, block)
 
     def _mine(self, number: int) -> bool:
         """Whether a line is of this part."""
         return number % self._wanted.parts == self._wanted.part
 
-    def _block(self, first: int, block: bytes) -> Iterator[tuple[int, Rows | LogError]]:
+    def _block(self, numbers: Sequence[int], block: bytes) -> Iterator[tuple[int, Rows | LogError]]:
         """The rows of whole lines."""
-        numbers: Sequence[int] = range(first, first + count_lines(block))
         if self._wanted.parts == 1 and self._arrays is not None and self._arrays.ready:
             rows = self._whole(numbers, block)
             if rows is not None:
                 yield from self._parts(rows)
                 return
-        texts = list(io.BytesIO(block))
-        mine = [at for at, text in enumerate(texts) if self._mine(first + at) and not text.isspace()]
+        lines = zip(numbers, io.BytesIO(block), strict=True)
+        mine = deque((number, text) for number, text in lines if self._mine(number) and not text.isspace())
         while mine and not (self._arrays is not None and self._arrays.ready):
-            at = mine.pop(0)
-            yield first + at, self._alone(first + at, texts[at])
-        if 0 < len(mine) < len(texts):
-            rows = self._whole([first + at for at in mine], b"".join([texts[at] for at in mine]))
+            number, text = mine.popleft()
+            yield number, self._alone(number, text)
+        if 0 < len(mine) < len(numbers):
+            rows = self._whole([number for number, _ in mine], b"".join([text for _, text in mine]))
             if rows is not None:
                 yield from self._parts(rows)
                 return
-        yield from self._lines([(first + at, texts[at]) for at in mine])
+        yield from self._lines(mine)
 
     def _whole(self, numbers: Sequence[int], block: bytes) -> Rows | None:
         """The rows of lines that are all as expected and alike, and their header."""
@@ -103,7 +103,7 @@ class JsonSource:
             self.header = dict(self._said)
         return found[0]
 
-    def _lines(self, held: list[tuple[int, bytes]]) -> Iterator[tuple[int, Rows | LogError]]:
+    def _lines(self, held: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, Rows | LogError]]:
         """The rows of lines that are not all alike."""
         like: list[tuple[int, bytes, Line]] = []
         for number, text in held:
