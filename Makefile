@@ -171,11 +171,11 @@ check-faults: library $(BIN)/lockstep
 	LOCKSTEP_FAULTS=all Tests/C/run.sh Tests/C/out_of_memory_test.c Tests/C/out_of_memory_models_test.c
 	LOCKSTEP_FAULTS=all $(BIN)/python -m pytest -s Tests/Conformance/test_faults_files.py
 
-## check-sanitizers: the C tests over a library built with AddressSanitizer, then ThreadSanitizer; half an hour
+## check-sanitizers: the C and Swift tests over AddressSanitizer and UndefinedBehaviorSanitizer, then ThreadSanitizer; an hour
 check-sanitizers: | swift-present
 	SWIFT=$(SWIFT) Tests/long/check_sanitizers.sh
 
-## check-valgrind: the C examples and some C tests under valgrind; minutes
+## check-valgrind: the C examples and some C tests under valgrind; a quarter of an hour
 check-valgrind: library
 	Tests/long/check_valgrind.sh
 

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Runs the C and the Swift tests over builds with sanitizers: check_sanitizers.sh [address] [thread]
 #
-# address: AddressSanitizer over Swift and C, UndefinedBehaviorSanitizer over the C kernels. thread: ThreadSanitizer over both;
-# thread.supp says what is not a race of ours. Builds are optimised, with Swift's checks of arithmetic, bounds and exclusive
+# address: AddressSanitizer over Swift and C, UndefinedBehaviorSanitizer over the C kernels. thread: ThreadSanitizer over both.
+# Builds are optimised, with Swift's checks of arithmetic, bounds and exclusive
 # access, each in a folder of its own. TESTS="threads runs swift" runs these alone. Reports end a test; the last line is the sum.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -46,7 +46,7 @@ for kind in "$@"; do
     cp "$("$swift" build $how --build-tests --show-bin-path)/liblockstep.so" "$out/liblockstep.so"
     export ASAN_OPTIONS="detect_leaks=1:allocator_may_return_null=1:abort_on_error=0:exitcode=99"
     export UBSAN_OPTIONS="print_stacktrace=1"
-    export TSAN_OPTIONS="allocator_may_return_null=1:exitcode=99:suppressions=$root/Tests/long/thread.supp"
+    export TSAN_OPTIONS="allocator_may_return_null=1:exitcode=99"
     for name in $TESTS; do
         status=0
         # These stand in for malloc themselves.
