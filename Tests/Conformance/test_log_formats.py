@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from log_writers import COLUMNS, EXPECTED, ROLLOUTS, WRITERS, read, same
+from log_writers import COLUMNS, EXPECTED, ROLLOUTS, WRITERS, read, same, table
 from rollouts import write
 
 from lockstep.logs import LogError, open_log

@@ -1,10 +1,9 @@
 """Who a sequence is does not depend on how a log is cut, converted or read."""
 
-import json
 
 import numpy as np
 import pytest
-from log_writers import COLUMNS, ROLLOUTS, WRITERS, read, same, write_prime_rl
+from log_writers import COLUMNS, ROLLOUTS, read, same, write_prime_rl
 from rollouts import write
 
 from lockstep.logs import LogError, open_log, write_log

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from packaging.version import Version
 
 import lockstep
 from lockstep import _binding
@@ -91,4 +92,4 @@ def test_metadata():
         installed = importlib.metadata.version("lockstep")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("the package is used from its folder, not installed")
-    assert installed == lockstep.__version__.replace("-", "")  # 1.0.0-rc1 is 1.0.0rc1 to Python's installers
+    assert Version(installed) == Version(lockstep.__version__)  # 1.0.0-rc1 is 1.0.0rc1 to Python's installers
