@@ -191,9 +191,19 @@ final class SafeTensors {
                 throw LockstepError(.badData, "\(name): was cut short while it was read")
             }
             let values = place(first)
-            try convert(
-                TensorView(part.baseAddress, stored, shape: [count]),
-                into: MutableTensorView(values, format, shape: [count]), execution: Execution(threads: 1))
+            func convert(_ from: UnsafeRawPointer?) throws(LockstepError) {
+                try Lockstep.convert(
+                    TensorView(from, stored, shape: [count]),
+                    into: MutableTensorView(values, format, shape: [count]), execution: Execution(threads: 1))
+            }
+            // A header has any length, so values may stand at an odd address, from which none is read.
+            if Int(bitPattern: part.baseAddress) % stored.byteCount == 0 {
+                try convert(part.baseAddress)
+            } else {
+                let aligned = try Scratch<UInt8>(count: bytes)
+                UnsafeMutableRawBufferPointer(start: aligned.base, count: bytes).copyMemory(from: part)
+                try convert(aligned.base)
+            }
             try body(values, first, count)
         }
     }
