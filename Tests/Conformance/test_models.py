@@ -44,6 +44,18 @@ def folder(tmp_path):
     return copied
 
 
+@pytest.mark.parametrize("extra", range(1, 8))
+def test_a_header_of_any_length(folder, extra):
+    """Values then stand at odd addresses (which UndefinedBehaviorSanitizer saw read as they were)."""
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    (length,) = struct.unpack_from("<Q", whole)
+    tokens = [[1, 5, 9, 2]]
+    wanted = lockstep.Model(folder).score(tokens).log_probs
+    path.write_bytes(struct.pack("<Q", length + extra) + whole[8 : 8 + length] + b" " * extra + whole[8 + length :])
+    assert (lockstep.Model(folder).score(tokens).log_probs == wanted).all()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_are_the_golden_ones(family):
     model = lockstep.Model(FOLDER / family)
