@@ -45,6 +45,7 @@ for kind in "$@"; do
     # shellcheck disable=SC2086
     cp "$("$swift" build $how --build-tests --show-bin-path)/liblockstep.so" "$out/liblockstep.so"
     export ASAN_OPTIONS="detect_leaks=1:allocator_may_return_null=1:abort_on_error=0:exitcode=99"
+    export LSAN_OPTIONS="suppressions=$root/Tests/long/leaks.supp:print_suppressions=0"
     export UBSAN_OPTIONS="print_stacktrace=1"
     export TSAN_OPTIONS="allocator_may_return_null=1:exitcode=99"
     for name in $TESTS; do
