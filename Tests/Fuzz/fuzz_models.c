@@ -26,13 +26,20 @@ static void prepare(void) {
     }
 }
 
+/* Ids of up to three sequences; returns how many ids. */
+static int64_t some_tokens(fuzz_call *c, int optional, const lockstep_tensor **tokens, const lockstep_tensor **offsets) {
+    int64_t sequences = fuzz_pick(&c->bytes, 0, 3), count = fuzz_pick(&c->bytes, 0, 20);
+    *tokens = fuzz_vector(c, optional, FUZZ_INTEGERS, count, FUZZ_COUNTS, VOCAB);
+    *offsets = fuzz_vector(c, FUZZ_OPTIONAL, FUZZ_INT64, sequences + 1, FUZZ_OFFSETS, count);
+    return count;
+}
+
 static void score(fuzz_call *c, const lockstep_model *model) {
     lockstep_score_options usual = LOCKSTEP_SCORE_OPTIONS_INIT;
     usual.threads = 1;
     int which = (int)fuzz_pick(&c->bytes, 0, 2);
-    int64_t sequences = fuzz_pick(&c->bytes, 0, 3), count = fuzz_pick(&c->bytes, 0, 20);
-    const lockstep_tensor *tokens = fuzz_vector(c, FUZZ_REQUIRED, FUZZ_INTEGERS, count, FUZZ_COUNTS, VOCAB);
-    const lockstep_tensor *offsets = fuzz_vector(c, FUZZ_OPTIONAL, FUZZ_INT64, sequences + 1, FUZZ_OFFSETS, count);
+    const lockstep_tensor *tokens, *offsets;
+    int64_t count = some_tokens(c, FUZZ_REQUIRED, &tokens, &offsets);
     const lockstep_tensor *log_probs = fuzz_vector(c, FUZZ_REQUIRED, FUZZ_FLOATS, count, FUZZ_NOTHING, 0);
     const lockstep_tensor *entropy = fuzz_vector(c, FUZZ_OPTIONAL, FUZZ_FLOATS, count, FUZZ_NOTHING, 0);
     const lockstep_tensor *logits = fuzz_matrix(c, FUZZ_REQUIRED, FUZZ_FLOAT32, count, VOCAB, FUZZ_NOTHING, 0);
@@ -214,9 +221,8 @@ static void dump(fuzz_call *c, const lockstep_model *model) {
     char file[300];
     snprintf(file, sizeof file, "%s/dump.safetensors", fuzz_folder());
     usual.threads = 1;
-    int64_t sequences = fuzz_pick(&c->bytes, 0, 3), count = fuzz_pick(&c->bytes, 0, 20);
-    const lockstep_tensor *tokens = fuzz_vector(c, FUZZ_REQUIRED, FUZZ_INTEGERS, count, FUZZ_COUNTS, VOCAB);
-    const lockstep_tensor *offsets = fuzz_vector(c, FUZZ_OPTIONAL, FUZZ_INT64, sequences + 1, FUZZ_OFFSETS, count);
+    const lockstep_tensor *tokens, *offsets;
+    some_tokens(c, FUZZ_REQUIRED, &tokens, &offsets);
     const lockstep_score_options *options = fuzz_options(c, &usual, sizeof usual, NULL);
     const char *path = path_of(c, file);
     fuzz_ready(c);
@@ -239,9 +245,8 @@ static void audit(fuzz_call *c) {
     lockstep_score_options usual = LOCKSTEP_SCORE_OPTIONS_INIT;
     lockstep_audit *made = NULL;
     usual.threads = 1;
-    int64_t sequences = fuzz_pick(&c->bytes, 0, 3), count = fuzz_pick(&c->bytes, 0, 20);
-    const lockstep_tensor *tokens = fuzz_vector(c, FUZZ_OPTIONAL, FUZZ_INTEGERS, count, FUZZ_COUNTS, VOCAB);
-    const lockstep_tensor *offsets = fuzz_vector(c, FUZZ_OPTIONAL, FUZZ_INT64, sequences + 1, FUZZ_OFFSETS, count);
+    const lockstep_tensor *tokens, *offsets;
+    some_tokens(c, FUZZ_OPTIONAL, &tokens, &offsets);
     const lockstep_score_options *options = fuzz_options(c, &usual, sizeof usual, NULL);
     const char *path = path_of(c, TINY);
     int is_backward = fuzz_u8(&c->bytes) < 192;

@@ -16,8 +16,8 @@ set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 build=$root/build/avx512
 kernels=$root/build/digest/native agreement=$root/build/c/agreement_test
-rm -rf "$build/root" "$build/disk"
-mkdir -p "$build/root" "$build/disk"
+rm -rf "$build/guest" "$build/disk"
+mkdir -p "$build/guest" "$build/disk"
 export LD_LIBRARY_PATH="$root/build"
 
 native=yes
@@ -68,12 +68,12 @@ else
     # The same paths there as here, and of libraries those that the programs take.
     for file in $(ldd "$kernels" "$agreement" | grep -o ' /[^ ]*\|^	/[^ ]*' | sort -u) "$kernels" "$agreement" \
         $(printf "$root/build/c/%s_test " "$@") "$root/Tests/Vectors" "$root/examples/data/chain-sft" /bin/busybox; do
-        mkdir -p "$build/root$(dirname "$file")"
-        cp -RL "$file" "$build/root$file"
+        mkdir -p "$build/guest$(dirname "$file")"
+        cp -RL "$file" "$build/guest$file"
     done
-    mkdir -p "$build/root/proc" "$build/root/dev" "$build/root/tmp"
-    for name in sh sed mount sleep poweroff; do ln -s busybox "$build/root/bin/$name"; done
-    cat > "$build/root/init" << END
+    mkdir -p "$build/guest/proc" "$build/guest/dev" "$build/guest/tmp"
+    for name in sh sed mount sleep poweroff; do ln -s busybox "$build/guest/bin/$name"; done
+    cat > "$build/guest/init" << END
 #!/bin/sh
 export PATH=/bin LD_LIBRARY_PATH=$root/build
 mount -t proc proc /proc
@@ -81,8 +81,8 @@ $(cat "$build/commands")
 sleep 1 # until the serial line has sent everything
 poweroff -f
 END
-    chmod +x "$build/root/init"
-    (cd "$build/root" && find . | cpio --quiet -o -H newc | gzip -1 > "$build/disk/initrd")
+    chmod +x "$build/guest/init"
+    (cd "$build/guest" && find . | cpio --quiet -o -H newc | gzip -1 > "$build/disk/initrd")
     cp "${KERNEL:-$build/vmlinuz}" "$build/disk/vmlinuz"
     cp /usr/lib/ISOLINUX/isolinux.bin /usr/lib/syslinux/modules/bios/ldlinux.c32 "$build/disk"
     # XSAVEC (CPUID bit 321) and XSAVES are left out: Bochs 2.7 gives a size for them that makes Linux do without AVX altogether.
