@@ -449,3 +449,23 @@ def test_an_array_that_does_not_fit_is_refused(out):
     with pytest.raises(lockstep.InvalidArgumentError, match=r"^out: .*\[2, 2\]"):
         lockstep.objective_loss(current, current, [1.0, -1.0], out=out)
     assert out.tobytes() == before
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize("length", [3, 8, 21])
+def test_every_bound_of_the_clip_acts_where_it_stands(advantage, length):
+    """Sequences whose tokens all have one ratio, a little inside or outside of a bound: nothing else there acts."""
+    low, high, dual = 0.8, 1.3, 3.0
+    ratios = np.array([bound * (1 + side * 1e-3) for bound in (low, high, dual) for side in (-100, -1, 1, 100)])
+    trainer = np.full((len(ratios), length), -2.0, np.float32)
+    current = (trainer + np.log(ratios)[:, None]).astype(np.float32)
+    found = lockstep.objective_loss(
+        current, trainer, np.full(len(ratios), advantage), term="clip", low=low, high=high, dual=dual,
+        aggregation="token_sum")
+    ratio = np.exp(current.astype(np.float64) - trainer)
+    clipped = np.minimum(ratio * advantage, np.clip(ratio, low, high) * advantage)
+    bounded = np.maximum(clipped, dual * advantage) if advantage < 0 else clipped
+    np.testing.assert_allclose(found.loss, -bounded.sum(), rtol=1e-12)
+    # The gradient is that of the ratio where no bound acts, and 0 where one does.
+    np.testing.assert_allclose(
+        found.d_log_probs, np.where(bounded == ratio * advantage, -ratio * advantage, 0), rtol=1e-6)
